@@ -1,0 +1,84 @@
+"""Errors a user can act on.
+
+    ValueError
+    └── UserError           what happened, the numbers, what to do about it; shown as one line
+        ├── TornTar         a tar that ends in the middle of a member
+        └── OverBudget      more unusable samples than the caller allows
+
+Everything else that is raised is a defect of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+
+import typer
+
+__all__ = ["OverBudget", "SkipBudget", "TornTar", "UserError", "run_cli"]
+
+
+class UserError(ValueError):
+    """Something the user can mend. The message is one line: what happened, the numbers, what to do."""
+
+
+class TornTar(UserError):
+    """A tar file ends inside a header or a member."""
+
+
+class OverBudget(UserError):
+    """Too many unusable samples: going on would train on a data set other than the one asked for."""
+
+
+class SkipBudget:
+    """Counts unusable samples and stops the work when they are more than a share of what was seen.
+
+    limit: largest tolerated share, 0..1, of the samples seen so far.
+    minimum: skips always tolerated, so that one bad image in the first ten does not stop a large job.
+
+    MemoryError and ImportError are never bad data: callers catch the narrow exceptions of their decoder only.
+    """
+
+    def __init__(self, name: str, limit: float, minimum: int = 10) -> None:
+        if not 0 <= limit <= 1:
+            raise UserError(f"the budget for unusable samples must lie in 0..1, not {limit}")
+        self.name = name
+        self.limit = limit
+        self.minimum = minimum
+        self.seen = 0
+        self.reasons: Counter[str] = Counter()
+
+    def ok(self, count: int = 1) -> None:
+        self.seen += count
+
+    def skip(self, reason: str, what: str, count: int = 1) -> None:
+        """Count `what` (a key or file) as skipped for `reason`; raises OverBudget past the limit."""
+        self.seen += count
+        self.reasons[reason] += count
+        skipped = self.reasons.total()
+        if skipped > max(self.minimum, self.limit * self.seen):
+            counts = ", ".join(f"{number} {why}" for why, number in self.reasons.most_common())
+            raise OverBudget(
+                f"{self.name}: {skipped} of the first {self.seen} samples are unusable ({counts}; the last was "
+                f"{what}), over the budget of {self.limit:.1%}: check the source, or raise --max-skipped"
+            )
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return dict(sorted(self.reasons.items()))
+
+
+def run_cli(app: typer.Typer) -> None:
+    """Run a command line; a UserError becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped: run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `xclr-... | head`: the reader has left, which is no error of the user's
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

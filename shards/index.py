@@ -1,0 +1,138 @@
+"""index/NAME.parquet (one row a sample, in tar order) and texts.parquet (one row a unique text)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shards.atomic import atomic_file
+from shards.errors import UserError
+from shards.manifest import Manifest
+
+__all__ = [
+    "INDEX_SCHEMA",
+    "TEXTS_SCHEMA",
+    "Index",
+    "read_index",
+    "read_texts",
+    "write_index",
+    "write_table",
+    "write_texts",
+]
+
+INDEX_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("size", pa.int64(), nullable=False),
+        pa.field("text_id", pa.int64(), nullable=False),
+        pa.field("label", pa.int32()),
+        pa.field("group", pa.int32()),
+    ]
+)
+TEXTS_SCHEMA = pa.schema(
+    [
+        pa.field("text_id", pa.int64(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("count", pa.int64(), nullable=False),
+    ]
+)
+NONE = -1  # stands for null in the arrays
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Index:
+    """All samples of a folder of shards, in shard order, then tar order."""
+
+    key: pa.ChunkedArray
+    """Keys, strings; an Arrow array, since 12 M Python strings would take a gigabyte."""
+    shard: npt.NDArray[np.int32]
+    """[n] position of the shard in the manifest."""
+    offset: npt.NDArray[np.int64]
+    """[n] first byte of the image within its tar."""
+    size: npt.NDArray[np.int64]
+    """[n] bytes of the image."""
+    text_id: npt.NDArray[np.int64]
+    label: npt.NDArray[np.int32]
+    """[n] class, -1 without."""
+    group: npt.NDArray[np.int32]
+    """[n] neighbour group of a packed layout, -1 without."""
+
+    def __len__(self) -> int:
+        return len(self.offset)
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Parquet with settings that give equal bytes for equal rows."""
+    with atomic_file(path) as file:
+        pq.write_table(table, file, compression="zstd", row_group_size=1 << 16, store_schema=False)
+
+
+def write_index(
+    path: Path,
+    *,
+    key: Sequence[str],
+    offset: Sequence[int],
+    size: Sequence[int],
+    text_id: Sequence[int],
+    label: Sequence[int | None],
+    group: Sequence[int | None] | None = None,
+) -> None:
+    """One shard's index. label and group may hold None."""
+    columns = [key, offset, size, text_id, label, group if group is not None else [None] * len(key)]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, INDEX_SCHEMA, strict=True)]
+    write_table(path, pa.Table.from_arrays(arrays, schema=INDEX_SCHEMA))
+
+
+def write_texts(path: Path, texts: Sequence[str], counts: Sequence[int]) -> None:
+    """texts.parquet; row i is text_id i."""
+    arrays = [pa.array(np.arange(len(texts))), pa.array(texts, pa.string()), pa.array(counts, pa.int64())]
+    write_table(path, pa.Table.from_arrays(arrays, schema=TEXTS_SCHEMA))
+
+
+def read_index(root: Path, manifest: Manifest) -> Index:
+    """The index of every shard. Raises UserError where a file is missing or disagrees with the manifest."""
+    tables = [_read(root / "index" / f"{shard.name}.parquet", INDEX_SCHEMA) for shard in manifest.shards]
+    for shard, table in zip(manifest.shards, tables, strict=True):
+        if table.num_rows != shard.samples:
+            raise UserError(
+                f"{root}/index/{shard.name}.parquet has {table.num_rows} rows, the manifest says {shard.samples}: "
+                f"run `xclr-shards verify {root}`"
+            )
+    table = pa.concat_tables(tables) if tables else INDEX_SCHEMA.empty_table()
+    counts = [table.num_rows for table in tables]
+    return Index(
+        key=table["key"],
+        shard=np.repeat(np.arange(len(tables), dtype=np.int32), counts),
+        offset=table["offset"].to_numpy(),
+        size=table["size"].to_numpy(),
+        text_id=table["text_id"].to_numpy(),
+        label=_filled(table["label"]),
+        group=_filled(table["group"]),
+    )
+
+
+def read_texts(root: Path) -> list[str]:
+    """Text of text_id 0, 1, ..."""
+    texts: list[str] = _read(root / "texts.parquet", TEXTS_SCHEMA)["text"].to_pylist()
+    return texts
+
+
+def _filled(column: pa.ChunkedArray) -> npt.NDArray[np.int32]:
+    filled: npt.NDArray[np.int32] = column.fill_null(NONE).to_numpy()
+    return filled
+
+
+def _read(path: Path, schema: pa.Schema) -> pa.Table:
+    try:
+        return pq.read_table(path, columns=schema.names, partitioning=None).cast(schema)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: build the shards again") from None
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} is damaged ({str(error).splitlines()[0]}): build the shards again") from None

@@ -1,0 +1,115 @@
+"""Random access to the samples of a folder of shards."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+from shards.errors import UserError
+from shards.graph import Graph, read_graph
+from shards.index import Index, read_index, read_texts
+from shards.manifest import Manifest
+from shards.tar import Sample, samples
+
+__all__ = ["Shards", "latest_shards"]
+
+# A process may hold 1024 files by default; a window of shards is far smaller than this.
+MAX_OPEN_TARS = 128
+
+
+class Shards:
+    """A finished folder of shards. Cheap to open; the index is read on first use.
+
+    An instance may be pickled to, or forked into, worker processes: reading is by offset (pread), which shares no
+    file position, and open files are not pickled.
+    """
+
+    def __init__(self, root: Path, manifest: Manifest) -> None:
+        self.root = root
+        self.manifest = manifest
+        self._files: dict[int, int] = {}
+
+    @classmethod
+    def open(cls, root: Path) -> Shards:
+        """Raises UserError where `root` has no readable manifest."""
+        return cls(Path(root), Manifest.load(Path(root)))
+
+    def __len__(self) -> int:
+        return self.manifest.samples
+
+    @cached_property
+    def index(self) -> Index:
+        return read_index(self.root, self.manifest)
+
+    def texts(self) -> list[str]:
+        """Text of text_id 0, 1, ...; a node of several captions holds them joined by a newline."""
+        return read_texts(self.root)
+
+    def image(self, sample: int) -> bytes:
+        """The encoded image of a sample. Raises UserError where the tar is missing or shorter than the index says."""
+        index = self.index
+        shard, offset, size = int(index.shard[sample]), int(index.offset[sample]), int(index.size[sample])
+        data = os.pread(self._descriptor(shard), size, offset)
+        if len(data) != size:
+            raise UserError(
+                f"{self.tar_path(shard)} ends before byte {offset + size}: run `xclr-shards verify {self.root}`"
+            )
+        return data
+
+    def tar_path(self, shard: int) -> Path:
+        """Absolute entries (layout in-place) stay as they are."""
+        return self.root / self.manifest.shards[shard].tar
+
+    def samples(self) -> Iterator[Sample]:
+        """Every sample with all its members, in index order, read sequentially."""
+        for shard in range(len(self.manifest.shards)):
+            yield from samples(self.tar_path(shard))
+
+    def graph_names(self) -> list[str]:
+        """Finished graphs, sorted by name."""
+        return sorted(path.parent.name for path in self.root.glob("graphs/*/graph.json"))
+
+    def graph(self, name: str | None = None) -> Graph:
+        """A graph by name; without one, the only graph. Raises UserError naming what is there."""
+        names = self.graph_names()
+        if not names:
+            raise UserError(f"{self.root} has no graph: build one with `xclr-shards graph {self.root}`")
+        if name is None and len(names) > 1:
+            raise UserError(f"{self.root} has several graphs ({', '.join(names)}): say which")
+        if name is not None and name not in names:
+            raise UserError(f"{self.root} has no graph {name!r}, only {', '.join(names)}")
+        graph = read_graph(self.root / "graphs" / (name or names[0]))
+        if len(graph) != self.manifest.texts:
+            raise UserError(
+                f"graph {name or names[0]} is of {len(graph)} texts, {self.root} has {self.manifest.texts}: build it again"
+            )
+        return graph
+
+    def _descriptor(self, shard: int) -> int:
+        if shard not in self._files:
+            if len(self._files) >= MAX_OPEN_TARS:
+                os.close(self._files.pop(next(iter(self._files))))
+            path = self.tar_path(shard)
+            try:
+                self._files[shard] = os.open(path, os.O_RDONLY)
+            except FileNotFoundError:
+                raise UserError(f"{path} is missing: run `xclr-shards verify {self.root}`") from None
+        return self._files[shard]
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"root": self.root, "manifest": self.manifest, "_files": {}}
+
+    def __del__(self) -> None:
+        for descriptor in self._files.values():
+            os.close(descriptor)
+
+
+def latest_shards(data: Path = Path("data")) -> Path:
+    """The folder of training shards that was finished last below `data`."""
+    manifests = sorted(data.glob("*/manifest.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in manifests:
+        if Manifest.load(path.parent).split == "train":
+            return path.parent
+    raise UserError(f"no shards below {data}/: build some with `make shards DATASET=...`, or see the demo, `make demo`")
