@@ -83,7 +83,8 @@ class Shards:
         graph = read_graph(self.root / "graphs" / (name or names[0]))
         if len(graph) != self.manifest.texts:
             raise UserError(
-                f"graph {name or names[0]} is of {len(graph)} texts, {self.root} has {self.manifest.texts}: build it again"
+                f"graph {name or names[0]} has {len(graph)} texts, {self.root} has {self.manifest.texts}: "
+                f"delete {self.root / 'graphs' / (name or names[0])} and run `xclr-shards graph` again"
             )
         return graph
 

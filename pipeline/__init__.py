@@ -1,0 +1,1 @@
+"""Stage one: sources -> texts -> encode -> neighbours -> graph, and the shards themselves."""

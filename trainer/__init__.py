@@ -1,0 +1,1 @@
+"""Stage two: shards -> batches -> a trained image encoder."""
