@@ -1,0 +1,117 @@
+"""Checkpoints: atomic, versioned, loaded with weights_only; and how others get at the backbone.
+
+runs/NAME/run.json                        recipe, data, status
+runs/NAME/checkpoints/step-00000500.pt    encoder, optimiser, step, recipe
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from shards.atomic import atomic_file, sha256_file
+from shards.errors import UserError
+from trainer.data import IMAGENET_MEAN, IMAGENET_STD
+from trainer.model import build_encoder
+from trainer.recipe import Recipe, from_table
+
+__all__ = ["BackboneInfo", "checkpoints", "find_checkpoint", "load_backbone", "read_checkpoint", "write_checkpoint"]
+
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackboneInfo:
+    """What one needs to feed a backbone and to say which it is."""
+
+    model: str
+    """timm's name."""
+    feature_dim: int
+    image_size: int
+    """Side of the training views, pixels."""
+    crop_pct: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    objective: str
+    """`untrained` for initial weights."""
+    step: int
+    sha256: str
+    """Of the checkpoint file."""
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Checkpoints of a run, oldest first."""
+    return sorted(run.glob("checkpoints/step-*.pt"))
+
+
+def find_checkpoint(path: Path | None = None, runs: Path = Path("runs")) -> Path:
+    """A checkpoint file: `path` itself, the newest of the run folder `path`, or of the newest run below `runs`."""
+    if path is None:
+        found = sorted(runs.rglob("checkpoints/step-*.pt"), key=lambda p: (p.stat().st_mtime, p.name))
+        if not found:
+            raise UserError(f"no checkpoint below {runs}/: train with `make train`, or give --checkpoint")
+        return found[-1]
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UserError(f"there is no checkpoint or run folder {path}")
+    found = checkpoints(path)
+    if not found:
+        raise UserError(f"{path} holds no checkpoints/step-*.pt: give a run folder (runs/NAME) or a checkpoint file")
+    return found[-1]
+
+
+def write_checkpoint(run: Path, step: int, state: dict[str, Any], keep: int) -> Path:
+    """Write checkpoints/step-STEP.pt, then delete all but the newest `keep`."""
+    path = run / "checkpoints" / f"step-{step:08d}.pt"
+    with atomic_file(path) as file:
+        torch.save({"version": VERSION, "step": step, **state}, file)
+    for old in checkpoints(run)[:-keep]:
+        old.unlink()
+    return path
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Load on the CPU without unpickling code. Raises UserError for anything that is not a checkpoint of ours."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is not a readable checkpoint ({str(error).splitlines()[0]})") from None
+    if not isinstance(state, dict) or "version" not in state or "encoder" not in state:
+        raise UserError(f"{path} is not a checkpoint of xclr-train: it has no encoder")
+    if state["version"] != VERSION:
+        raise UserError(
+            f"{path} is of version {state['version']}, this program reads {VERSION}: use the version that wrote it"
+        )
+    return state
+
+
+def load_backbone(path: Path, *, untrained: bool = False) -> tuple[nn.Module, BackboneInfo]:
+    """The backbone of a checkpoint in eval mode, on the CPU: [n, 3, size, size] -> [n, feature_dim].
+
+    untrained: the same architecture at the initial weights of that very run.
+    """
+    state = read_checkpoint(path)
+    recipe = from_table(Recipe, json.loads(state["recipe"]), where=str(path))
+    model = recipe.model if untrained else replace(recipe.model, pretrained=False)  # nothing to download
+    encoder = build_encoder(model, recipe.augment.image_size, recipe.seed)
+    if not untrained:
+        encoder.load_state_dict(state["encoder"])
+    info = BackboneInfo(
+        model=recipe.model.backbone,
+        feature_dim=int(encoder.backbone.num_features),  # type: ignore[arg-type]
+        image_size=recipe.augment.image_size,
+        crop_pct=recipe.model.eval_crop,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        objective="untrained" if untrained else recipe.objective.name,
+        step=0 if untrained else int(state["step"]),
+        sha256=sha256_file(path),
+    )
+    return encoder.backbone.eval(), info

@@ -1,0 +1,117 @@
+"""Shards -> batches of two augmented views, through PyTorch's own DataLoader.
+
+The index gives random access (offset, size) into the tars, the plan says which samples form a batch, and a worker
+returns a whole batch as one uint8 tensor: no per-sample collation, a quarter of the bytes of float32 through the
+worker's queue, and channels-last for free.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from shards.reader import Shards
+from trainer.augment import AugmentConfig, BadImage, decode, sample_rng, two_views
+from trainer.plan import BatchPlan, StepSampler, Ticket
+from trainer.world import World
+
+__all__ = ["Batch", "ViewDataset", "make_loader", "to_views"]
+
+# timm's and torchvision's ImageNet constants.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+BLANK = 128  # grey level of the picture that stands in for an image that does not decode
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """This rank's b samples of one step."""
+
+    views: torch.Tensor
+    """[b, 2, height, width, 3] uint8."""
+    samples: torch.Tensor
+    """[b] int64, position in the index."""
+    texts: torch.Tensor
+    """[b] int64 text ids."""
+    labels: torch.Tensor
+    """[b] int64, -1 without."""
+    bad: int
+    """Images that did not decode; grey pictures stand in for them, so that every rank keeps its batch size."""
+
+    def pin_memory(self) -> Batch:
+        return Batch(self.views.pin_memory(), self.samples, self.texts, self.labels, self.bad)
+
+
+class ViewDataset(Dataset[Batch]):
+    """Batches by tickets; a ticket names the epoch too, since augmentation depends on it."""
+
+    def __init__(self, shards: Shards, augment: AugmentConfig, seed: int) -> None:
+        self.shards, self.augment, self.seed = shards, augment, seed
+        index = shards.index  # read before workers fork, so that they share its memory
+        self.texts = index.text_id
+        self.labels = index.label
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitems__(self, tickets: list[Ticket]) -> Batch:
+        size = self.augment.image_size
+        samples = np.array([sample for _, sample in tickets], np.int64)
+        views = np.empty((len(tickets), 2, size, size, 3), np.uint8)
+        bad = 0
+        for row in np.argsort(samples, kind="stable"):  # in file order: near-sequential reads
+            epoch, sample = tickets[row]
+            try:
+                image = decode(self.shards.image(sample))
+                views[row] = two_views(image, self.augment, sample_rng(self.seed, epoch, sample))
+            except BadImage:
+                views[row] = BLANK
+                bad += 1
+        return Batch(
+            torch.from_numpy(views),
+            torch.from_numpy(samples),
+            torch.from_numpy(self.texts[samples]),
+            torch.from_numpy(self.labels[samples].astype(np.int64)),
+            bad,
+        )
+
+    def __getitem__(self, ticket: Ticket) -> Batch:
+        return self.__getitems__([ticket])
+
+
+def make_loader(
+    shards: Shards, plan: BatchPlan, augment: AugmentConfig, world: World, *, start: int, stop: int, workers: int
+) -> DataLoader[Batch]:
+    """Batches start, start + 1, ..., stop - 1 of the plan, this rank's share of each."""
+    return DataLoader(
+        ViewDataset(shards, augment, plan.seed),
+        batch_sampler=StepSampler(plan, rank=world.rank, size=world.size, start=start, stop=stop),
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=_single_thread,
+        pin_memory=world.device.type == "cuda",
+        prefetch_factor=4 if workers else None,
+        multiprocessing_context="fork" if workers else None,
+    )
+
+
+def to_views(batch: Batch, device: torch.device) -> torch.Tensor:
+    """[2b, 3, height, width] float32 normalised, channels-last in memory; the first b rows are the first views."""
+    views = batch.views.to(device, non_blocking=True).transpose(0, 1).flatten(0, 1)  # [2b, H, W, 3]
+    mean = torch.tensor(IMAGENET_MEAN, device=device) * 255
+    std = torch.tensor(IMAGENET_STD, device=device) * 255
+    return ((views.float() - mean) / std).permute(0, 3, 1, 2)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _single_thread(worker: int) -> None:
+    cv2.setNumThreads(0)  # one thread a worker: more would fight the other workers and the model
+    torch.set_num_threads(1)

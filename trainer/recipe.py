@@ -1,0 +1,227 @@
+"""Recipes: everything that decides a run, in one TOML file, read into frozen dataclasses.
+
+A recipe holds no path of a machine besides the shards; what does not change the result (workers, logging) sits in its
+own section and may differ between the parts of a resumed run.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from shards.errors import UserError
+from trainer.augment import AugmentConfig
+
+__all__ = [
+    "DataConfig",
+    "ModelConfig",
+    "ObjectiveConfig",
+    "OptimiserConfig",
+    "Recipe",
+    "RunConfig",
+    "as_table",
+    "builtin_recipes",
+    "changed",
+    "differences",
+    "load_recipe",
+]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    shards: str = ""
+    """Folder of shards; empty: the one built last below data/."""
+    graph: str = ""
+    """Graph by name; empty: the only one of the shards."""
+    batch_size: int = 1024
+    """Samples (not views) of a global batch, over all ranks."""
+    window: int = 64
+    """Shards shuffled together."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    backbone: str = "resnet50"
+    """Any timm model."""
+    pretrained: bool = False
+    """Start from timm's weights for it (downloads them)."""
+    projector_hidden: int = 0
+    """Width of the projector's hidden layer; 0: that of the features."""
+    projector_dim: int = 128
+    projector_norm: Literal["batch", "layer"] = "batch"
+    eval_crop: float = 0.875
+    """Share of the shorter side that evaluation crops from the centre; 1: the whole."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectiveConfig:
+    name: Literal["xclr", "simclr", "supcon"] = "xclr"
+    tau: float = 0.1
+    """Temperature of the image similarities."""
+    tau_s: float = 0.1
+    """Temperature of the text similarities (xclr)."""
+    tail: Literal["code", "background", "none"] = "code"
+    """What stands for the similarity of two texts that are not listed as neighbours (xclr)."""
+    implementation: Literal["auto", "dense", "tiled"] = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("tau", "tau_s"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"objective.{name} is a temperature above 0, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimiserConfig:
+    name: Literal["lars", "adamw", "sgd"] = "lars"
+    lr: float = 0.075
+    """Base learning rate; lr_scaling says what the batch size makes of it."""
+    lr_scaling: Literal["none", "linear", "sqrt"] = "sqrt"
+    """none: lr. linear: lr * batch / 256. sqrt: lr * sqrt(batch), SimCLR's rule (appendix B.1)."""
+    weight_decay: float = 1e-6
+    """Not applied to biases and normalisation weights."""
+    momentum: float = 0.9
+    warmup_epochs: float = 10
+    """Linear warm-up, then cosine to 0."""
+
+    def peak_lr(self, batch_size: int) -> float:
+        scale = {"none": 1.0, "linear": batch_size / 256, "sqrt": batch_size**0.5}[self.lr_scaling]
+        return self.lr * scale
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """How the run goes, not what comes out of it."""
+
+    workers: int = -1
+    """Loader processes a rank; -1: one a core, shared between the ranks of this machine."""
+    log_every: int = 20
+    """Steps between lines of metrics."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints; one more at the end, and on SIGTERM."""
+    keep: int = 2
+    """Newest checkpoints kept."""
+    knn_every: int = 1
+    """Epochs between online kNN checks; 0: none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    name: str
+    epochs: int = 100
+    seed: int = 0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the model's forward pass; auto: bfloat16 on a GPU that has it, float32 elsewhere."""
+    compile: bool = False
+    """torch.compile the encoder."""
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise UserError(f"epochs must be at least 1, not {self.epochs}")
+        if not 0 <= self.seed < 1 << 31:
+            raise UserError(f"seed must lie in 0..2^31-1, not {self.seed}")
+
+
+def builtin_recipes() -> list[str]:
+    return sorted(path.name.removesuffix(".toml") for path in files("trainer").joinpath("recipes").iterdir())
+
+
+def load_recipe(name: str) -> Recipe:
+    """A built-in recipe by name, or a TOML file by path. Raises UserError for unknown names, keys and values."""
+    path = Path(name)
+    if path.suffix == ".toml":
+        if not path.is_file():
+            raise UserError(f"there is no recipe file {path}")
+        text, stem = path.read_text(encoding="utf-8"), path.stem
+    elif name in builtin_recipes():
+        text, stem = files("trainer").joinpath(f"recipes/{name}.toml").read_text(encoding="utf-8"), name
+    else:
+        raise UserError(f"unknown recipe {name!r}: give a .toml file or one of {', '.join(builtin_recipes())}")
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"recipe {name}: {error}") from None
+    return from_table(Recipe, {"name": stem, **table}, where=f"recipe {name}")
+
+
+def from_table(cls: type[T], table: dict[str, Any], where: str) -> T:
+    """Build a config dataclass from a TOML table, checking keys and types."""
+    hints = get_type_hints(cls)
+    unknown = set(table) - set(hints)
+    if unknown:
+        raise UserError(f"{where}: unknown {', '.join(sorted(unknown))}; known are {', '.join(sorted(hints))}")
+    values = {}
+    for key, value in table.items():
+        hint = hints[key]
+        if is_dataclass(hint) and isinstance(value, dict):
+            values[key] = from_table(hint, value, f"{where} [{key}]")
+        else:
+            values[key] = _typed(hint, value, f"{where}: {key}")
+    return cls(**values)
+
+
+def changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
+    """The recipe with some values replaced; keys are dotted (`data.batch_size`), None leaves a value as it is."""
+    for key, value in changes.items():
+        if value is None:
+            continue
+        section, _, name = key.rpartition(".")
+        if section:
+            part = getattr(recipe, section)
+            hint = get_type_hints(type(part))[name]
+            recipe = replace(recipe, **{section: replace(part, **{name: _typed(hint, value, key)})})  # type: ignore[arg-type]
+        else:
+            recipe = replace(recipe, **{name: _typed(get_type_hints(Recipe)[name], value, key)})  # type: ignore[arg-type]
+    return recipe
+
+
+def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """`section.key: this, not that` for everything that decides the result."""
+    found = []
+    for key in sorted((one.keys() | other.keys()) - {"run", "name"}):
+        a, b = one.get(key), other.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += [f"{key}.{name}" for name in differences(a, b)]
+        elif _plain(a) != _plain(b):
+            found.append(f"{key}: {b!r}, not {a!r}")
+    return found
+
+
+def as_table(recipe: Recipe) -> dict[str, Any]:
+    """Plain dicts, lists and scalars, as JSON would return them."""
+    table = asdict(recipe)
+    table["augment"] = {key: list(v) if isinstance(v, tuple) else v for key, v in table["augment"].items()}
+    return table
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _typed(hint: Any, value: Any, where: str) -> Any:
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise UserError(f"{where} is one of {', '.join(map(str, get_args(hint)))}, not {value!r}")
+        return value
+    if get_origin(hint) in (Union, UnionType):
+        return value
+    if get_origin(hint) is tuple:
+        if not isinstance(value, (list, tuple)) or len(value) != len(get_args(hint)):
+            raise UserError(f"{where} is a list of {len(get_args(hint))} numbers, not {value!r}")
+        return tuple(float(x) for x in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not hint:
+        raise UserError(f"{where} is of type {hint.__name__}, not {value!r}")
+    return value
