@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
+from typing import cast
 
 import cv2
 import numpy as np
@@ -83,7 +84,7 @@ def decode(data: bytes) -> Image8:
         cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if data else None
     )
     if image is not None:
-        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        return cast(Image8, cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
     try:
         with Image.open(BytesIO(data)) as picture:  # formats that OpenCV lacks, such as GIF
             return np.asarray(picture.convert("RGB"))
@@ -113,7 +114,7 @@ def _view(image: Image8, config: AugmentConfig, rng: np.random.Generator) -> Ima
         kernel = max(3, size // 10 | 1)  # SimCLR: a tenth of the side, odd
         sigma = rng.uniform(0.1, 2.0)
         view = cv2.GaussianBlur(view, (kernel, kernel), sigma, borderType=cv2.BORDER_REFLECT_101)
-    return view
+    return cast(Image8, view)
 
 
 def crop_box(height: int, width: int, config: AugmentConfig, rng: np.random.Generator) -> tuple[int, int, int, int]:
@@ -148,23 +149,23 @@ RAMP = np.arange(256, dtype=np.float32)
 
 def brightness(image: Image8, factor: float) -> Image8:
     """factor * image, clipped."""
-    return cv2.LUT(image, np.clip(RAMP * factor, 0, 255).astype(np.uint8))
+    return cast(Image8, cv2.LUT(image, np.clip(RAMP * factor, 0, 255).astype(np.uint8)))
 
 
 def contrast(image: Image8, factor: float) -> Image8:
     """Blend with the mean of the grey image."""
     mean = float(LUMA[0] @ np.asarray(cv2.mean(image)[:3]))
-    return cv2.LUT(image, np.clip(mean + factor * (RAMP - mean), 0, 255).astype(np.uint8))
+    return cast(Image8, cv2.LUT(image, np.clip(mean + factor * (RAMP - mean), 0, 255).astype(np.uint8)))
 
 
 def saturation(image: Image8, factor: float) -> Image8:
     """Blend with the grey image: one linear map of the three channels."""
     matrix = factor * np.eye(3, dtype=np.float32) + (1 - factor) * LUMA
-    return cv2.transform(image, matrix)
+    return cast(Image8, cv2.transform(image, matrix))
 
 
 def hue(image: Image8, shift: float) -> Image8:
     """Turn the hue by `shift` of a full turn, in HSV."""
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)  # hue in 256 steps
     hsv[..., 0] += np.uint8(round(shift * 256) % 256)  # wraps around, as a hue does
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+    return cast(Image8, cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL))

@@ -10,7 +10,7 @@ import json
 import pickle
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -105,7 +105,7 @@ def load_backbone(path: Path, *, untrained: bool = False) -> tuple[nn.Module, Ba
         encoder.load_state_dict(state["encoder"])
     info = BackboneInfo(
         model=recipe.model.backbone,
-        feature_dim=int(encoder.backbone.num_features),  # type: ignore[arg-type]
+        feature_dim=cast(int, encoder.backbone.num_features),
         image_size=recipe.augment.image_size,
         crop_pct=recipe.model.eval_crop,
         mean=IMAGENET_MEAN,

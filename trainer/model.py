@@ -36,7 +36,7 @@ def build_encoder(config: ModelConfig, image_size: int, seed: int) -> Encoder:
     """An encoder whose initial weights are a function of (config, image_size, seed)."""
     torch.manual_seed(seed)
     backbone = build_backbone(config.backbone, image_size, pretrained=config.pretrained)
-    width = int(backbone.num_features)
+    width = cast(int, backbone.num_features)
     hidden = config.projector_hidden or width
     norm = nn.BatchNorm1d(hidden) if config.projector_norm == "batch" else nn.LayerNorm(hidden)
     projector = nn.Sequential(

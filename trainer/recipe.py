@@ -6,6 +6,7 @@ own section and may differ between the parts of a resumed run.
 
 from __future__ import annotations
 
+import math
 import tomllib
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from importlib.resources import files
@@ -90,7 +91,7 @@ class OptimiserConfig:
     """Linear warm-up, then cosine to 0."""
 
     def peak_lr(self, batch_size: int) -> float:
-        scale = {"none": 1.0, "linear": batch_size / 256, "sqrt": batch_size**0.5}[self.lr_scaling]
+        scale = {"none": 1.0, "linear": batch_size / 256, "sqrt": math.sqrt(batch_size)}[self.lr_scaling]
         return self.lr * scale
 
 
@@ -164,7 +165,7 @@ def from_table(cls: type[T], table: dict[str, Any], where: str) -> T:
     values = {}
     for key, value in table.items():
         hint = hints[key]
-        if is_dataclass(hint) and isinstance(value, dict):
+        if isinstance(hint, type) and is_dataclass(hint) and isinstance(value, dict):
             values[key] = from_table(hint, value, f"{where} [{key}]")
         else:
             values[key] = _typed(hint, value, f"{where}: {key}")
@@ -180,9 +181,9 @@ def changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
         if section:
             part = getattr(recipe, section)
             hint = get_type_hints(type(part))[name]
-            recipe = replace(recipe, **{section: replace(part, **{name: _typed(hint, value, key)})})  # type: ignore[arg-type]
+            recipe = replace(recipe, **{section: replace(part, **{name: _typed(hint, value, key)})})
         else:
-            recipe = replace(recipe, **{name: _typed(get_type_hints(Recipe)[name], value, key)})  # type: ignore[arg-type]
+            recipe = replace(recipe, **{name: _typed(get_type_hints(Recipe)[name], value, key)})
     return recipe
 
 

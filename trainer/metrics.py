@@ -1,0 +1,98 @@
+"""What a run writes down: metrics.jsonl, TensorBoard and the progress bar. Main rank only.
+
+metrics.jsonl holds one JSON object a line: steps (step, epoch, loss, lr, ...), and events (start, resume, end), which
+have an `event` key. A resumed run drops the lines after its checkpoint, so that the file tells one story.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+__all__ = ["Metrics"]
+
+
+class Metrics:
+    """Context manager; `step` and `event` write lines, `advance` moves the bar."""
+
+    def __init__(self, run: Path, *, start: int, stop: int, title: str) -> None:
+        self.path = run / "metrics.jsonl"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._drop_after(start)
+        self.file = self.path.open("a", encoding="utf-8")
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=start)
+        console = Console(stderr=True)
+        self.progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self.interactive = console.is_terminal
+        self.title, self.stop = title, stop
+        self.task = self.progress.add_task(title, total=stop, completed=start, status="")
+
+    def __enter__(self) -> Metrics:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+        self.board.close()
+        self.file.close()
+
+    def advance(self, step: int) -> None:
+        self.progress.update(self.task, completed=step)
+
+    def step(self, values: dict[str, float]) -> None:
+        """Write a line of metrics; `values` names step and epoch."""
+        self._write(values)
+        step = int(values["step"])
+        for name, value in values.items():
+            if name != "step":
+                self.board.add_scalar(name, value, step)
+        shown = [f"{k} {values[k]:.4g}" for k in ("loss", "knn", "knn_similarity") if k in values]
+        if "samples_per_s" in values:
+            shown.append(f"{values['samples_per_s']:.0f} samples/s")
+        if "data_wait" in values:
+            shown.append(f"waiting for data {values['data_wait']:.0%}")
+        status = "  ".join(shown)
+        self.progress.update(self.task, status=status)
+        if not self.interactive:  # a log file wants lines, not a bar
+            print(f"{self.title}  step {step}/{self.stop}  {status}", file=sys.stderr, flush=True)
+
+    def event(self, name: str, **values: Any) -> None:
+        self._write({"event": name, "time": round(time.time(), 1), **values})
+
+    def say(self, message: str) -> None:
+        """A line above the progress bar."""
+        self.progress.console.print(message, highlight=False)
+
+    def _write(self, values: dict[str, Any]) -> None:
+        self.file.write(json.dumps(values) + "\n")
+        self.file.flush()
+
+    def _drop_after(self, start: int) -> None:
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                values = json.loads(line)
+            except ValueError:
+                continue  # the line that a killed process was writing
+            if values.get("step", 0) <= start:
+                kept.append(line + "\n")
+        self.path.write_text("".join(kept), encoding="utf-8")

@@ -1,0 +1,85 @@
+"""Does the encoder learn? Nearest neighbours among a fixed sample of the training images, as the run goes on.
+
+With labels: accuracy of a weighted kNN vote. Without: how much more similar the captions of an image and of its
+nearest image are than those of random pairs. Both leave the image itself out; both watch training data, so they say
+whether a run is alive, not how well it will score.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+from torch.nn import functional
+
+from shards.graph import Graph
+from shards.reader import Shards
+from trainer.augment import BadImage, Image8, decode
+from trainer.data import Batch, to_views
+from trainer.model import Encoder
+
+__all__ = ["Monitor"]
+
+SAMPLES = 1024
+NEIGHBOURS = 10
+TEMPERATURE = 0.07  # of the kNN vote (Wu et al. 2018)
+
+
+class Monitor:
+    """Holds the decoded images of a seeded sample; `measure` embeds them."""
+
+    def __init__(self, shards: Shards, graph: Graph | None, image_size: int, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        chosen = np.sort(rng.permutation(len(shards))[:SAMPLES])
+        images, kept = [], []
+        for sample in chosen:
+            try:
+                images.append(_whole(decode(shards.image(int(sample))), image_size))
+                kept.append(sample)
+            except BadImage:
+                continue  # counted when training meets it
+        self.images = torch.from_numpy(np.stack(images))[:, None]  # [n, 1, size, size, 3]
+        labels = shards.index.label[kept]
+        self.labels = torch.from_numpy(labels.astype(np.int64)) if (labels >= 0).all() else None
+        texts = shards.index.text_id[kept]
+        self.codes: torch.Tensor | None = None
+        if graph is not None and graph.codes is not None and graph.code_scale is not None:
+            codes = graph.codes[texts].astype(np.float32) * graph.code_scale[texts, None]
+            self.codes = torch.from_numpy(codes)
+
+    @torch.no_grad()
+    def measure(self, encoder: Encoder, device: torch.device) -> dict[str, float]:
+        """knn (labelled) or knn_similarity (captioned), and RankMe, the effective rank of the features."""
+        training = encoder.training
+        encoder.eval()
+        parts = []
+        for images in self.images.split(256):
+            ids = torch.zeros(len(images), dtype=torch.int64)
+            parts.append(encoder.features(to_views(Batch(images, ids, ids, ids, 0), device)).cpu())
+        encoder.train(training)
+        features = torch.cat(parts)
+        values = {"rankme": _rankme(features)}
+        similarity = functional.normalize(features, dim=1) @ functional.normalize(features, dim=1).T
+        similarity.fill_diagonal_(-torch.inf)
+        top, nearest = similarity.topk(NEIGHBOURS, dim=1)
+        if self.labels is not None:
+            votes = torch.zeros(len(features), int(self.labels.max()) + 1)
+            votes.scatter_add_(1, self.labels[nearest], (top / TEMPERATURE).softmax(1))
+            values["knn"] = float((votes.argmax(1) == self.labels).float().mean())
+        elif self.codes is not None:
+            near = (self.codes * self.codes[nearest[:, 0]]).sum(1).mean()
+            n = len(self.codes)
+            random = (self.codes.sum(0).square().sum() - self.codes.square().sum()) / (n * (n - 1))
+            values["knn_similarity"] = float(near - random)
+        return values
+
+
+def _rankme(features: torch.Tensor) -> float:
+    """exp of the entropy of the normalised singular values (Garrido et al. 2023)."""
+    singular = torch.linalg.svdvals(features - features.mean(0))
+    share = singular / singular.sum() + 1e-7
+    return float(torch.exp(-(share * share.log()).sum()))
+
+
+def _whole(image: Image8, size: int) -> Image8:
+    return np.asarray(cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA))
