@@ -305,9 +305,17 @@ def _settle(recipe: Recipe, shards: Shards, world: World) -> Recipe:
         )
     precision = recipe.precision
     if precision == "auto":
-        fast = world.device.type == "cuda" and torch.cuda.is_bf16_supported()
-        precision = "bfloat16" if fast else "float32"
+        precision = "bfloat16" if _fast_bfloat16(world.device) else "float32"
     return replace(recipe, precision=precision)
+
+
+def _fast_bfloat16(device: torch.device) -> bool:
+    """Where bfloat16 has instructions of its own. On AVX512-BF16 a ResNet step took 0.4-0.6 of the float32 time; on
+    CPUs that emulate it, it is far slower (docs/decisions.md)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    known = getattr(torch.cpu, "get_capabilities", dict)()  # absent before torch 2.12
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
 
 
 def _resume_state(run: Path, recipe: Recipe, data_id: str, *, resume: bool) -> dict[str, Any] | None:
