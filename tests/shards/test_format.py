@@ -1,0 +1,149 @@
+"""Manifest, index, graph files, random access and verification."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shards.atomic import atomic_file
+from shards.errors import OverBudget, SkipBudget, UserError
+from shards.graph import Graph, read_graph, write_graph
+from shards.manifest import Manifest
+from shards.reader import Shards, latest_shards
+from shards.tar import samples
+from shards.verify import verify
+from tests.make import make_graph, make_shards
+
+
+def test_import_loads_neither_torch_nor_faiss() -> None:
+    code = (
+        "import sys, shards.reader, shards.verify, shards.graph, shards.tar; "
+        "sys.exit(bool({'torch', 'faiss'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_random_access_equals_sequential_reading(tmp_path: Path) -> None:
+    shards = Shards.open(make_shards(tmp_path))
+    sequential = [s for entry in shards.manifest.shards for s in samples(tmp_path / entry.tar)]
+    assert [shards.image(i) for i in range(len(shards))] == [s.parts["jpg"] for s in sequential]
+    assert shards.index.key.to_pylist() == [s.key for s in sequential]
+    again = pickle.loads(pickle.dumps(shards))
+    assert again.image(5) == shards.image(5)
+
+
+def test_manifest_round_trip_and_what_it_refuses(tmp_path: Path) -> None:
+    manifest = Manifest.load(make_shards(tmp_path))
+    manifest.save(tmp_path)
+    assert Manifest.load(tmp_path) == manifest
+    with pytest.raises(UserError, match=r"no manifest\.json.*unfinished"):
+        Manifest.load(tmp_path / "index")
+    with pytest.raises(UserError, match="not a folder of shards"):
+        Manifest.load(tmp_path / "nowhere")
+    data = json.loads((tmp_path / "manifest.json").read_text())
+    for change, message in [({"format": 2}, "format 2"), ({"samples": 3}, "3 samples"), ({"colour": 1}, "damaged")]:
+        (tmp_path / "manifest.json").write_text(json.dumps(data | change))
+        with pytest.raises(UserError, match=message):
+            Manifest.load(tmp_path)
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        Manifest.load(tmp_path)
+
+
+@given(st.integers(1, 40), st.integers(1, 4), st.integers(0, 6), st.booleans(), st.integers(0, 2**32))
+@settings(max_examples=25, deadline=None)
+def test_graph_round_trip_with_texts_in_any_shard(
+    tmp_path_factory: pytest.TempPathFactory, texts: int, shards: int, k: int, codes: bool, seed: int
+) -> None:
+    root = tmp_path_factory.mktemp("graph")
+    rng = np.random.default_rng(seed)
+    graph = make_graph(texts, k=k, seed=seed) if texts > 1 else make_graph(2, k=1)
+    if not codes:
+        graph = dataclasses.replace(graph, codes=None, code_scale=None)
+    home = rng.integers(0, shards, len(graph)).astype(np.int32)
+    folder = write_graph(root, "g", graph, home, [f"train-{i:06d}" for i in range(shards)])
+    back = read_graph(folder)
+    for field in dataclasses.fields(Graph):
+        if field.name != "meta":
+            np.testing.assert_array_equal(getattr(back, field.name), getattr(graph, field.name))
+
+
+def test_graph_by_name(tmp_path: Path) -> None:
+    root = make_shards(tmp_path, graph=False)
+    shards = Shards.open(root)
+    with pytest.raises(UserError, match="no graph"):
+        shards.graph()
+    names = [s.name for s in shards.manifest.shards]
+    write_graph(root, "b", make_graph(4, seed=1), np.zeros(4, np.int32), names)
+    assert len(shards.graph()) == 4
+    write_graph(root, "a", make_graph(4), np.zeros(4, np.int32), names)
+    with pytest.raises(UserError, match=r"several graphs \(a, b\)"):
+        shards.graph()
+    with pytest.raises(UserError, match="no graph 'c', only a, b"):
+        shards.graph("c")
+    write_graph(root, "c", make_graph(3), np.zeros(3, np.int32), names)
+    with pytest.raises(UserError, match="3 texts"):
+        shards.graph("c")
+
+
+def test_sound_shards_verify(tmp_path: Path) -> None:
+    assert verify(make_shards(tmp_path)) == []
+
+
+@given(st.data())
+@settings(max_examples=40, deadline=None)
+def test_verify_finds_every_flipped_byte_and_cut(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    root = make_shards(tmp_path_factory.mktemp("verify"), sizes=(3, 2))
+    paths = sorted(p for p in root.rglob("*") if p.is_file() and p.suffix != ".json")
+    path = data.draw(st.sampled_from(paths))
+    content = bytearray(path.read_bytes())
+    if data.draw(st.booleans()):
+        content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    else:
+        del content[data.draw(st.integers(0, len(content) - 1)) :]
+    path.write_bytes(content)
+    assert verify(root)
+
+
+def test_verify_finds_missing_and_foreign_files(tmp_path: Path) -> None:
+    root = make_shards(tmp_path)
+    (root / "train-000099.tar").write_bytes(b"")
+    assert any("not in the manifest" in problem for problem in verify(root))
+    (root / "train-000099.tar").unlink()
+    (root / "train-000001.tar").unlink()
+    assert any("missing" in problem for problem in verify(root))
+
+
+def test_atomic_file_leaves_nothing_behind_on_failure(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+    with pytest.raises(TypeError), atomic_file(tmp_path / "a") as file:
+        file.writelines([b"half", None])  # type: ignore[list-item]
+    assert (tmp_path / "a").read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_budget_counts_and_stops() -> None:
+    budget = SkipBudget("made", 0.1, minimum=2)
+    budget.ok(10)
+    budget.skip("torn", "a")
+    budget.skip("torn", "b")
+    assert budget.counts == {"torn": 2}
+    with pytest.raises(OverBudget, match=r"3 of the first 13 .*2 torn, 1 empty"):
+        budget.skip("empty", "c")
+
+
+def test_latest_shards_ignores_test_splits(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="make shards"):
+        latest_shards(tmp_path)
+    train = make_shards(tmp_path / "one")
+    make_shards(tmp_path / "two", split="test")
+    assert latest_shards(tmp_path) == train

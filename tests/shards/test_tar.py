@@ -1,0 +1,119 @@
+"""Tar scanning against the standard library, torn files, fixed bytes, and the stock webdataset reader."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shards.errors import TornTar
+from shards.tar import Member, TarWriter, samples, scan, split_key
+
+NAMES = st.text(
+    st.characters(codec="utf-8", exclude_characters="\0\n/", exclude_categories=["Cs"]), min_size=1, max_size=150
+)
+
+
+def archive(members: list[tuple[str, bytes]], form: int) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=form) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+@given(
+    st.lists(st.tuples(NAMES, st.binary(max_size=1500)), max_size=6),
+    st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]),
+)
+@settings(max_examples=60, deadline=None)
+def test_scan_agrees_with_tarfile(members: list[tuple[str, bytes]], form: int) -> None:
+    data = archive(members, form)
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        expected = [(m.name, m.offset_data, m.size) for m in tar if m.isfile()]
+    found = [tuple(member) for member in scan(io.BytesIO(data))]
+    # tarfile strips trailing slashes and dots of names, scan keeps what is stored
+    assert [(size, offset) for _, offset, size in found] == [(size, offset) for _, offset, size in expected]
+    assert [name for name, _, _ in found] == [name for name, _ in members]
+
+
+@given(st.lists(st.tuples(NAMES, st.binary(max_size=1500)), min_size=1, max_size=5), st.data())
+@settings(max_examples=60, deadline=None)
+def test_every_cut_yields_whole_members_only(members: list[tuple[str, bytes]], data: st.DataObject) -> None:
+    file = io.BytesIO()
+    writer = TarWriter(file)
+    ends = []
+    for name, content in members:
+        offset = writer.add(name, content)
+        ends.append(offset + len(content))
+    writer.close()
+    whole = file.getvalue()
+    cut = data.draw(st.integers(0, ends[-1] - 1))
+    found: list[Member] = []
+    with contextlib.suppress(TornTar):
+        found.extend(scan(io.BytesIO(whole[:cut])))
+    assert all(whole[m.offset : m.offset + m.size] == members[i][1] for i, m in enumerate(found))
+    assert len(found) <= sum(end <= cut for end in ends)
+
+
+def test_torn_tar_says_how_much_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    data = archive([("a.jpg", b"x" * 600), ("b.jpg", b"y" * 600)], tarfile.USTAR_FORMAT)
+    path.write_bytes(data[:2200])
+    with pytest.raises(TornTar, match=r"a\.tar is torn: .* 1 whole members"), path.open("rb") as file:
+        list(scan(file))
+
+
+def test_something_else_is_no_tar(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(b"<html>" * 200)
+    with pytest.raises(TornTar, match="torn or no tar"), path.open("rb") as file:
+        list(scan(file))
+
+
+def test_gnu_tar_reads_what_we_write_and_the_bytes_are_fixed(tmp_path: Path) -> None:
+    for name in ("one.tar", "two.tar"):
+        with (tmp_path / name).open("wb") as file:
+            writer = TarWriter(file)
+            writer.add("k" * 120 + ".jpg", b"abc")
+            writer.add("ä.txt", "grün".encode())
+            writer.close()
+    assert (tmp_path / "one.tar").read_bytes() == (tmp_path / "two.tar").read_bytes()
+    listed = subprocess.run(["tar", "tf", tmp_path / "one.tar"], capture_output=True, check=True).stdout
+    assert listed.startswith(b"k" * 120)
+
+
+def test_stock_webdataset_reads_what_we_write(tmp_path: Path) -> None:
+    with (tmp_path / "train-000000.tar").open("wb") as file:
+        writer = TarWriter(file)
+        for key in ("000", "001"):
+            writer.add(f"{key}.jpg", b"image " + key.encode())
+            writer.add(f"{key}.txt", b"text")
+            writer.add(f"{key}.json", b'{"a": 1}')
+        writer.close()
+    read = list(webdataset.WebDataset(str(tmp_path / "train-000000.tar"), shardshuffle=False))
+    ours = list(samples(tmp_path / "train-000000.tar"))
+    assert [r["__key__"] for r in read] == [s.key for s in ours] == ["000", "001"]
+    assert [r["jpg"] for r in read] == [s.parts["jpg"] for s in ours] == [b"image 000", b"image 001"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a.jpg", ("a", "jpg")),
+        ("x.y/a.b.c", ("x.y/a", "b.c")),
+        ("plain", ("plain", "")),
+        ("d/.hidden", ("d/", "hidden")),
+    ],
+)
+def test_split_key_is_webdatasets(name: str, expected: tuple[str, str]) -> None:
+    assert split_key(name) == expected
