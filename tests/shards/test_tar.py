@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import subprocess
 import tarfile
@@ -92,6 +93,7 @@ def test_gnu_tar_reads_what_we_write_and_the_bytes_are_fixed(tmp_path: Path) -> 
     assert listed.startswith(b"k" * 120)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves files open
 def test_stock_webdataset_reads_what_we_write(tmp_path: Path) -> None:
     with (tmp_path / "train-000000.tar").open("wb") as file:
         writer = TarWriter(file)
@@ -101,6 +103,7 @@ def test_stock_webdataset_reads_what_we_write(tmp_path: Path) -> None:
             writer.add(f"{key}.json", b'{"a": 1}')
         writer.close()
     read = list(webdataset.WebDataset(str(tmp_path / "train-000000.tar"), shardshuffle=False))
+    gc.collect()
     ours = list(samples(tmp_path / "train-000000.tar"))
     assert [r["__key__"] for r in read] == [s.key for s in ours] == ["000", "001"]
     assert [r["jpg"] for r in read] == [s.parts["jpg"] for s in ours] == [b"image 000", b"image 001"]

@@ -1,0 +1,118 @@
+"""Augmentations against torchvision: the arithmetic of each, and the distribution of the parameters."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms import functional as tv
+
+from shards.errors import UserError
+from tests.make import jpeg
+from trainer import augment
+from trainer.augment import AugmentConfig, BadImage, crop_box, decode, sample_rng, two_views
+
+PICTURE = decode(jpeg(np.random.default_rng(0), 40, hue=3))
+
+
+@pytest.mark.parametrize("factor", [0.2, 0.7, 1.0, 1.6])
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
+def test_colour_operations_are_torchvisions(name: str, factor: float) -> None:
+    ours = getattr(augment, name)(PICTURE, factor)
+    theirs = np.asarray(getattr(tv, f"adjust_{name}")(Image.fromarray(PICTURE), factor))
+    assert np.abs(ours.astype(int) - theirs).max() <= 2  # rounding of uint8
+
+
+@pytest.mark.parametrize("shift", [-0.2, -0.05, 0.1, 0.2])
+def test_hue_is_torchvisions(shift: float) -> None:
+    ours = augment.hue(PICTURE, shift)
+    theirs = np.asarray(tv.adjust_hue(Image.fromarray(PICTURE), shift))
+    assert np.abs(ours.astype(int) - theirs).mean() < 3  # both quantise the hue to 256 steps, in other ways
+
+
+def test_crops_are_drawn_as_torchvision_draws_them() -> None:
+    config = AugmentConfig(image_size=32, crop_scale=(0.2, 1.0))
+    rng = sample_rng(0, 0, 0)
+    ours = np.array([crop_box(90, 120, config, rng) for _ in range(4000)], float)
+    torch.manual_seed(0)
+    picture = torch.zeros(3, 90, 120)
+    theirs = np.array([RandomResizedCrop.get_params(picture, [0.2, 1.0], [3 / 4, 4 / 3]) for _ in range(4000)], float)
+    deviation = theirs.std(0)
+    assert (np.abs(ours.mean(0) - theirs.mean(0)) < 0.1 * deviation).all()  # 4 standard errors are 0.09
+    assert (np.abs(ours.std(0) - deviation) < 0.1 * deviation).all()
+
+
+def test_jitter_factors_have_torchvisions_ranges() -> None:
+    rng = sample_rng(1, 2, 3)
+    factors: dict[str, list[float]] = {"brightness": [], "hue": []}
+    first = []
+    for _ in range(2000):
+        operations = augment.jitter_operations(0.5, rng)
+        first.append(operations[0].func.__name__)  # type: ignore[attr-defined]
+        for operation in operations:
+            for keyword, value in operation.keywords.items():  # type: ignore[attr-defined]
+                if operation.func.__name__ in factors:  # type: ignore[attr-defined]
+                    factors[operation.func.__name__].append(value)
+                assert keyword in ("factor", "shift")
+    assert np.mean(factors["brightness"]) == pytest.approx(1.0, abs=0.03)
+    assert np.std(factors["brightness"]) == pytest.approx(0.8 / np.sqrt(12), rel=0.05)
+    assert np.std(factors["hue"]) == pytest.approx(0.2 / np.sqrt(12), rel=0.05)
+    assert {name: first.count(name) / 2000 for name in set(first)} == pytest.approx(
+        dict.fromkeys(set(first), 0.25), abs=0.05
+    )
+
+
+def test_probabilities_are_met() -> None:
+    only = {
+        "crop_scale": (1.0, 1.0),
+        "crop_ratio": (1.0, 1.0),
+        "jitter_probability": 0.0,
+        "blur": 0.0,
+        "image_size": 40,
+    }
+    flips = AugmentConfig(**only, flip=0.5, grayscale=0.0)  # type: ignore[arg-type]
+    views = np.concatenate([two_views(PICTURE, flips, sample_rng(0, 0, i)) for i in range(1000)])
+    assert (views == PICTURE[:, ::-1]).all((1, 2, 3)).mean() == pytest.approx(0.5, abs=0.05)
+    greys = AugmentConfig(**only, flip=0.0, grayscale=0.2)  # type: ignore[arg-type]
+    views = np.concatenate([two_views(PICTURE, greys, sample_rng(0, 0, i)) for i in range(1000)])
+    assert (views[..., 0] == views[..., 1]).all((1, 2)).mean() == pytest.approx(0.2, abs=0.05)
+
+
+def test_randomness_is_of_seed_epoch_and_sample() -> None:
+    config = AugmentConfig(image_size=24)
+    draw = lambda *key: two_views(PICTURE, config, sample_rng(*key))  # noqa: E731
+    assert np.array_equal(draw(1, 2, 3), draw(1, 2, 3))
+    for other in [(0, 2, 3), (1, 3, 3), (1, 2, 4)]:
+        assert not np.array_equal(draw(1, 2, 3), draw(*other))
+    assert not np.array_equal(*draw(1, 2, 3))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "RGBA", "P", "I;16"])
+def test_every_kind_of_image_becomes_rgb(mode: str) -> None:
+    buffer = BytesIO()
+    Image.new(mode, (20, 10)).save(buffer, "JPEG" if mode in ("RGB", "L", "CMYK") else "PNG")
+    assert decode(buffer.getvalue()).shape == (10, 20, 3)
+
+
+def test_gif_and_webp_decode() -> None:
+    for kind in ("GIF", "WEBP"):
+        buffer = BytesIO()
+        Image.new("RGB", (20, 10)).save(buffer, kind)
+        assert decode(buffer.getvalue()).shape == (10, 20, 3)
+
+
+@pytest.mark.parametrize("data", [b"", b"not an image", jpeg(np.random.default_rng(0))[:300]])
+def test_what_does_not_decode_is_a_bad_image(data: bytes) -> None:
+    with pytest.raises(BadImage):
+        decode(data)
+
+
+def test_impossible_settings_are_refused() -> None:
+    with pytest.raises(UserError, match=r"augment\.flip is a probability, not 2"):
+        AugmentConfig(flip=2)
+    with pytest.raises(UserError, match="crop_scale"):
+        AugmentConfig(crop_scale=(0.5, 0.1))

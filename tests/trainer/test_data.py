@@ -1,0 +1,67 @@
+"""Batches from shards: the same for any number of workers; undecodable images are counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from shards.reader import Shards
+from tests.make import make_shards
+from trainer.augment import AugmentConfig
+from trainer.data import IMAGENET_MEAN, IMAGENET_STD, Batch, make_loader, to_views
+from trainer.plan import BatchPlan
+from trainer.world import World
+
+CPU = torch.device("cpu")
+
+
+def batches(root: Path, workers: int, start: int = 0, rank: int = 0, size: int = 1) -> list[Batch]:
+    shards = Shards.open(root)
+    plan = BatchPlan(shard_sizes=[s.samples for s in shards.manifest.shards], batch_size=8, seed=5)
+    world = World(rank=rank, size=size, device=CPU)
+    return list(make_loader(shards, plan, AugmentConfig(image_size=16), world, start=start, stop=6, workers=workers))
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores, on purpose
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_do_not_change_the_batches(tmp_path: Path, workers: int) -> None:
+    root = make_shards(tmp_path)
+    for one, other in zip(batches(root, 0), batches(root, workers), strict=True):
+        assert torch.equal(one.views, other.views)
+        assert torch.equal(one.samples, other.samples)
+
+
+def test_ranks_and_resuming_give_the_same_views(tmp_path: Path) -> None:
+    root = make_shards(tmp_path)
+    whole = batches(root, 0)[2:]
+    shares = [batches(root, 0, start=2, rank=rank, size=2) for rank in range(2)]
+    for batch, first, second in zip(whole, *shares, strict=True):
+        assert torch.equal(batch.views, torch.cat([first.views, second.views]))
+        assert torch.equal(batch.texts, torch.cat([first.texts, second.texts]))
+
+
+def test_texts_and_labels_belong_to_the_samples(tmp_path: Path) -> None:
+    shards = Shards.open(make_shards(tmp_path))
+    for batch in batches(tmp_path, 0):
+        assert batch.texts.tolist() == shards.index.text_id[batch.samples].tolist()
+        assert batch.labels.tolist() == shards.index.label[batch.samples].tolist()
+
+
+def test_undecodable_images_are_counted_and_grey(tmp_path: Path) -> None:
+    root = make_shards(tmp_path, bad=(3, 20))
+    found = [batch for batch in batches(root, 0) if batch.bad]
+    assert sum(batch.bad for batch in batches(root, 0)[:4]) <= 2
+    assert found
+    assert all((batch.views[(batch.samples == 3) | (batch.samples == 20)] == 128).all() for batch in found)
+
+
+def test_views_are_normalised_with_first_views_first(tmp_path: Path) -> None:
+    batch = batches(make_shards(tmp_path), 0)[0]
+    views = to_views(batch, CPU)
+    assert views.shape == (16, 3, 16, 16)
+    assert views.is_contiguous(memory_format=torch.channels_last)
+    pixel = batch.views[2, 1, 4, 5].float() / 255
+    expected = (pixel - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)
+    torch.testing.assert_close(views[8 + 2, :, 4, 5], expected)
