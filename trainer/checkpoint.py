@@ -81,8 +81,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Load on the CPU without unpickling code. Raises UserError for anything that is not a checkpoint of ours."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is not a readable checkpoint ({str(error).splitlines()[0]})") from None
+    except (RuntimeError, pickle.UnpicklingError, LookupError, EOFError, OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is not a readable checkpoint ({type(error).__name__}): it is torn or foreign, delete it"
+        ) from None
     if not isinstance(state, dict) or "version" not in state or "encoder" not in state:
         raise UserError(f"{path} is not a checkpoint of xclr-train: it has no encoder")
     if state["version"] != VERSION:

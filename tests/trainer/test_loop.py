@@ -1,0 +1,234 @@
+"""Whole runs: one rank against two, killed and resumed against never stopped, and wrong input."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from shards.errors import UserError
+from tests.make import make_shards
+from trainer.checkpoint import checkpoints, find_checkpoint, load_backbone, read_checkpoint
+from trainer.loop import Stopped, train
+from trainer.recipe import Recipe, from_table
+from trainer.world import World
+
+ALONE = World(device=torch.device("cpu"))
+SIZES = (30, 25, 29)
+
+
+def table(shards: Path, **changes: Any) -> dict[str, Any]:
+    """A recipe of seconds: a ViT without batch statistics, 10 steps an epoch."""
+    recipe: dict[str, Any] = {
+        "epochs": 2,
+        "precision": "float32",
+        "data": {"shards": str(shards), "batch_size": 8},
+        "augment": {"image_size": 16, "blur": 0.0},
+        "model": {"backbone": "test_vit", "projector_norm": "layer", "projector_hidden": 32, "projector_dim": 16},
+        "optimiser": {"name": "adamw", "lr": 1e-3, "lr_scaling": "none", "warmup_epochs": 0.5},
+        "run": {"workers": 0, "log_every": 1, "checkpoint_every": 3, "knn_every": 1},
+    }
+    for key, value in changes.items():
+        section, _, name = key.rpartition("__")
+        (recipe.setdefault(section, {}) if section else recipe)[name] = value
+    return recipe
+
+
+def recipe(shards: Path, **changes: Any) -> Recipe:
+    return from_table(Recipe, {"name": "test", **table(shards, **changes)}, where="test")
+
+
+def losses(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = read_checkpoint(checkpoints(run)[-1])["encoder"]
+    return state
+
+
+def command(shards: Path, run: Path, ranks: int = 1, **changes: Any) -> list[str]:
+    """The command line of such a run, through torchrun for several ranks."""
+    path = run.parent / f"{run.name}.toml"
+    lines = []
+    sections = table(shards, **changes)
+    lines += [f"{k} = {json.dumps(v)}" for k, v in sections.items() if not isinstance(v, dict)]
+    for section, values in sections.items():
+        if isinstance(values, dict):
+            lines += [f"[{section}]"] + [f"{k} = {json.dumps(v)}" for k, v in values.items()]
+    path.write_text("\n".join(lines))
+    start = [sys.executable, "-m"]
+    if ranks > 1:
+        start += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
+    return [*start, "trainer.cli", "--recipe", str(path), "--out", str(run), "--device", "cpu", "--resume"]
+
+
+def env() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shards(tmp_path_factory.mktemp("shards"), sizes=SIZES, classes=6)
+
+
+@pytest.mark.parametrize("objective", ["xclr", "simclr", "supcon"])
+def test_a_run_learns_and_leaves_what_it_should(shards: Path, tmp_path: Path, objective: str) -> None:
+    quick = recipe(
+        shards, objective__name=objective, epochs=6, model__backbone="test_resnet", model__projector_norm="batch"
+    )
+    result = train(quick, tmp_path / "run", ALONE)
+    curve = losses(tmp_path / "run")
+    assert len(curve) == result.steps == 60
+    assert sum(curve[-10:]) < sum(curve[:10])
+    assert len(checkpoints(tmp_path / "run")) == 2
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    step = next(line for line in lines if "loss" in line)
+    assert {"step", "epoch", "lr", "samples_per_s", "data_wait", "target_mass_listed", "edges_per_row"} <= set(step)
+    assert (step["edges_per_row"] > 0) == (objective == "xclr")
+    assert any("knn" in line for line in lines)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "finished"
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_backbone_of_a_checkpoint(shards: Path, tmp_path: Path) -> None:
+    train(recipe(shards, epochs=1), tmp_path / "a" / "run", ALONE)
+    path = find_checkpoint(None, tmp_path)
+    assert path == find_checkpoint(tmp_path / "a" / "run") == checkpoints(tmp_path / "a" / "run")[-1]
+    images = torch.randn(3, 3, 16, 16)
+    trained, info = load_backbone(path)
+    fresh, before = load_backbone(path, untrained=True)
+    assert trained(images).shape == (3, info.feature_dim)
+    assert not torch.allclose(trained(images), fresh(images))
+    assert (info.objective, info.step, before.objective, before.step) == ("xclr", 10, "untrained", 0)
+    again, _ = load_backbone(path, untrained=True)
+    assert torch.equal(fresh(images), again(images))
+
+
+@pytest.mark.slow
+def test_two_ranks_train_as_one(shards: Path, tmp_path: Path) -> None:
+    """20 steps: the same batches (each rank's half), the same loss to 1e-5, the same weights to rounding."""
+    run = lambda ranks: subprocess.run(  # noqa: E731
+        command(shards, tmp_path / f"w{ranks}", ranks, optimiser__name="sgd", optimiser__lr=0.05),
+        env=env(),
+        check=True,
+        capture_output=True,
+    )
+    run(1)
+    run(2)
+    one, two = losses(tmp_path / "w1"), losses(tmp_path / "w2")
+    assert len(one) == len(two) == 20
+    assert max(abs(a - b) for a, b in zip(one, two, strict=True)) < 1e-5
+    for name, value in weights(tmp_path / "w1").items():
+        torch.testing.assert_close(weights(tmp_path / "w2")[name], value, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_equals_never_stopped(shards: Path, tmp_path: Path) -> None:
+    """SIGKILL at a random step, then the same command: weights equal bit for bit, one line of metrics a step."""
+    whole = command(shards, tmp_path / "whole", model__backbone="test_resnet", run__workers=1)
+    subprocess.run(whole, env=env(), check=True, capture_output=True)
+    killed = command(shards, tmp_path / "killed", model__backbone="test_resnet", run__workers=1)
+    step = random.randrange(3, 19)
+    process = subprocess.Popen(killed, env=env(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and f'"step": {step},' in metrics.read_text()):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with metrics.open("a") as file:
+        file.write('{"step": 1')  # a line cut short, as a kill may leave it
+    subprocess.run(killed, env=env(), check=True, capture_output=True)
+    for name, value in weights(tmp_path / "whole").items():
+        assert torch.equal(weights(tmp_path / "killed")[name], value), f"{name} differs after a kill at step {step}"
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+
+
+def test_sigterm_saves_and_resuming_is_exact(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(recipe(shards), tmp_path / "whole", ALONE)
+    from trainer import loop
+
+    steps = loop._Loop._step
+
+    def tell(self: Any, batch: Any, step: int, total: int) -> Any:
+        if step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return steps(self, batch, step, total)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Loop, "_step", tell)
+        with pytest.raises(Stopped, match="stopped at step 8 of 20"):
+            train(recipe(shards), tmp_path / "run", ALONE)
+    train(recipe(shards), tmp_path / "run", ALONE, resume=True)
+    for name, value in weights(tmp_path / "whole").items():
+        assert torch.equal(weights(tmp_path / "run")[name], value)
+
+
+def test_a_finished_run_is_reused(shards: Path, tmp_path: Path) -> None:
+    train(recipe(shards, epochs=1), tmp_path / "run", ALONE)
+    before = checkpoints(tmp_path / "run")[-1].stat().st_mtime_ns
+    assert train(recipe(shards, epochs=1), tmp_path / "run", ALONE, resume=True).already_done
+    assert checkpoints(tmp_path / "run")[-1].stat().st_mtime_ns == before
+
+
+def test_runs_of_another_recipe_or_other_shards_are_refused(shards: Path, tmp_path: Path) -> None:
+    train(recipe(shards, epochs=1), tmp_path / "run", ALONE)
+    with pytest.raises(UserError, match=r"another recipe \(optimiser\.lr: 0\.001, not 0\.5\)"):
+        train(recipe(shards, epochs=1, optimiser__lr=0.5), tmp_path / "run", ALONE, resume=True)
+    with pytest.raises(UserError, match="step 10: add --resume"):
+        train(recipe(shards, epochs=1), tmp_path / "run", ALONE)
+    (tmp_path / "other").mkdir()
+    other = make_shards(tmp_path / "other" / "s", sizes=SIZES, classes=6, seed=1)
+    run = tmp_path / "other" / "run"
+    train(recipe(other, epochs=1), run, ALONE)
+    make_shards(tmp_path / "other" / "s", sizes=SIZES, classes=6, seed=2)
+    with pytest.raises(UserError, match="on other shards"):
+        train(recipe(other, epochs=1), run, ALONE, resume=True)
+
+
+def test_wrong_input_is_refused_in_words(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(UserError, match="84 samples do not fill one batch of 100"):
+        train(recipe(shards, data__batch_size=100), run, ALONE)
+    with pytest.raises(UserError, match="not a folder of shards"):
+        train(recipe(tmp_path / "nowhere"), run, ALONE)
+    unlabelled = make_shards(tmp_path / "unlabelled", sizes=(12,), labels=False, graph=False)
+    with pytest.raises(UserError, match="supcon needs a label"):
+        train(recipe(unlabelled, objective__name="supcon"), run, ALONE)
+    with pytest.raises(UserError, match="no graph"):
+        train(recipe(unlabelled), run, ALONE)
+    with pytest.raises(UserError, match="test split"):
+        train(recipe(make_shards(tmp_path / "t", split="test")), run, ALONE)
+    with pytest.raises(UserError, match="timm has no model 'resnet51'"):
+        train(recipe(shards, model__backbone="resnet51"), run, ALONE)
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "step-00000001.pt").write_bytes(b"torn")
+    with pytest.raises(UserError, match="not a readable checkpoint"):
+        train(recipe(shards), run, ALONE, resume=True)
+
+
+def test_too_many_bad_images_stop_the_run(tmp_path: Path) -> None:
+    few = make_shards(tmp_path / "few", sizes=SIZES, classes=6, bad=(3,))
+    train(recipe(few, epochs=1), tmp_path / "few-run", ALONE)
+    many = make_shards(tmp_path / "many", sizes=SIZES, classes=6, bad=tuple(range(0, 80, 3)))
+    with pytest.raises(UserError, match=r"undecodable image.*over the budget"):
+        train(recipe(many), tmp_path / "many-run", ALONE)
+
+
+def test_a_loss_that_is_not_finite_stops_at_the_last_good_checkpoint(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"not finite at step \d+; the last good checkpoint is|no checkpoint was written"
+    ):
+        train(recipe(shards, optimiser__lr=1e30, optimiser__name="sgd"), tmp_path / "run", ALONE)
+    for path in checkpoints(tmp_path / "run"):
+        assert all(torch.isfinite(v).all() for v in read_checkpoint(path)["encoder"].values())
