@@ -1,0 +1,39 @@
+"""The text tower of a CLIP model (transformers format) as an encoder: the paper's graph on captions used CLIP's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import AutoTokenizer, CLIPTextModelWithProjection
+
+from pipeline.encoders import Encoder
+from shards.errors import UserError
+
+__all__ = ["load_clip_text"]
+
+
+def load_clip_text(folder: Path, device: str, dtype: torch.dtype) -> Encoder:
+    """Embeddings are the projected features of the end-of-text token, as CLIP compares them with images."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model: Any = CLIPTextModelWithProjection.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, dtype=dtype
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"cannot load the CLIP text tower in {folder}: {str(error).splitlines()[0]}") from None
+    model = model.to(device).eval()
+    max_tokens = int(model.config.max_position_embeddings)
+
+    def embed(captions: Sequence[str]) -> npt.NDArray[np.float32]:
+        tokens = tokenizer(list(captions), padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
+        with torch.inference_mode():
+            vectors = model(**tokens.to(device)).text_embeds.float()
+            unit: npt.NDArray[np.float32] = torch.nn.functional.normalize(vectors, dim=1).cpu().numpy()
+            return unit
+
+    return Encoder(embed=embed, dim=int(model.config.projection_dim), max_tokens=max_tokens, device=device)
