@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
 from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
 from pipeline.encoders import Encoder
@@ -24,7 +25,7 @@ def load_clip_text(folder: Path, device: str, dtype: torch.dtype) -> Encoder:
         model: Any = CLIPTextModelWithProjection.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, dtype=dtype
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"cannot load the CLIP text tower in {folder}: {str(error).splitlines()[0]}") from None
     model = model.to(device).eval()
     max_tokens = int(model.config.max_position_embeddings)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError
 
 from shards.atomic import sha256_file
 from shards.errors import UserError
@@ -88,6 +89,7 @@ def load_encoder(source: EncoderSource, device: str, precision: str) -> Encoder:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     dtype: torch.dtype = getattr(torch, precision)
     config = _config(source)
     if config.get("model_type") in ("clip", "clip_text_model") and not (source.folder / "modules.json").exists():
@@ -109,7 +111,7 @@ def _load_sentence_transformer(source: EncoderSource, device: str, dtype: torch.
             local_files_only=True,
             model_kwargs={"torch_dtype": dtype, "use_safetensors": True},
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"cannot load the encoder in {source.folder}: {_first_line(error)}") from None
     model.eval()
     tokenize = getattr(model, "preprocess", None) or model.tokenize  # renamed in sentence-transformers 6

