@@ -14,7 +14,18 @@ import numpy.typing as npt
 
 from shards.graph import Graph
 
-__all__ = ["BATCH", "TAU_S", "Similarity", "background", "dot_products", "fidelity", "histogram", "recall"]
+__all__ = [
+    "BATCH",
+    "TAU_S",
+    "Similarity",
+    "background",
+    "dot_products",
+    "fidelity",
+    "histogram",
+    "largest_similarities",
+    "random_texts",
+    "recall",
+]
 
 Vectors = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -39,14 +50,8 @@ def recall(graph: Graph, similarity: Similarity, k: int, seed: int, least: float
     """
     n = len(graph)
     k = min(k, n - 1)
-    sample = _sample(n, SAMPLE, seed, "recall")
-    best = np.full((len(sample), k), -np.inf)  # the k largest similarities so far, in any order
-    for start in range(0, n, ROWS):
-        columns = np.arange(start, min(start + ROWS, n))
-        block = similarity(sample, columns)
-        block[sample[:, None] == columns] = -np.inf
-        best = np.concatenate([best, block], axis=1)
-        best = np.partition(best, best.shape[1] - k, axis=1)[:, best.shape[1] - k :] if k else best[:, :0]
+    sample = random_texts(n, SAMPLE, seed, "recall")
+    best = largest_similarities(similarity, sample, n, k)
     hits = wanted = 0
     for row, nearest in zip(sample, best, strict=True):
         count = int((nearest > least).sum())
@@ -55,6 +60,18 @@ def recall(graph: Graph, similarity: Similarity, k: int, seed: int, least: float
         hits += min(count, int((similarity(row[None], listed[listed != row]) >= bound).sum()))
         wanted += count
     return {"recall": hits / wanted if wanted else 1.0, "k": k, "sample": len(sample), "tie": TIE}
+
+
+def largest_similarities(similarity: Similarity, rows: npt.NDArray[np.int64], n: int, k: int) -> Doubles:
+    """[rows, k] the k largest similarities of each row to the other n - 1 texts, by brute force, in any order."""
+    best = np.full((len(rows), k), -np.inf)
+    for start in range(0, n, ROWS):
+        columns = np.arange(start, min(start + ROWS, n))
+        block = similarity(rows, columns)
+        block[rows[:, None] == columns] = -np.inf
+        best = np.concatenate([best, block], axis=1)
+        best = np.partition(best, best.shape[1] - k, axis=1)[:, best.shape[1] - k :] if k else best[:, :0]
+    return best
 
 
 def dot_products(vectors: Vectors) -> Similarity:
@@ -70,7 +87,7 @@ def dot_products(vectors: Vectors) -> Similarity:
 def background(vectors: Vectors, seed: int) -> tuple[Vectors, Vectors]:
     """Mean and deviation [n] of each text's similarity to RANDOM random texts, itself left out."""
     n = len(vectors)
-    sample = _sample(n, RANDOM, seed, "background")
+    sample = random_texts(n, RANDOM, seed, "background")
     others = vectors[sample].T
     mean, deviation = np.zeros(n, np.float32), np.zeros(n, np.float32)
     if n == 1:
@@ -89,7 +106,7 @@ def background(vectors: Vectors, seed: int) -> tuple[Vectors, Vectors]:
 def histogram(graph: Graph, similarity: Similarity, seed: int) -> dict[str, Any]:
     """Counts over BINS equal bins of -1..1: pairs of RANDOM random texts, and all listed pairs."""
     edges = np.linspace(-1, 1, BINS + 1)
-    sample = _sample(len(graph), RANDOM, seed, "histogram")
+    sample = random_texts(len(graph), RANDOM, seed, "histogram")
     pairs = similarity(sample, sample)[np.triu_indices(len(sample), 1)]
     counts = [np.histogram(np.clip(values, -1, 1), edges)[0] for values in (pairs, graph.similarities)]
     return {"low": -1.0, "high": 1.0, "random": counts[0].tolist(), "listed": counts[1].tolist()}
@@ -103,7 +120,7 @@ def fidelity(graph: Graph, similarity: Similarity, seed: int) -> dict[str, Any]:
     (listed, else the code's similarity), `background` (listed, else the mean of exp(G / tau_s) that a normal G of
     the row's background has), `none` (listed only; KL is infinite, so None) and `one_hot` (SimCLR's target).
     """
-    batch = _sample(len(graph), BATCH, seed, "fidelity")
+    batch = random_texts(len(graph), BATCH, seed, "fidelity")
     listed, known = _listed(graph, batch)
     dense = _target(similarity(batch, batch))
     mean, deviation = (x[batch].astype(np.float64) for x in (graph.background_mean, graph.background_std))
@@ -151,7 +168,7 @@ def _listed(graph: Graph, batch: npt.NDArray[np.int64]) -> tuple[Doubles, npt.ND
     return values, known
 
 
-def _sample(n: int, count: int, seed: int, purpose: str) -> npt.NDArray[np.int64]:
+def random_texts(n: int, count: int, seed: int, purpose: str) -> npt.NDArray[np.int64]:
     """`count` distinct texts (all when there are no more), sorted; other purposes draw other texts."""
     if n <= count:
         return np.arange(n)

@@ -1,4 +1,4 @@
-"""graphs/NAME for a finished folder of shards: encode, search, codes, audit, write. No tar is touched."""
+"""graphs/NAME for a finished folder of shards: settle the settings, build, write. No tar is touched."""
 
 from __future__ import annotations
 
@@ -15,19 +15,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import audit, classes, codes
+from pipeline import kinds
 from pipeline.bars import say
-from pipeline.encode import encode_texts
 from pipeline.encoders import BUNDLED, EncoderSource, resolve_encoder
-from pipeline.neighbours import Lists, search_exact, symmetric_lists
-from shards.atomic import atomic_file, sha256_file
+from pipeline.wordnet import find_wordnet
+from shards.atomic import sha256_file, write_json
 from shards.errors import UserError
 from shards.graph import Graph, write_graph
 from shards.reader import Shards
 
 __all__ = ["KINDS", "build_graph", "graph_name"]
 
-KINDS = ("encoder", "class", "random")
+KINDS = ("encoder", "class", "random", "wordnet", "file")
 WORK = ".work"  # below the graph's folder; holds what a stopped run had finished
 
 
@@ -37,152 +36,123 @@ def build_graph(
     kind: str = "encoder",
     name: str | None = None,
     encoder: str | None = None,
+    source: Path | None = None,
     k: int = 32,
     code_dim: int = 384,
     seed: int = 0,
+    recall: float = 0.99,
+    memory: int | None = None,
 ) -> Path:
     """Write graphs/NAME below a finished folder of shards; returns the folder.
 
-    kind: `encoder` (cosine of caption embeddings), `class` (1 within a class, 0 otherwise) or `random` (one number a
-    pair of classes). encoder: a name or folder, None for the bundled one. k: nearest texts a text lists; the lists
-    are made symmetric. code_dim: dimensions of the int8 code at most; fewer than the encoder's are a projection.
-    The same settings again return at once; a stopped run goes on from its finished chunks. Raises UserError where
-    another graph has that name, and where the shards have no labels but the kind needs them.
+    kind: `encoder` (cosine of caption embeddings), `class` (1 within a class, 0 otherwise), `random` (one number a
+    pair of classes), `wordnet` (Wu-Palmer similarity of classes) or `file`. encoder: a name or folder, None for the
+    bundled one. source: for `file` the matrix or edges, for `wordnet` the folder of WordNet's files if not where
+    Debian or NLTK put them. k: nearest texts a text lists; the lists are made symmetric. code_dim: dimensions of the
+    int8 code at most; fewer than the encoder's are a projection. recall: least recall on a sample that decides how
+    large sets of texts are searched. memory: bytes the search may hold beside the embeddings.
+
+    The same settings again return at once; a stopped run goes on from its finished parts. Raises UserError where
+    another graph has that name or was begun under it, and where the shards lack what the kind needs.
     """
     shards = Shards.open(root)
-    source = _check(kind, encoder, k, code_dim)
-    settings = _settings(shards, kind, source, k, code_dim, seed)
-    folder = root / "graphs" / (name or graph_name(kind, source, k))
+    encoder_source, source = _check(shards, kind, encoder, source, k, code_dim, recall)
+    settings = {"kind": kind, "k": k, "code_dim": code_dim, "seed": seed, "recall": recall}
+    settings |= _inputs(shards, encoder_source, source)
+    folder = root / "graphs" / (name or graph_name(kind, encoder_source, source, k))
     with _alone(folder):
         if _finished(folder, settings):
             say(f"{folder} is already there, with these settings")
         else:
-            graph = _encoder_graph(shards, source, settings, folder) if source else _class_graph(shards, settings)
-            names = [shard.name for shard in shards.manifest.shards]
-            write_graph(root, folder.name, graph, _home(shards), names)
+            write_json(folder / WORK / "settings.json", settings)
+            chosen = kinds.Settings(k=k, code_dim=code_dim, seed=seed, target=recall, memory=memory)
+            graph = _make(shards, kind, encoder_source, source, chosen, folder)
+            graph.meta["settings"] = settings
+            write_graph(root, folder.name, graph, _home(shards), [shard.name for shard in shards.manifest.shards])
             say(f"{folder}: {len(graph)} texts, {len(graph.neighbours)} listed pairs, {_summary(graph.meta)}")
         shutil.rmtree(folder / WORK, ignore_errors=True)
     return folder
 
 
-def graph_name(kind: str, source: EncoderSource | None, k: int) -> str:
-    """`minilm-k32` for the bundled encoder, `all-mpnet-base-v2-k32` for another, `class`, `random`."""
-    if source is None:
-        return kind
-    base = "minilm" if source.id == BUNDLED else source.id.rpartition("/")[2]
-    return f"{re.sub(r'[^a-z0-9.]+', '-', base.lower()).strip('-.') or 'encoder'}-k{k}"
+def graph_name(kind: str, encoder: EncoderSource | None, source: Path | None, k: int) -> str:
+    """`minilm-k32` for the bundled encoder, `all-mpnet-base-v2-k32` for another; `class`; the file's name."""
+    if encoder is not None:
+        base = "minilm" if encoder.id == BUNDLED else encoder.id.rpartition("/")[2]
+        return f"{_slug(base) or 'encoder'}-k{k}"
+    return (_slug(source.stem) if kind == "file" and source else kind) or kind
 
 
-def _encoder_graph(shards: Shards, source: EncoderSource, settings: dict[str, Any], folder: Path) -> Graph:
-    k, code_dim, seed = settings["k"], settings["code_dim"], settings["seed"]
-    vectors, encoding = encode_texts(shards.texts(), source, folder / WORK)
-    lists = symmetric_lists(*search_exact(vectors, k))
-    basis = codes.principal_basis(vectors, code_dim) if code_dim < vectors.shape[1] else None
-    meta = {
-        "source": source.record() | {"kind": "encoder"} | encoding,
-        "metric": "cosine",
-        "search": {"method": "exact", "index": "faiss IndexFlatIP"},
-        "code": {"dim": min(code_dim, vectors.shape[1]), "basis": _write_basis(folder, basis)},
-    }
-    graph = _assemble(lists, audit.background(vectors, seed), codes.encode(vectors, basis))
-    return _audited(graph, audit.dot_products(vectors), settings, meta)
-
-
-def _class_graph(shards: Shards, settings: dict[str, Any]) -> Graph:
-    kind, k, seed = settings["kind"], settings["k"], settings["seed"]
-    labels, count = classes.text_classes(shards), len(shards.manifest.classes)
-    code, least = None, -np.inf
+def _make(
+    shards: Shards,
+    kind: str,
+    encoder: EncoderSource | None,
+    source: Path | None,
+    settings: kinds.Settings,
+    folder: Path,
+) -> Graph:
+    if encoder is not None:
+        return kinds.encoder_graph(shards, encoder, settings, folder, folder / WORK)
     if kind == "class":
-        matrix = np.eye(count, dtype=np.float32)
-        lists, code, least = classes.class_lists(labels, k), classes.class_codes(labels, count), 0.0
-    else:
-        matrix = classes.random_matrix(count, seed)
-        lists = classes.complete_lists(matrix, labels)
-    meta = {
-        "source": {"kind": kind, "classes": count},
-        "metric": "one within a class" if kind == "class" else "one number a pair of classes",
-        "search": {"method": "by class" if kind == "class" else "complete"},
-        "code": {"dim": count, "basis": None} if code else None,
-    }
-    graph = _assemble(lists, classes.class_background(matrix, labels), code)
-    return _audited(graph, classes.matrix_similarity(matrix, labels), settings, meta, least)
+        return kinds.class_graph(shards, settings)
+    if kind == "random":
+        return kinds.random_graph(shards, settings)
+    assert source is not None
+    return (kinds.wordnet_graph if kind == "wordnet" else kinds.file_graph)(shards, source, settings)
 
 
-def _assemble(
-    lists: Lists,
-    background: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],
-    code: tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]] | None,
-) -> Graph:
-    return Graph(
-        meta={},
-        indptr=lists[0],
-        neighbours=lists[1],
-        similarities=lists[2],
-        background_mean=background[0],
-        background_std=background[1],
-        codes=code[0] if code else None,
-        code_scale=code[1] if code else None,
-    )
-
-
-def _audited(
-    graph: Graph, similarity: audit.Similarity, settings: dict[str, Any], meta: dict[str, Any], least: float = -np.inf
-) -> Graph:
-    """The graph with graph.json's content: what made it, and what the audit found."""
-    n, seed = len(graph), settings["seed"]
-    measured = {
-        "format": 1,
-        "k": settings["k"],
-        "settings": settings,
-        "listed": len(graph.neighbours),
-        "complete": len(graph.neighbours) == n * (n - 1),
-        "audit": audit.recall(graph, similarity, settings["k"], seed, least),
-        "fidelity": audit.fidelity(graph, similarity, seed),
-        "histogram": audit.histogram(graph, similarity, seed),
-    }
-    graph.meta.update(meta | measured)
-    return graph
-
-
-def _check(kind: str, encoder: str | None, k: int, code_dim: int) -> EncoderSource | None:
+def _check(
+    shards: Shards, kind: str, encoder: str | None, source: Path | None, k: int, code_dim: int, recall: float
+) -> tuple[EncoderSource | None, Path | None]:
+    """The encoder's or the file's place. Raises UserError for settings that make no sense."""
+    if not shards.manifest.texts:
+        raise UserError(f"{shards.root} has no texts, so it can have no graph: build it from a source with captions")
     if kind not in KINDS:
         raise UserError(f"no graph of kind {kind!r}: choose one of {', '.join(KINDS)}")
     if k < 1 or code_dim < 1:
         raise UserError(f"k and the code's dimensions must be at least 1, not {k} and {code_dim}")
-    if kind == "encoder":
-        return resolve_encoder(encoder)
-    if encoder is not None:
+    if not 0 < recall <= 1:
+        raise UserError(f"the recall to reach must lie in 0..1, not {recall}")
+    if encoder is not None and kind != "encoder":
         raise UserError(f"a graph of kind {kind} has no encoder: leave --encoder {encoder} out")
-    return None
+    if source is not None and kind not in ("wordnet", "file"):
+        raise UserError(f"a graph of kind {kind} is made from the shards alone: leave --source {source} out")
+    if kind == "file" and (source is None or not source.is_file()):
+        raise UserError(f"a graph of kind file needs --source, a .npy or .parquet file, not {source}")
+    if kind == "wordnet":
+        source = find_wordnet(source)
+    return resolve_encoder(encoder) if kind == "encoder" else None, source
 
 
-def _settings(
-    shards: Shards, kind: str, source: EncoderSource | None, k: int, code_dim: int, seed: int
-) -> dict[str, Any]:
-    """All that decides the graph. Texts and labels are named by the checksums of the files that hold them."""
-    if not shards.manifest.texts:
-        raise UserError(f"{shards.root} has no texts, so it can have no graph: build it from a source with captions")
+def _inputs(shards: Shards, encoder: EncoderSource | None, source: Path | None) -> dict[str, str]:
+    """Checksums of what goes in: texts and labels (by the files that hold them), weights, the file."""
     files = shards.manifest.files
     names = sorted(name for name in files if name == "texts.parquet" or name.startswith("index/"))
-    digest = hashlib.sha256("".join(f"{name} {files[name].sha256}\n" for name in names).encode()).hexdigest()
-    encoder = {"encoder": source.id, "encoder_sha256": source.sha256} if source else {}
-    return {"kind": kind, **encoder, "k": k, "code_dim": code_dim, "seed": seed, "texts_sha256": digest}
+    inputs = {"texts_sha256": _digest("".join(f"{name} {files[name].sha256}\n" for name in names))}
+    if encoder is not None:
+        inputs |= {"encoder": encoder.id, "encoder_sha256": encoder.sha256}
+    if source is not None:
+        inputs["source_sha256"] = sha256_file(source / "data.noun" if source.is_dir() else source)
+    return inputs
 
 
 def _finished(folder: Path, settings: dict[str, Any]) -> bool:
-    """Whether the graph is there. Raises UserError where it is there with other settings."""
-    try:
-        found = json.loads((folder / "graph.json").read_text(encoding="utf-8"))["settings"]
-    except FileNotFoundError:
-        return False
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{folder}/graph.json is damaged: delete {folder} and run `xclr-shards graph` again") from None
-    differing = [f"{key} {found.get(key)}, not {value}" for key, value in settings.items() if found.get(key) != value]
-    if differing:
-        raise UserError(
-            f"{folder} was made with {'; '.join(differing)}: choose another --name, or delete that folder first"
-        )
-    return True
+    """Whether the graph is there. Raises UserError where it is there, or begun, with other settings."""
+    for path, what in ((folder / "graph.json", "made"), (folder / WORK / "settings.json", "begun")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            found = content["settings"] if what == "made" else content
+            pairs = {key: (found.get(key), settings.get(key)) for key in sorted({*found, *settings})}
+        except FileNotFoundError:
+            continue
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"{path} is damaged: delete {folder} and run `xclr-shards graph` again") from None
+        differing = [f"{key} {old}, not {new}" for key, (old, new) in pairs.items() if old != new]
+        if differing:
+            raise UserError(
+                f"{folder} was {what} with {'; '.join(differing)}: choose another --name, or delete that folder first"
+            )
+        return what == "made"
+    return False
 
 
 @contextmanager
@@ -203,7 +173,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _remove_if_idle(work: Path) -> None:
     """Leave no trace of a run that ended before it had anything to keep."""
-    if work.is_dir() and {path.name for path in work.iterdir()} == {"lock"}:
+    if work.is_dir() and {path.name for path in work.iterdir()} <= {"lock", "settings.json"}:
         shutil.rmtree(work)
         if not any(work.parent.iterdir()):
             work.parent.rmdir()
@@ -216,16 +186,15 @@ def _home(shards: Shards) -> npt.NDArray[np.int32]:
     return home
 
 
-def _write_basis(folder: Path, basis: npt.NDArray[np.float32] | None) -> dict[str, str] | None:
-    if basis is None:
-        return None
-    path = folder / "basis.npy"
-    with atomic_file(path) as file:
-        np.save(file, basis)
-    return {"file": path.name, "sha256": sha256_file(path)}
-
-
 def _summary(meta: dict[str, Any]) -> str:
     code = meta["fidelity"].get("code")
     tail = f", KL of the target to the dense one {code['kl']:.1e}" if code else ""
     return f"recall@{meta['audit']['k']} {meta['audit']['recall']:.4f} on {meta['audit']['sample']}{tail}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")

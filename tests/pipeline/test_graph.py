@@ -179,7 +179,7 @@ def test_wrong_input(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no class labels"):
         build_graph(root, kind="class")
     assert not (root / "graphs" / "class").exists()
-    with pytest.raises(UserError, match="choose one of encoder, class, random"):
+    with pytest.raises(UserError, match="choose one of encoder, class, random, wordnet, file"):
         build_graph(root, kind="words")
     with pytest.raises(UserError, match="at least 1"):
         build_graph(root, k=0)

@@ -1,0 +1,213 @@
+"""Which search, decided by measuring, and the search itself in parts that stay on disk.
+
+    exact     FAISS IndexFlatIP: up to SMALL texts, where it takes a second or two
+    tiles     brute force in int8 tiles with float32 ranking: up to LARGE texts on a CPU that multiplies int8 quickly
+    descent   neighbours of neighbours in groups: beyond, or where brute force needs more time than it
+    gpu       brute force in half precision with float32 ranking
+
+What a method costs and recalls is first measured on a few hundred texts against brute force. The margin of candidates
+is doubled until that recall reaches the target, and passes of `descent` go on until it does.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from pipeline import audit
+from pipeline.bars import bar, say
+from pipeline.descent import descend
+from pipeline.gpu import gpu_search
+from pipeline.neighbours import MARGIN, Ids, Vectors, pair_similarities, rank, search_exact
+from pipeline.tiles import quantise, search_rows
+from shards.atomic import atomic_file, write_json
+from shards.errors import UserError
+
+__all__ = ["METHODS", "Plan", "nearest", "plan_search", "sample_recall"]
+
+METHODS = ("exact", "tiles", "descent", "gpu")
+SMALL = 20_000  # exact search of so many takes 2 s on two cores
+LARGE = 250_000  # 160,096 captions, two cores: tiles 24 s, descent 40 s; measured 2026-11-23
+PROBE = 512  # texts that method and margin are measured on
+PART = 1 << 14  # texts a file of finished neighbours
+Recall = Callable[[Ids], float]
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    method: str
+    margin: int
+    """Candidates beyond k that are ranked again in float32."""
+    seconds: float
+    """Estimate from the probe."""
+    bytes: int
+    """Estimate of the largest memory at once, without the embeddings, which are mapped from a file."""
+
+
+def nearest(
+    vectors: Vectors, k: int, work: Path, *, target: float = 0.99, memory: int | None = None, seed: int = 0
+) -> tuple[Ids, Vectors, dict[str, Any]]:
+    """The k nearest other texts of each: ids and similarities [n, k], and what graph.json says of the search.
+
+    work: folder for finished parts; a later call for the same vectors goes on from them. memory: bytes that must
+    suffice; raises UserError, with the numbers, where they do not.
+    """
+    k = min(k, len(vectors) - 1)
+    plan = _kept_plan(work)
+    if plan is None:
+        plan = plan_search(vectors, k, target=target, memory=memory, seed=seed)
+        write_json(work / "search.json", asdict(plan))
+    say(f"search: {plan.method}, about {plan.seconds:.0f} s and {plan.bytes / 1e6:.0f} MB beside the embeddings")
+    begin = time.perf_counter()
+    record: dict[str, Any] = {"method": plan.method, "margin": plan.margin, "target": target}
+    if plan.method == "exact":
+        ids, similarities = search_exact(vectors, k)
+    elif plan.method == "descent":
+        check = sample_recall(vectors, k, seed)
+        ids, similarities, reached = descend(vectors, quantise(vectors), k, work, check, target, seed)
+        record["recall_by_pass"] = reached
+    else:
+        ids, similarities = _in_parts(vectors, k, work, _row_search(plan.method, vectors, k, plan.margin))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    say(f"search took {time.perf_counter() - begin:.0f} s; the process's peak memory so far is {peak:.0f} MB")
+    return ids, similarities, record
+
+
+def plan_search(vectors: Vectors, k: int, *, target: float, memory: int | None, seed: int) -> Plan:
+    """Measure the methods that fit this machine and size, and take the quickest that fits in memory."""
+    import torch
+
+    n, dim = vectors.shape
+    k = min(k, n - 1)
+    if n <= SMALL:
+        plans = [
+            Plan(method="exact", margin=MARGIN, seconds=1 + 2 * dim * n * n / 1e11, bytes=_bytes("exact", n, dim, k))
+        ]
+    elif torch.cuda.is_available():
+        plans = [_measured("gpu", vectors, k, target, seed)]
+    else:
+        plans = [_measured(method, vectors, k, target, seed) for method in ("exact", "tiles")]
+        if n > LARGE:
+            # Per text descent costs as much as a brute-force row of LARGE texts, whatever n is.
+            plans.append(
+                Plan(
+                    method="descent",
+                    margin=MARGIN,
+                    seconds=plans[1].seconds * LARGE / n,
+                    bytes=_bytes("descent", n, dim, k),
+                )
+            )
+    fitting = [plan for plan in plans if memory is None or plan.bytes <= memory]
+    if not fitting:
+        least = min(plan.bytes for plan in plans)
+        raise UserError(
+            f"searching {n} texts needs {least / 1e6:.0f} MB beside the embeddings, --memory allows"
+            f" {(memory or 0) / 1e6:.0f}: raise it, or search on a larger machine"
+        )
+    return min(fitting, key=lambda plan: plan.seconds)
+
+
+def sample_recall(vectors: Vectors, k: int, seed: int, rows: Rows | None = None) -> Recall:
+    """A function ids [n or rows, k] -> recall of PROBE random rows against brute force in float64, tie-aware.
+
+    rows: the rows that the ids are of, where these are the probe's only.
+    """
+    n = len(vectors)
+    sample = audit.random_texts(n, PROBE, seed, "search")
+    exact = audit.dot_products(vectors)
+    bound = audit.largest_similarities(exact, sample, n, k).min(axis=1, keepdims=True) - audit.TIE
+
+    def recall(ids: Ids) -> float:
+        found = ids if rows is not None else ids[sample]
+        near = np.stack([exact(row[None], np.maximum(listed, 0))[0] for row, listed in zip(sample, found, strict=True)])
+        return float(((near >= bound) & (found >= 0)).sum() / found.size)
+
+    return recall
+
+
+def _measured(method: str, vectors: Vectors, k: int, target: float, seed: int) -> Plan:
+    """Search PROBE texts, doubling the margin until their recall reaches the target."""
+    n, dim = vectors.shape
+    rows = audit.random_texts(n, PROBE, seed, "search")
+    recall = sample_recall(vectors, k, seed, rows)
+    margin = MARGIN
+    while True:
+        search = _row_search(method, vectors, k, margin)
+        search(rows[:8])  # what is only paid once: thread pools, buffers, the copy of the vectors
+        begin = time.perf_counter()
+        ids, _ = search(rows)
+        seconds = (time.perf_counter() - begin) * n / len(rows)
+        if method == "exact" or recall(ids) >= target or margin >= n:
+            return Plan(method=method, margin=margin, seconds=seconds, bytes=_bytes(method, n, dim, k))
+        margin *= 2
+
+
+def _row_search(method: str, vectors: Vectors, k: int, margin: int) -> Callable[[Rows], tuple[Ids, Vectors]]:
+    if method == "tiles":
+        codes = quantise(vectors)
+        return lambda rows: search_rows(vectors, codes, rows, k, margin)
+    if method == "gpu":
+        find = gpu_search(vectors, "cuda")
+        return lambda rows: _ranked_blocks(vectors, rows, k, margin, find)
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    index.add(np.ascontiguousarray(vectors))
+    return lambda rows: _ranked_blocks(
+        vectors, rows, k, margin, lambda part, keep: index.search(np.ascontiguousarray(vectors[part]), keep)[1]
+    )
+
+
+def _ranked_blocks(
+    vectors: Vectors, rows: Rows, k: int, margin: int, find: Callable[[Rows, int], npt.NDArray[np.int64]]
+) -> tuple[Ids, Vectors]:
+    keep = min(k + 1 + margin, len(vectors))
+    blocks = [rows[start : start + 4096] for start in range(0, len(rows), 4096)]
+    found = [rank(vectors, block, find(block, keep), k) for block in blocks]
+    return np.concatenate([ids for ids, _ in found]), np.concatenate([near for _, near in found])
+
+
+def _in_parts(
+    vectors: Vectors, k: int, work: Path, search: Callable[[Rows], tuple[Ids, Vectors]]
+) -> tuple[Ids, Vectors]:
+    """Every row, PART at a time, each part a file once it is found."""
+    n = len(vectors)
+    ids, similarities = np.empty((n, k), np.int32), np.empty((n, k), np.float32)
+    with bar(f"searching, k = {k}", n) as advance:
+        for start in range(0, n, PART):
+            rows = np.arange(start, min(start + PART, n))
+            path = work / f"neighbours-{start // PART:06d}.npy"
+            if path.exists():
+                ids[rows] = np.load(path)
+                similarities[rows] = pair_similarities(vectors, rows, ids[rows])
+            else:
+                ids[rows], similarities[rows] = search(rows)
+                with atomic_file(path) as file:
+                    np.save(file, ids[rows])
+            advance(len(rows))
+    return ids, similarities
+
+
+def _kept_plan(work: Path) -> Plan | None:
+    path = work / "search.json"
+    return Plan(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+
+def _bytes(method: str, n: int, dim: int, k: int) -> int:
+    """What a search holds at once: its copy of the vectors, its lists, and the lists that leave it."""
+    result = 8 * n * k
+    own = {
+        "exact": 4 * n * dim,
+        "tiles": n * dim + (1 << 28),
+        "gpu": 1 << 30,  # of the machine's memory; the vectors are the device's
+        "descent": n * (dim + 4 * 32) + 2 * 8 * n * (k + MARGIN) + (1 << 28),
+    }
+    return result + own[method]
