@@ -1,0 +1,191 @@
+"""Every search against brute force, on clustered vectors with copies; plans, memory and resuming."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+import pipeline.descent
+import pipeline.search
+import pipeline.tiles
+from pipeline.descent import descend
+from pipeline.gpu import faiss_gpu, torch_tiles
+from pipeline.neighbours import Ids, rank
+from pipeline.search import nearest, plan_search, sample_recall
+from pipeline.tiles import quantise, search_rows
+from shards.errors import UserError
+
+Vectors = npt.NDArray[np.float32]
+
+
+def clustered(n: int, dim: int = 48, seed: int = 0) -> Vectors:
+    """Unit vectors around a few dozen centres, a tenth of them copies of others."""
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(40, dim))[rng.integers(40, size=n)] + 0.7 * rng.normal(size=(n, dim))
+    rows[rng.integers(n, size=n // 10)] = rows[rng.integers(n, size=n // 10)]
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def true_recall(vectors: Vectors, ids: Ids, k: int) -> float:
+    """Tie-aware, over all rows, by sorting whole rows."""
+    exact = vectors.astype(np.float64) @ vectors.T
+    np.fill_diagonal(exact, -np.inf)
+    kth = -np.sort(-exact, axis=1)[:, k - 1]
+    hits = 0
+    for row, listed in enumerate(ids):
+        assert len(set(listed.tolist())) == len(listed)
+        hits += int((exact[row, listed] >= kth[row] - 1e-6).sum())
+    return hits / ids.size
+
+
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline.tiles, "ROWS", 100)
+    monkeypatch.setattr(pipeline.tiles, "COLUMNS", 512)
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("n", [3, 40, 512, 1500])
+def test_tiles_find_what_brute_force_finds(n: int) -> None:
+    vectors, k = clustered(n), min(10, n - 1)
+    ids, similarities = search_rows(vectors, quantise(vectors), np.arange(n), k, 8)
+    assert ids.shape == (n, k)
+    assert true_recall(vectors, ids, k) >= 0.999
+    exact = np.take_along_axis(vectors @ vectors.T, ids.astype(np.int64), axis=1)
+    np.testing.assert_allclose(similarities, exact, atol=1e-6)
+    assert (np.diff(similarities, axis=1) <= 0).all()
+    # One row's result does not depend on which others are searched with it.
+    alone, _ = search_rows(vectors, quantise(vectors), np.array([n // 2]), k, 8)
+    np.testing.assert_array_equal(alone[0], ids[n // 2])
+
+
+def test_quantised_outliers_do_not_coarsen_the_rest() -> None:
+    vectors = clustered(3000)
+    vectors[7] = 0
+    vectors[7, 3] = 1  # a coordinate of 1 where others are 0.15
+    codes = quantise(vectors)
+    step = np.abs(vectors).max() / 127
+    assert np.abs(codes).mean() > 1.2 * np.abs(vectors / step).mean()
+    assert codes[7, 3] == 127
+
+
+def test_descent_reaches_the_target_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline.descent, "LEAF", 200)
+    monkeypatch.setattr(pipeline.descent, "TREES", 2)
+    monkeypatch.setattr(pipeline.descent, "GROUP", 50)
+    monkeypatch.setattr(pipeline.descent, "FAN", 2)
+    vectors, k = clustered(4000), 10
+    codes, recall = quantise(vectors), sample_recall(vectors, k, 0)
+
+    def run(work: Path, passes: int = 8) -> tuple[Ids, Vectors, list[float]]:
+        work.mkdir(exist_ok=True)
+        monkeypatch.setattr(pipeline.descent, "PASSES", passes)
+        return descend(vectors, codes, k, work, recall, 0.995, seed=0)
+
+    ids, similarities, reached = run(tmp_path / "whole")
+    assert reached[-1] >= 0.995 > reached[-2]
+    assert reached == sorted(reached)
+    assert reached[-1] == pytest.approx(true_recall(vectors, ids, k), abs=0.01)
+    run(tmp_path / "stopped", passes=1)
+    again, near, rest = run(tmp_path / "stopped")
+    np.testing.assert_array_equal(again, ids)
+    np.testing.assert_array_equal(near, similarities)
+    assert rest == reached
+
+
+def test_sample_recall_is_the_recall() -> None:
+    vectors = clustered(400)
+    ids, _ = rank(vectors, np.arange(400), np.argsort(-(vectors @ vectors.T), axis=1)[:, :20], 10)
+    recall = sample_recall(vectors, 10, 0)
+    assert recall(ids) == 1
+    worse = ids.copy()
+    worse[:, 7:] = -1
+    assert recall(worse) == pytest.approx(0.7)
+
+
+def test_torch_tiles_propose_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.gpu.COLUMNS", 300)
+    vectors, rows = clustered(1000), np.arange(1000)
+    ids, _ = rank(vectors, rows, torch_tiles(vectors, "cpu")(rows, 19), 10)
+    assert true_recall(vectors, ids, 10) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_gpu_searches_agree() -> None:
+    vectors, rows = clustered(20_000), np.arange(20_000)
+    by_torch, _ = rank(vectors, rows, torch_tiles(vectors, "cuda")(rows, 41), 32)
+    by_faiss, _ = rank(vectors, rows, faiss_gpu(vectors)(rows, 41), 32)
+    assert (by_torch == by_faiss).mean() > 0.999
+
+
+@pytest.fixture
+def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline.search, "SMALL", 100)
+    monkeypatch.setattr(pipeline.search, "PROBE", 64)
+    monkeypatch.setattr(pipeline.search, "PART", 300)
+
+
+@pytest.mark.usefixtures("everything_is_large")
+def test_nearest_resumes_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = clustered(1000)
+    tiles = pipeline.search.Plan(method="tiles", margin=8, seconds=1, bytes=1)
+    monkeypatch.setattr(pipeline.search, "plan_search", lambda *args, **kwargs: tiles)
+    for name in ("whole", "stopped"):
+        (tmp_path / name).mkdir()
+    ids, similarities, record = nearest(vectors, 10, tmp_path / "whole")
+    assert record == {"method": "tiles", "margin": 8, "target": 0.99}
+    searched: list[int] = []
+
+    def stop_after(limit: int) -> None:
+        def search(vectors: Vectors, codes: object, rows: npt.NDArray[np.int64], k: int, margin: int) -> object:
+            if len(searched) == limit:
+                raise KeyboardInterrupt
+            searched.append(int(rows[0]))
+            return search_rows(vectors, codes, rows, k, margin)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(pipeline.search, "search_rows", search)
+
+    stop_after(2)
+    with pytest.raises(KeyboardInterrupt):
+        nearest(vectors, 10, tmp_path / "stopped")
+    stop_after(99)
+    again, near, _ = nearest(vectors, 10, tmp_path / "stopped")
+    assert searched == [0, 300, 600, 900]
+    np.testing.assert_array_equal(again, ids)
+    np.testing.assert_array_equal(near, similarities)
+    assert true_recall(vectors, ids, 10) >= 0.999
+
+
+@pytest.mark.usefixtures("everything_is_large")
+def test_the_plan_is_measured_and_fits_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    vectors = clustered(1000)
+    plan = plan_search(vectors, 10, target=0.99, memory=None, seed=0)
+    assert plan.method in ("exact", "tiles")
+    assert plan.seconds > 0
+    # Exact search needs a float32 copy of the vectors, but no tiles: the one that fits is taken.
+    exact = plan_search(vectors, 10, target=0.99, memory=10_000_000, seed=0)
+    assert exact.method == "exact"
+    with pytest.raises(UserError, match=r"searching 1000 texts needs 0 MB .* --memory allows 0: raise it"):
+        plan_search(vectors, 10, target=0.99, memory=1000, seed=0)
+    monkeypatch.setattr(pipeline.search, "LARGE", 500)
+    plans = {plan_search(vectors, 10, target=0.99, memory=None, seed=0).method}
+    assert plans <= {"exact", "tiles", "descent"}
+
+
+@pytest.mark.usefixtures("everything_is_large")
+def test_the_margin_grows_until_recall_reaches_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A coarse code: 4 levels instead of 127."""
+    monkeypatch.setattr(pipeline.search, "quantise", lambda v: np.clip(np.rint(v * 12), -127, 127).astype(np.int8))
+    vectors = clustered(1000)
+    plan = pipeline.search._measured("tiles", vectors, 10, 0.999, 0)
+    assert plan.margin > 8
+    ids, _ = pipeline.search._row_search("tiles", vectors, 10, plan.margin)(np.arange(1000))
+    assert true_recall(vectors, ids, 10) > 0.99
+    narrow, _ = pipeline.search._row_search("tiles", vectors, 10, 8)(np.arange(1000))
+    assert true_recall(vectors, narrow, 10) < true_recall(vectors, ids, 10)

@@ -1,0 +1,184 @@
+"""Graphs from WordNet and from files. A small taxonomy is written in WordNet's own format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.graph import build_graph
+from pipeline.wordnet import find_wordnet, read_nouns, synset_of, wu_palmer
+from shards.errors import UserError
+from shards.graph import Graph, read_graph
+from shards.reader import Shards
+from tests.pipeline.texts import text_shards
+
+# offset, words, hypernyms (an @i is an individual): two ways lead from the dog up to the animal
+TAXONOMY = [
+    (1, ["entity"], []),
+    (2, ["animal", "beast"], [("@", 1)]),
+    (3, ["canine"], [("@", 2)]),
+    (4, ["pet"], [("@", 2)]),
+    (5, ["dog", "domestic_dog"], [("@", 3), ("@", 4)]),
+    (6, ["cat"], [("@", 4)]),
+    (7, ["machine"], [("@", 1)]),
+    (8, ["crane"], [("@", 7)]),
+    (9, ["crane"], [("@", 2)]),
+    (10, ["Crane", "Hart_Crane"], [("@i", 2)]),
+]
+SENSES = {"crane": [10, 8, 9]}
+
+
+@pytest.fixture
+def wordnet(tmp_path: Path) -> Path:
+    folder = tmp_path / "corpora" / "wordnet"
+    folder.mkdir(parents=True)
+    lines = ["  1 This is a licence.\n"]
+    for offset, words, up in TAXONOMY:
+        words_field = " ".join(f"{word} 0" for word in words)
+        pointers = "".join(f" {symbol} {target:08d} n 0000" for symbol, target in up)
+        lines.append(
+            f"{offset:08d} 03 n {len(words):02x} {words_field} {len(up):03d}{pointers} | a gloss; | with @ 9\n"
+        )
+    (folder / "data.noun").write_text("".join(lines))
+    index = {
+        word.lower(): [offset for offset, words, _ in TAXONOMY if word in words] for _, ws, _ in TAXONOMY for word in ws
+    }
+    index |= SENSES
+    (folder / "index.noun").write_text(
+        "  1 This is a licence.\n"
+        + "".join(
+            f"{word} n {len(o)} 2 @ ~ {len(o)} 0 {' '.join(f'{x:08d}' for x in o)}  \n"
+            for word, o in sorted(index.items())
+        )
+    )
+    return tmp_path
+
+
+def test_wu_palmer_by_hand(wordnet: Path) -> None:
+    nouns = read_nouns(find_wordnet(wordnet))
+    # depths: entity 1, animal 2, canine, pet 3. dog and cat meet at pet: 2*3 / (2*3 + 1 + 1)
+    matrix = wu_palmer([5, 6, 8, 2, 5], nouns)
+    dog_cat, dog_crane, cat_crane = 6 / 8, 2 / (2 + 3 + 2), 2 / (2 + 3 + 2)
+    dog_animal, cat_animal, crane_animal = 4 / (4 + 2), 4 / (4 + 2), 2 / (2 + 2 + 1)
+    expected = [
+        [1, dog_cat, dog_crane, dog_animal, 1],
+        [dog_cat, 1, cat_crane, cat_animal, dog_cat],
+        [dog_crane, cat_crane, 1, crane_animal, dog_crane],
+        [dog_animal, cat_animal, crane_animal, 1, dog_animal],
+        [1, dog_cat, dog_crane, dog_animal, 1],
+    ]
+    np.testing.assert_allclose(matrix, expected, rtol=1e-6)
+
+
+def test_class_names_to_synsets(wordnet: Path) -> None:
+    nouns = read_nouns(find_wordnet(wordnet))
+    assert synset_of("n00000009", nouns) == 9
+    assert synset_of("n00000099", nouns) is None
+    assert synset_of("dog", nouns) == 5
+    assert synset_of("Domestic dog, dog", nouns) == 5
+    assert synset_of("crane", nouns) == 8  # the poet is no class, the machine the more frequent of the rest
+    assert synset_of("crane, beast", nouns) == 8
+    assert synset_of("zebra", nouns) is None
+
+
+def test_wordnet_graph(wordnet: Path, tmp_path: Path) -> None:
+    root = text_shards(tmp_path / "s", ["a dog", "a cat", "my cat", "a crane"], [0, 1, 1, 2], ["dog", "cat", "crane"])
+    graph = read_graph(build_graph(root, kind="wordnet", source=wordnet))
+    dog_cat, dog_crane = np.float16(0.75), np.float16(2 / 7)
+    expected = [
+        [1, dog_cat, dog_cat, dog_crane],
+        [dog_cat, 1, 1, dog_crane],
+        [dog_cat, 1, 1, dog_crane],
+        [dog_crane, dog_crane, dog_crane, 1],
+    ]
+    np.testing.assert_array_equal(listed_matrix(graph), expected)
+    assert graph.meta["source"]["synsets"] == ["n00000005", "n00000006", "n00000008"]
+    assert graph.meta["complete"] is True
+    assert graph.meta["fidelity"]["none"]["kl"] < 1e-5
+    strange = text_shards(tmp_path / "t", ["a", "b"], [0, 1], ["dog", "zebra"])
+    with pytest.raises(UserError, match=r"1 of 2 classes are no nouns .* 'zebra'"):
+        build_graph(strange, kind="wordnet", source=wordnet)
+    with pytest.raises(UserError, match="apt install wordnet-base"):
+        build_graph(root, kind="wordnet", source=tmp_path / "s", name="x")
+
+
+def test_real_wordnet_equals_nltk() -> None:
+    """Similarities that NLTK 3.10 gives for WordNet 3.0, written down on 2026-11-23."""
+    try:
+        folder = find_wordnet()
+    except UserError as error:
+        pytest.skip(str(error))
+    nouns = read_nouns(folder)
+    if synset_of("n02084071", nouns) is None:
+        pytest.skip(f"{folder} is not WordNet 3.0")
+    names = ["n02084071", "n02121620", "n02958343", "n07753592", "n04597913"]  # dog, cat, car, banana, wooden spoon
+    matrix = wu_palmer([synset_of(name, nouns) or 0 for name in names], nouns)
+    nltk = [0.8571429, 0.4, 0.4, 0.4444444, 0.32, 0.32, 0.3478261, 0.3636364, 0.7, 0.4]
+    np.testing.assert_allclose(matrix[np.triu_indices(5, 1)], nltk, rtol=1e-6)
+    assert synset_of("black widow, Latrodectus mactans", nouns) == 1774384
+
+
+def listed_matrix(graph: Graph) -> npt.NDArray[np.float64]:
+    matrix = np.eye(len(graph))
+    matrix[np.repeat(np.arange(len(graph)), np.diff(graph.indptr)), graph.neighbours] = graph.similarities
+    return matrix
+
+
+def test_matrix_of_classes_or_of_texts(tmp_path: Path) -> None:
+    root = text_shards(tmp_path / "s", ["a", "b", "c"], [0, 1, 1], ["x", "y"])
+    np.save(tmp_path / "By Class.npy", np.array([[1, 0.25], [0.25, 0.5]]))
+    folder = build_graph(root, kind="file", source=tmp_path / "By Class.npy")
+    assert folder.name == "by-class"
+    np.testing.assert_array_equal(listed_matrix(read_graph(folder)), [[1, 0.25, 0.25], [0.25, 1, 0.5], [0.25, 0.5, 1]])
+    given = np.array([[1, -0.5, 0], [-0.5, 1, 0.75], [0, 0.75, 1]])
+    np.save(tmp_path / "texts.npy", given)
+    graph = read_graph(build_graph(root, kind="file", source=tmp_path / "texts.npy"))
+    np.testing.assert_array_equal(listed_matrix(graph), given)
+    assert graph.codes is None
+    assert sorted(Shards.open(root).graph_names()) == ["by-class", "texts"]
+
+
+def test_edges(tmp_path: Path) -> None:
+    root = text_shards(tmp_path / "s", ["a", "b", "c", "d"])
+    edges = {"a": [0, 1, 2, 3, 3], "b": [1, 0, 1, 0, 3], "similarity": [0.5, 0.5, 0.25, 0.75, 1.0]}
+    pq.write_table(pa.table(edges), tmp_path / "e.parquet")
+    graph = read_graph(build_graph(root, kind="file", source=tmp_path / "e.parquet", k=1))
+    lists = [graph.neighbours[i:j].tolist() for i, j in zip(graph.indptr[:-1], graph.indptr[1:], strict=True)]
+    assert lists == [[3, 1], [0, 2], [1], [0]]
+    assert graph.similarities.tolist() == [0.75, 0.5, 0.5, 0.25, 0.25, 0.75]
+    assert graph.meta["audit"]["recall"] == 1
+    assert graph.meta["fidelity"]["background"]["kl"] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("m.npy", np.zeros((2, 3)), "no square matrix"),
+        ("m.npy", np.zeros((4, 4)), "4 rows; .* 2 classes and 3 texts"),
+        ("m.npy", np.array([[1, 0.5], [0.25, 1]]), "not symmetric"),
+        ("m.npy", np.array([[1, 2], [2, 1.0]]), "2 similarities outside -1..1"),
+        ("m.npy", np.array([[1, np.nan], [np.nan, 1]]), "outside"),
+        ("m.npy", np.array([["a", "b"], ["b", "a"]]), "not numbers"),
+        ("e.parquet", {"a": [0], "b": [3], "similarity": [0.5]}, "names text 3; text ids go from 0 to 2"),
+        ("e.parquet", {"a": [0, 1], "b": [1, 0], "similarity": [0.5, 0.6]}, "two similarities for texts 1 and 0"),
+        ("e.parquet", {"a": [0], "b": [1]}, "cannot read .* as edges"),
+        ("e.txt", "text", "neither .npy"),
+    ],
+)
+def test_wrong_files(name: str, content: object, message: str, tmp_path: Path) -> None:
+    root = text_shards(tmp_path / "s", ["a", "b", "c"], [0, 1, 1], ["x", "y"])
+    path = tmp_path / name
+    if isinstance(content, np.ndarray):
+        np.save(path, content)
+    elif isinstance(content, dict):
+        pq.write_table(pa.table(content), path)
+    else:
+        path.write_text(str(content))
+    with pytest.raises(UserError, match=message):
+        build_graph(root, kind="file", source=path)
+    assert not (root / "graphs" / path.stem).exists()
