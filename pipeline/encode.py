@@ -83,13 +83,16 @@ def encode_texts(texts: Sequence[str], source: EncoderSource, work: Path) -> tup
     return _text_means(captions, chunks, work / "embeddings.npy"), record
 
 
-def encode_captions(captions: Sequence[str], source: EncoderSource, work: Path) -> tuple[list[Path], dict[str, Any]]:
+def encode_captions(
+    captions: Sequence[str], source: EncoderSource, work: Path, precision: Precision | None = None
+) -> tuple[list[Path], dict[str, Any]]:
     """Encode captions, CHUNK at a time, on every device there is.
 
+    precision: None leaves it to the number of captions and a probe.
     Returns the chunk files (.npy, [CHUNK or fewer, dim] float32, in the order of `captions`) and a record of how.
     """
     devices = _devices()
-    precision = _settle(captions, source, work, devices[0])
+    precision = _settle(captions, source, work, devices[0], precision)
     encoders = [load_encoder(source, device, precision.precision) for device in devices]
     paths = [work / f"chunk-{start // CHUNK:06d}.npy" for start in range(0, len(captions), CHUNK)]
     chunks = [captions[start : start + CHUNK] for start in range(0, len(captions), CHUNK)]
@@ -128,7 +131,9 @@ def choose_precision(captions: Sequence[str], source: EncoderSource, device: str
     return Precision(precision=half, similarity_error=round(error, 5)) if error <= MAX_ERROR else FLOAT32
 
 
-def _settle(captions: Sequence[str], source: EncoderSource, work: Path, device: str) -> Precision:
+def _settle(
+    captions: Sequence[str], source: EncoderSource, work: Path, device: str, precision: Precision | None
+) -> Precision:
     """The precision of this work folder: as an earlier, stopped run of the same work chose it, or chosen now."""
     digest = hashlib.sha256("\n".join(captions).encode("utf-8", "surrogatepass")).hexdigest()
     wanted = {"captions": digest, "encoder": source.sha256, "chunk": CHUNK, "device": device}
@@ -138,7 +143,8 @@ def _settle(captions: Sequence[str], source: EncoderSource, work: Path, device: 
         if {key: found.get(key) for key in wanted} == wanted:
             return Precision(**found["precision"])
     shutil.rmtree(work, ignore_errors=True)
-    precision = choose_precision(captions, source, device) if len(captions) >= HALF_FROM else FLOAT32
+    if precision is None:
+        precision = choose_precision(captions, source, device) if len(captions) >= HALF_FROM else FLOAT32
     write_json(state, wanted | {"precision": asdict(precision)})
     return precision
 

@@ -37,7 +37,7 @@ __all__ = ["METHODS", "Plan", "nearest", "plan_search", "sample_recall"]
 METHODS = ("exact", "tiles", "descent", "gpu")
 SMALL = 20_000  # exact search of so many takes 2 s on two cores
 LARGE = 250_000  # 160,096 captions, two cores: tiles 24 s, descent 40 s; measured 2026-11-23
-PROBE = 512  # texts that method and margin are measured on
+PROBE = 256  # texts that method and margin are measured on
 PART = 1 << 14  # texts a file of finished neighbours
 Recall = Callable[[Ids], float]
 Rows = npt.NDArray[np.int64]
@@ -73,8 +73,10 @@ def nearest(
     if plan.method == "exact":
         ids, similarities = search_exact(vectors, k)
     elif plan.method == "descent":
-        check = sample_recall(vectors, k, seed)
-        ids, similarities, reached = descend(vectors, quantise(vectors), k, work, check, target, seed)
+        sample, recall = sample_recall(vectors, k, seed)
+        ids, similarities, reached = descend(
+            vectors, quantise(vectors), k, work, lambda ids: recall(ids[sample]), target, seed
+        )
         record["recall_by_pass"] = reached
     else:
         ids, similarities = _in_parts(vectors, k, work, _row_search(plan.method, vectors, k, plan.margin))
@@ -93,11 +95,11 @@ def plan_search(vectors: Vectors, k: int, *, target: float, memory: int | None, 
         plans = [
             Plan(method="exact", margin=MARGIN, seconds=1 + 2 * dim * n * n / 1e11, bytes=_bytes("exact", n, dim, k))
         ]
-    elif torch.cuda.is_available():
-        plans = [_measured("gpu", vectors, k, target, seed)]
     else:
-        plans = [_measured(method, vectors, k, target, seed) for method in ("exact", "tiles")]
-        if n > LARGE:
+        probe = sample_recall(vectors, k, seed)
+        methods = ("gpu",) if torch.cuda.is_available() else ("exact", "tiles")
+        plans = [_measured(method, vectors, k, target, *probe) for method in methods]
+        if n > LARGE and not torch.cuda.is_available():
             # Per text descent costs as much as a brute-force row of LARGE texts, whatever n is.
             plans.append(
                 Plan(
@@ -117,29 +119,23 @@ def plan_search(vectors: Vectors, k: int, *, target: float, memory: int | None, 
     return min(fitting, key=lambda plan: plan.seconds)
 
 
-def sample_recall(vectors: Vectors, k: int, seed: int, rows: Rows | None = None) -> Recall:
-    """A function ids [n or rows, k] -> recall of PROBE random rows against brute force in float64, tie-aware.
-
-    rows: the rows that the ids are of, where these are the probe's only.
-    """
+def sample_recall(vectors: Vectors, k: int, seed: int) -> tuple[Rows, Recall]:
+    """PROBE random rows, and a function from their ids [PROBE, k] to recall: against brute force in float64, tie-aware."""
     n = len(vectors)
     sample = audit.random_texts(n, PROBE, seed, "search")
     exact = audit.dot_products(vectors)
-    bound = audit.largest_similarities(exact, sample, n, k).min(axis=1, keepdims=True) - audit.TIE
+    least = audit.largest_similarities(exact, sample, n, k).min(axis=1) - audit.TIE
 
     def recall(ids: Ids) -> float:
-        found = ids if rows is not None else ids[sample]
-        near = np.stack([exact(row[None], np.maximum(listed, 0))[0] for row, listed in zip(sample, found, strict=True)])
-        return float(((near >= bound) & (found >= 0)).sum() / found.size)
+        near = np.stack([exact(row[None], np.maximum(listed, 0))[0] for row, listed in zip(sample, ids, strict=True)])
+        return float(((near >= least[:, None]) & (ids >= 0)).mean())
 
-    return recall
+    return sample, recall
 
 
-def _measured(method: str, vectors: Vectors, k: int, target: float, seed: int) -> Plan:
+def _measured(method: str, vectors: Vectors, k: int, target: float, rows: Rows, recall: Recall) -> Plan:
     """Search PROBE texts, doubling the margin until their recall reaches the target."""
     n, dim = vectors.shape
-    rows = audit.random_texts(n, PROBE, seed, "search")
-    recall = sample_recall(vectors, k, seed, rows)
     margin = MARGIN
     while True:
         search = _row_search(method, vectors, k, margin)

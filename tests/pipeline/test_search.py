@@ -79,12 +79,12 @@ def test_descent_reaches_the_target_and_resumes(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(pipeline.descent, "GROUP", 50)
     monkeypatch.setattr(pipeline.descent, "FAN", 2)
     vectors, k = clustered(4000), 10
-    codes, recall = quantise(vectors), sample_recall(vectors, k, 0)
+    codes, (sample, recall) = quantise(vectors), sample_recall(vectors, k, 0)
 
     def run(work: Path, passes: int = 8) -> tuple[Ids, Vectors, list[float]]:
         work.mkdir(exist_ok=True)
         monkeypatch.setattr(pipeline.descent, "PASSES", passes)
-        return descend(vectors, codes, k, work, recall, 0.995, seed=0)
+        return descend(vectors, codes, k, work, lambda ids: recall(ids[sample]), 0.995, seed=0)
 
     ids, similarities, reached = run(tmp_path / "whole")
     assert reached[-1] >= 0.995 > reached[-2]
@@ -100,9 +100,9 @@ def test_descent_reaches_the_target_and_resumes(tmp_path: Path, monkeypatch: pyt
 def test_sample_recall_is_the_recall() -> None:
     vectors = clustered(400)
     ids, _ = rank(vectors, np.arange(400), np.argsort(-(vectors @ vectors.T), axis=1)[:, :20], 10)
-    recall = sample_recall(vectors, 10, 0)
-    assert recall(ids) == 1
-    worse = ids.copy()
+    sample, recall = sample_recall(vectors, 10, 0)
+    assert recall(ids[sample]) == 1
+    worse = ids[sample]
     worse[:, 7:] = -1
     assert recall(worse) == pytest.approx(0.7)
 
@@ -183,7 +183,7 @@ def test_the_margin_grows_until_recall_reaches_the_target(monkeypatch: pytest.Mo
     """A coarse code: 4 levels instead of 127."""
     monkeypatch.setattr(pipeline.search, "quantise", lambda v: np.clip(np.rint(v * 12), -127, 127).astype(np.int8))
     vectors = clustered(1000)
-    plan = pipeline.search._measured("tiles", vectors, 10, 0.999, 0)
+    plan = pipeline.search._measured("tiles", vectors, 10, 0.999, *sample_recall(vectors, 10, 0))
     assert plan.margin > 8
     ids, _ = pipeline.search._row_search("tiles", vectors, 10, plan.margin)(np.arange(1000))
     assert true_recall(vectors, ids, 10) > 0.99
