@@ -1,4 +1,4 @@
-"""The embedded data set: generated pictures of objects on grounds, with captions, in the shape of three known benchmarks.
+"""The embedded data set: pictures of objects on grounds, with captions, in the shape of three known benchmarks.
 
 A picture shows one of ten shapes in one of seven colours and four textures, in random pose, size and light, half of the
 time partly hidden, on one of ten cluttered grounds. Each shape has a favourite ground; four in ten training pictures
@@ -18,8 +18,9 @@ with the same bytes as long as numpy, OpenCV and PIL stay the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from io import BytesIO
 from typing import Literal
 
@@ -28,7 +29,7 @@ from PIL import Image
 
 from pipeline.demo_backgrounds import BACKGROUNDS, draw_background
 from pipeline.demo_captions import caption
-from pipeline.demo_draw import COLOURS, SHAPES, SIZE, TEXTURES, Floats, composite, draw_object
+from pipeline.demo_draw import COLOURS, SHAPES, SIZE, TEXTURES, Floats, Layer, composite, draw_object
 from shards.errors import UserError
 
 __all__ = [
@@ -100,12 +101,11 @@ def sample(split: Split, index: int, seed: int = 0) -> DemoSample:
     """
     number, position = (index, 0) if split == "train" else divmod(index, len(VARIANTS))
     variant = "train" if split == "train" else VARIANTS[position]
-    rngs = dict(zip(STREAMS, _generators(split, number, seed), strict=True))
-    scene = draw_scene(rngs["scene"])
-    background, picture = _ground(scene, variant, rngs)
+    rng = partial(_generator, seed, split, number)
+    scene = draw_scene(rng("scene"))
+    background, picture = _ground(scene, variant, rng)
     if variant != "only_bg":
-        names = SHAPES[scene.object], COLOURS[scene.colour], TEXTURES[scene.texture]
-        picture = composite(draw_object(*names, rngs["object"]), picture)
+        picture = composite(_layer(seed, split, number), picture)
     return DemoSample(
         key=f"{number:06d}" if split == "train" else f"{number:06d}-{variant}",
         jpeg=_encode(picture),
@@ -127,23 +127,34 @@ def draw_scene(rng: np.random.Generator) -> Scene:
     )
 
 
-def _generators(split: Split, number: int, seed: int) -> list[np.random.Generator]:
-    """One generator for each of STREAMS."""
+def _generator(seed: int, split: Split, number: int, stream: str) -> np.random.Generator:
+    """Of one of STREAMS."""
     if seed < 0:
         raise UserError(f"the seed of the demo data set must be 0 or more, not {seed}")
-    entropy = [seed, SPLITS.index(split), number]
-    return [np.random.default_rng([*entropy, stream]) for stream in range(len(STREAMS))]
+    return np.random.default_rng([seed, SPLITS.index(split), number, STREAMS.index(stream)])
 
 
-def _ground(scene: Scene, variant: str, rngs: dict[str, np.random.Generator]) -> tuple[int, Floats]:
+@lru_cache(maxsize=1)  # a test scene's variants, which follow each other, share it
+def _layer(seed: int, split: Split, number: int) -> Layer:
+    """The object of a scene."""
+    scene = draw_scene(_generator(seed, split, number, "scene"))
+    names = SHAPES[scene.object], COLOURS[scene.colour], TEXTURES[scene.texture]
+    return draw_object(*names, _generator(seed, split, number, "object"))
+
+
+def _ground(scene: Scene, variant: str, rng: Callable[[str], np.random.Generator]) -> tuple[int, Floats]:
     """(position in BACKGROUNDS or -1, picture [SIZE, SIZE, 3] in 0..255) under the object of a variant."""
     if variant == "only_fg":
         return -1, np.zeros((SIZE, SIZE, 3), np.float32)
-    rng = rngs[variant if variant in rngs else "ground"]
+    own = rng(variant if variant in STREAMS else "ground")
+    background = _ground_kind(scene, variant, own)
+    return background, draw_background(BACKGROUNDS[background], own)
+
+
+def _ground_kind(scene: Scene, variant: str, rng: np.random.Generator) -> int:
+    """Position in BACKGROUNDS. Shape i's favourite is background i: there are ten of each."""
     shape = scene.lender if variant == "mixed_rand" else scene.object
-    # Shape i's favourite is background i: there are ten of each.
-    background = shape if rng.random() < FAVOURITE else int(rng.integers(len(BACKGROUNDS)))
-    return background, draw_background(BACKGROUNDS[background], rng)
+    return shape if rng.random() < FAVOURITE else int(rng.integers(len(BACKGROUNDS)))
 
 
 def _attributes(scene: Scene, variant: str, number: int, background: int) -> dict[str, object]:

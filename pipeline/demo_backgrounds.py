@@ -1,7 +1,7 @@
 """Backgrounds of the embedded data set: ten kinds of ground, each a texture of its own in a range of hues.
 
-The kinds share hues on purpose (grass and leaves, water and tiles, sand and wood), so that telling them apart takes their
-texture; brightness, scale and offset are drawn for every picture.
+The kinds share hues on purpose (grass and leaves, water and tiles, sand and wood), so that telling them apart takes
+their texture; brightness, scale and offset are drawn for every picture.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import cast
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from pipeline.demo_draw import CANVAS, SIZE, Floats, bits, shrink
 
@@ -64,8 +63,8 @@ def _sand(rng: np.random.Generator) -> Floats:
 
 
 def _water(rng: np.random.Generator) -> Floats:
-    crests = np.abs(_noise(rng, 8, 20)) + 0.5 * np.abs(_noise(rng, 14, 36))
-    return _mix(_hsv(rng, (185, 200), 0.35, 0.9), _hsv(rng, (195, 225), 0.75, 0.5), 1.3 * crests)
+    crests: Floats = np.abs(_noise(rng, 8, 20)) + np.float32(0.5) * np.abs(_noise(rng, 14, 36))
+    return _mix(_hsv(rng, (185, 200), 0.35, 0.9), _hsv(rng, (195, 225), 0.75, 0.5), np.float32(1.3) * crests)
 
 
 def _bricks(rng: np.random.Generator) -> Floats:
@@ -106,7 +105,7 @@ def _pebbles(rng: np.random.Generator) -> Floats:
     distance, label = cv2.distanceTransformWithLabels(seeds, cv2.DIST_L2, 3, labelType=cv2.DIST_LABEL_PIXEL)
     tone = rng.uniform(0.45, 1.0, len(points) + 1).astype(np.float32)[label]
     grey = _mix(_hsv(rng, (20, 60), 0.15, 0.8), _hsv(rng, (180, 240), 0.15, 0.75), _noise(rng, 9, 9))
-    return grey * (tone * np.clip(1.15 - distance * distance / 90, 0.15, 1))[..., None]
+    return cast(Floats, grey * (tone * np.clip(1.15 - distance * distance / 90, 0.15, 1))[..., None])
 
 
 def _plaid(rng: np.random.Generator) -> Floats:
