@@ -16,7 +16,7 @@ from typing import BinaryIO, NamedTuple
 
 from shards.errors import TornTar
 
-__all__ = ["Member", "Sample", "TarWriter", "samples", "scan", "split_key"]
+__all__ = ["Member", "Sample", "TarWriter", "groups", "samples", "scan", "split_key"]
 
 BLOCK = 512
 # A header's own data (a long name, a pax record) is small; more than this is damage, not a name.
@@ -87,25 +87,36 @@ def scan(file: BinaryIO) -> Iterator[Member]:
         pax = {}
 
 
-def samples(path: Path) -> Iterator[Sample]:
-    """Read a tar as WebDataset samples. Members of a key lie together, as WebDataset requires.
+def groups(file: BinaryIO) -> Iterator[tuple[str, dict[str, Member]]]:
+    """(key, extension -> member) of each WebDataset sample, reading headers only.
 
-    A torn tar yields its whole samples first, then raises TornTar.
+    Members of a key lie together, as WebDataset requires. A torn tar yields its whole samples first, then raises
+    TornTar.
     """
+    key, offsets = "", dict[str, Member]()
+    # On a tear the last key is dropped: members of it may have lain behind the tear.
+    for member in scan(file):
+        stem, extension = split_key(member.name)
+        if not extension:
+            continue
+        if stem != key and offsets:
+            yield key, offsets
+            offsets = {}
+        key = stem
+        offsets[extension.lower()] = member
+    if offsets:
+        yield key, offsets
+
+
+def samples(path: Path) -> Iterator[Sample]:
+    """Read a tar as WebDataset samples. A torn tar yields its whole samples first, then raises TornTar."""
     with path.open("rb") as file:
-        key, offsets = "", dict[str, Member]()
-        # On a tear the last key is dropped: members of it may have lain behind the tear.
-        for member in scan(file):
-            stem, extension = split_key(member.name)
-            if not extension:
-                continue
-            if stem != key and offsets:
-                yield _load(file, key, offsets)
-                offsets = {}
-            key = stem
-            offsets[extension.lower()] = member
-        if offsets:
-            yield _load(file, key, offsets)
+        for key, offsets in groups(file):
+            parts = {}
+            for extension, member in offsets.items():
+                file.seek(member.offset)
+                parts[extension] = file.read(member.size)
+            yield Sample(key=key, parts=parts, offsets=offsets)
 
 
 class TarWriter:
@@ -132,14 +143,6 @@ class TarWriter:
         """Write the two zero blocks that end an archive, padded to tar's record of 20 blocks."""
         end = self.position + 2 * BLOCK
         self.file.write(bytes(2 * BLOCK + -end % (20 * BLOCK)))
-
-
-def _load(file: BinaryIO, key: str, offsets: dict[str, Member]) -> Sample:
-    parts = {}
-    for extension, member in offsets.items():
-        file.seek(member.offset)
-        parts[extension] = file.read(member.size)
-    return Sample(key=key, parts=parts, offsets=offsets)
 
 
 def _parse(header: bytes, file: BinaryIO, count: int) -> tuple[int, str, int]:

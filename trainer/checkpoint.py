@@ -16,10 +16,11 @@ import torch
 from torch import nn
 
 from shards.atomic import atomic_file, sha256_file
+from shards.config import from_table
 from shards.errors import UserError
 from trainer.data import IMAGENET_MEAN, IMAGENET_STD
 from trainer.model import build_encoder
-from trainer.recipe import Recipe, from_table
+from trainer.recipe import Recipe
 
 __all__ = ["BackboneInfo", "checkpoints", "find_checkpoint", "load_backbone", "read_checkpoint", "write_checkpoint"]
 

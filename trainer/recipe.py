@@ -7,13 +7,12 @@ own section and may differ between the parts of a resumed run.
 from __future__ import annotations
 
 import math
-import tomllib
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
+from shards.config import from_table, read_toml, typed
 from shards.errors import UserError
 from trainer.augment import AugmentConfig
 
@@ -30,8 +29,6 @@ __all__ = [
     "differences",
     "load_recipe",
 ]
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,35 +138,12 @@ def builtin_recipes() -> list[str]:
 def load_recipe(name: str) -> Recipe:
     """A built-in recipe by name, or a TOML file by path. Raises UserError for unknown names, keys and values."""
     path = Path(name)
-    if path.suffix == ".toml":
-        if not path.is_file():
-            raise UserError(f"there is no recipe file {path}")
-        text, stem = path.read_text(encoding="utf-8"), path.stem
-    elif name in builtin_recipes():
-        text, stem = files("trainer").joinpath(f"recipes/{name}.toml").read_text(encoding="utf-8"), name
-    else:
-        raise UserError(f"unknown recipe {name!r}: give a .toml file or one of {', '.join(builtin_recipes())}")
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"recipe {name}: {error}") from None
-    return from_table(Recipe, {"name": stem, **table}, where=f"recipe {name}")
-
-
-def from_table(cls: type[T], table: dict[str, Any], where: str) -> T:
-    """Build a config dataclass from a TOML table, checking keys and types."""
-    hints = get_type_hints(cls)
-    unknown = set(table) - set(hints)
-    if unknown:
-        raise UserError(f"{where}: unknown {', '.join(sorted(unknown))}; known are {', '.join(sorted(hints))}")
-    values = {}
-    for key, value in table.items():
-        hint = hints[key]
-        if isinstance(hint, type) and is_dataclass(hint) and isinstance(value, dict):
-            values[key] = from_table(hint, value, f"{where} [{key}]")
-        else:
-            values[key] = _typed(hint, value, f"{where}: {key}")
-    return cls(**values)
+    if path.suffix != ".toml":
+        if name not in builtin_recipes():
+            raise UserError(f"unknown recipe {name!r}: give a .toml file or one of {', '.join(builtin_recipes())}")
+        path = Path(str(files("trainer").joinpath(f"recipes/{name}.toml")))
+    table = read_toml(path)
+    return from_table(Recipe, {"name": path.stem, **table}, where=f"recipe {name}")
 
 
 def changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
@@ -181,9 +155,9 @@ def changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
         if section:
             part = getattr(recipe, section)
             hint = get_type_hints(type(part))[name]
-            recipe = replace(recipe, **{section: replace(part, **{name: _typed(hint, value, key)})})
+            recipe = replace(recipe, **{section: replace(part, **{name: typed(hint, value, key)})})
         else:
-            recipe = replace(recipe, **{name: _typed(get_type_hints(Recipe)[name], value, key)})
+            recipe = replace(recipe, **{name: typed(get_type_hints(Recipe)[name], value, key)})
     return recipe
 
 
@@ -208,21 +182,3 @@ def as_table(recipe: Recipe) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _typed(hint: Any, value: Any, where: str) -> Any:
-    if get_origin(hint) is Literal:
-        if value not in get_args(hint):
-            raise UserError(f"{where} is one of {', '.join(map(str, get_args(hint)))}, not {value!r}")
-        return value
-    if get_origin(hint) in (Union, UnionType):
-        return value
-    if get_origin(hint) is tuple:
-        if not isinstance(value, (list, tuple)) or len(value) != len(get_args(hint)):
-            raise UserError(f"{where} is a list of {len(get_args(hint))} numbers, not {value!r}")
-        return tuple(float(x) for x in value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not hint:
-        raise UserError(f"{where} is of type {hint.__name__}, not {value!r}")
-    return value

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 import torch
 
+from shards.config import from_table
 from shards.errors import UserError
 from tests.make import make_shards
 from trainer.checkpoint import checkpoints, find_checkpoint, load_backbone, read_checkpoint
 from trainer.loop import Stopped, train
-from trainer.recipe import Recipe, from_table
+from trainer.recipe import Recipe
 from trainer.world import World
 
 ALONE = World(device=torch.device("cpu"))

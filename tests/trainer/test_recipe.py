@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import timm
 
+from shards.config import from_table
 from shards.errors import UserError
 from trainer.optim import learning_rate
 from trainer.recipe import (
@@ -18,7 +19,6 @@ from trainer.recipe import (
     builtin_recipes,
     changed,
     differences,
-    from_table,
     load_recipe,
 )
 

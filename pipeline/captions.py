@@ -1,0 +1,32 @@
+"""One rule for every caption (docs/format.md, texts.parquet): what counts as the same text is decided here."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+
+__all__ = ["joined", "normalise"]
+
+# White space and control characters, the C1 block and Unicode's line and paragraph separators included.
+BLANK = re.compile(r"[\s\x00-\x1f\x7f-\x9f]+")
+SURROGATES = re.compile(r"[\ud800-\udfff]")
+
+
+def normalise(caption: str | bytes, longest: int) -> str:
+    """UTF-8 with U+FFFD for what is not; NFC; runs of blanks and control characters to one space; cut to `longest`.
+
+    Only the part that can survive the cut is looked at, so a caption of a gigabyte costs no more than a long one.
+    """
+    part = caption[: 8 * longest]  # UTF-8 takes at most 4 bytes a character, and NFC shortens text by half at most
+    text = part.decode("utf-8", "replace") if isinstance(part, bytes) else SURROGATES.sub("\ufffd", part)
+    return BLANK.sub(" ", unicodedata.normalize("NFC", text)).strip()[:longest].rstrip()
+
+
+def joined(captions: Iterable[object], longest: int) -> str:
+    """The text of a sample: its captions, each once, normalised, joined by newlines; "" when none has any letter.
+
+    What is neither a string nor bytes (a number, None) is no caption.
+    """
+    texts = (normalise(caption, longest) for caption in captions if isinstance(caption, (str, bytes)))
+    return "\n".join(dict.fromkeys(text for text in texts if text))

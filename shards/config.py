@@ -1,0 +1,64 @@
+"""TOML tables to frozen dataclasses: keys and types checked, errors in words."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import is_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from shards.errors import UserError
+
+__all__ = ["from_table", "read_toml", "typed"]
+
+T = TypeVar("T")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Raises UserError for a file that is missing, or no TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"cannot read {path} as TOML: {error}") from None
+
+
+def from_table(cls: type[T], table: dict[str, Any], where: str) -> T:
+    """Build a config dataclass from a TOML table, checking keys and types."""
+    hints = get_type_hints(cls)
+    unknown = set(table) - set(hints)
+    if unknown:
+        raise UserError(f"{where}: unknown {', '.join(sorted(unknown))}; known are {', '.join(sorted(hints))}")
+    values = {}
+    for key, value in table.items():
+        hint = hints[key]
+        if isinstance(hint, type) and is_dataclass(hint) and isinstance(value, dict):
+            values[key] = from_table(hint, value, f"{where} [{key}]")
+        else:
+            values[key] = typed(hint, value, f"{where}: {key}")
+    return cls(**values)
+
+
+def typed(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the type that `hint` names; whole numbers pass for floats. Raises UserError naming `where`."""
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise UserError(f"{where} is one of {', '.join(map(str, get_args(hint)))}, not {value!r}")
+        return value
+    if get_origin(hint) in (Union, UnionType):
+        return value
+    if get_origin(hint) is tuple and get_args(hint)[-1] is Ellipsis:
+        if not isinstance(value, (list, tuple)):
+            raise UserError(f"{where} is a list, not {value!r}")
+        return tuple(typed(get_args(hint)[0], item, where) for item in value)
+    if get_origin(hint) is tuple:
+        if not isinstance(value, (list, tuple)) or len(value) != len(get_args(hint)):
+            raise UserError(f"{where} is a list of {len(get_args(hint))} numbers, not {value!r}")
+        return tuple(float(x) for x in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not hint:
+        raise UserError(f"{where} is of type {hint.__name__}, not {value!r}")
+    return value
