@@ -60,7 +60,7 @@ def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
 def test_unknown_recipe_lists_the_known_ones() -> None:
     with pytest.raises(UserError, match=r"unknown recipe 'cc13m': .*cc12m"):
         load_recipe("cc13m")
-    with pytest.raises(UserError, match="no recipe file"):
+    with pytest.raises(UserError, match="no file nowhere"):
         load_recipe("nowhere.toml")
 
 
