@@ -1,17 +1,19 @@
-"""The similarity block of a batch: how similar local rows are to global columns, by the graph.
+"""The similarity block of a batch: how similar this rank's samples are to all of the batch's, by the graph.
 
-    G_ij = 1                      the other view of the same sample, and samples with the same text
+    G_ij = 1                      i itself (its other view), and samples with the same text
            listed similarity      where the graph lists j's text for i's
            the tail               elsewhere: dot product of codes | a constant of the row | nothing
-    and the diagonal (a row with itself) is out.
 
-The target is softmax(G / tau_s) over a row. Nothing here holds a gradient, and nothing holds the whole block unless
-asked for: `rows` gives any slice of it. simclr and supcon are the same block with G = 1 on the sibling, or on all rows
-of the same label, and nothing elsewhere.
+Both views of a sample have the same similarities, so the block is one of samples, [b, B], a quarter of what the loss
+reads, [2b, 2B]. The target of a row is softmax(G / tau_s) over all views but the row itself: every other sample counts
+twice, and its own once, as the sibling view. Nothing here holds a gradient, and nothing holds the whole block unless
+asked for: `similarities` gives any slice of it. simclr and supcon are the same block with G = 1 on the sample itself,
+or on all samples of the same label, and nothing elsewhere.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -75,36 +77,54 @@ class Pairs:
     """Sparse entries of the block, sorted by row: values that replace the tail's."""
 
     row: torch.Tensor
-    """[pairs] int64, local row."""
+    """[pairs] int64, local sample."""
     column: torch.Tensor
-    """[pairs] int64, global column."""
+    """[pairs] int64, sample of the global batch."""
     value: torch.Tensor
     """[pairs] float32."""
     start: torch.Tensor
-    """[rows + 1] int64, on the CPU: first pair of each row."""
+    """[b + 1] int64, on the CPU: first pair of each row."""
+
+    def slice(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(row - start, column, value) of the pairs of rows start..stop-1."""
+        part = slice(int(self.start[start]), int(self.start[stop]))
+        return self.row[part] - start, self.column[part], self.value[part]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """exp((G - its row's largest) / tau_s) of a slice of rows; over `total` it is the target."""
+
+    others: torch.Tensor
+    """[rows, B], 0 on the sample itself: the weight of either view of every other sample."""
+    sibling: torch.Tensor
+    """[rows, 1]: the weight of the other view of the sample itself."""
+    total: torch.Tensor
+    """[rows, 1]: twice the others' sum and the sibling."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimilarityBlock:
-    """G between this rank's 2b rows and the global 2B columns, slice by slice."""
+    """G between this rank's b samples and the B of all ranks, slice by slice."""
 
     tau_s: float
     offset: int
-    """Column of local row 0: row i is column offset + i."""
+    """Column of local sample 0: sample i is column offset + i."""
     row_key: torch.Tensor
-    """[2b] int64: rows and columns of equal key have G = 1. Text id (xclr), sample id (simclr), label (supcon)."""
+    """[b] int64: samples of equal key have G = 1. Text id (xclr), sample id (simclr), label (supcon)."""
     column_key: torch.Tensor
-    """[2B] int64."""
+    """[B] int64."""
     listed: Pairs | None
-    """Listed pairs, those of equal key left out."""
+    """Listed pairs, in no pair of equal key."""
     row_code: torch.Tensor | None
-    """[2b, dim] float32, dequantised."""
+    """[b, dim] float32, dequantised."""
     column_code: torch.Tensor | None
-    """[2B, dim] float32."""
+    """[B, dim] float32."""
     row_tail: torch.Tensor | None
-    """[2b] float32: the constant of a row (tail `background`)."""
+    """[b] float64: the constant of a row (tail `background`)."""
 
     @classmethod
+    @torch.no_grad()
     def build(
         cls,
         objective: Objective,
@@ -119,27 +139,22 @@ class SimilarityBlock:
 
         sample_ids, text_ids, labels: [b] int64 on the device. table: needed for xclr. labels: needed for supcon.
         """
-        keys = {"xclr": text_ids, "simclr": sample_ids, "supcon": labels}[objective]
-        assert keys is not None
-        key = torch.cat([keys, keys])
+        key = {"xclr": text_ids, "simclr": sample_ids, "supcon": labels}[objective]
+        assert key is not None
         columns = gather(key, world)
         listed = row_code = column_code = row_tail = None
         if objective == "xclr":
             assert table is not None
             listed = _listed(key, columns, table)
             if table.codes is not None and table.code_scale is not None:
-                # int8 over the wire and in the gather; each row is dequantised once.
-                code, scale = table.codes[keys], table.code_scale[keys]
-                row_code = (code.float() * scale[:, None]).repeat(2, 1)
-                if world.size == 1:
-                    column_code = row_code
-                else:
-                    pair, scales = gather(torch.cat([code, code]), world), gather(scale.repeat(2), world)
-                    column_code = pair.float() * scales[:, None]
+                code, scale = table.codes[key], table.code_scale[key]
+                row_code = code.float().mul_(scale[:, None])
+                # int8 over the wire: a quarter of the bytes
+                column_code = row_code if world.size == 1 else gather(code, world).float()
+                if world.size > 1:
+                    column_code.mul_(gather(scale, world)[:, None])
             elif table.tail == "background":
-                # exp(G / tau_s) of a normal G has mean exp(m / tau_s + s^2 / (2 tau_s^2)).
-                mean, deviation = table.background_mean[key], table.background_std[key]
-                row_tail = mean + deviation.square() / (2 * tau_s)
+                row_tail = background(table.background_mean[key], table.background_std[key], tau_s)
         return cls(
             tau_s=tau_s,
             offset=world.rank * len(key),
@@ -154,27 +169,48 @@ class SimilarityBlock:
     def __len__(self) -> int:
         return len(self.row_key)
 
-    def rows(self, start: int, stop: int) -> torch.Tensor:
-        """G of local rows start..stop-1: [stop - start, 2B] float32, -inf on the diagonal and where nothing counts."""
-        keys = self.row_key[start:stop, None]
+    @torch.no_grad()
+    def similarities(self, start: int, stop: int, out: torch.Tensor | None = None) -> torch.Tensor:
+        """G of local samples start..stop-1: [stop - start, B], 1 on the sample itself, -inf where nothing counts.
+
+        Written into `out` where given, and then of its type; float32 otherwise.
+        """
+        if out is None:
+            out = torch.empty(stop - start, len(self.column_key), device=self.row_key.device)
         if self.row_code is not None and self.column_code is not None:
-            g = self.row_code[start:stop] @ self.column_code.T
+            torch.mm(self.row_code[start:stop].to(out.dtype), self.column_code.to(out.dtype).T, out=out)
         elif self.row_tail is not None:
-            g = self.row_tail[start:stop, None].expand(-1, len(self.column_key)).clone()
+            out.copy_(self.row_tail[start:stop, None].expand_as(out))
         else:
-            g = torch.full((stop - start, len(self.column_key)), -torch.inf, device=keys.device)
+            out.fill_(-torch.inf)
         if self.listed is not None:
-            first, last = int(self.listed.start[start]), int(self.listed.start[stop])
-            g[self.listed.row[first:last] - start, self.listed.column[first:last]] = self.listed.value[first:last]
-        g.masked_fill_(keys == self.column_key, 1.0)
-        row = torch.arange(stop - start, device=g.device)
-        g[row, row + (self.offset + start)] = -torch.inf
-        return g
+            row, column, value = self.listed.slice(start, stop)
+            out[row, column] = value.to(out.dtype)
+        return out.masked_fill_(self.row_key[start:stop, None] == self.column_key, 1.0)
 
-    def targets(self, start: int, stop: int) -> torch.Tensor:
-        """s of local rows start..stop-1: [stop - start, 2B] float32, rows sum to 1."""
-        return torch.softmax(self.rows(start, stop).div_(self.tau_s), dim=1)
+    @torch.no_grad()
+    def weights(self, start: int, stop: int, out: torch.Tensor | None = None) -> Weights:
+        """The target of local samples start..stop-1 before normalising; `out` as in `similarities`."""
+        g = self.similarities(start, stop, out)
+        # base 2: on CPU exp2 is three times as fast as exp, and stays so where it underflows (measured, 2026-11)
+        g.sub_(g.amax(1, keepdim=True)).mul_(math.log2(math.e) / self.tau_s).exp2_()
+        own = torch.arange(stop - start, device=g.device)
+        sibling = g[own, own + (self.offset + start)][:, None]
+        g[own, own + (self.offset + start)] = 0
+        return Weights(others=g, sibling=sibling, total=2 * g.sum(1, keepdim=True) + sibling)
 
+    @torch.no_grad()
+    def targets(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """s between all local rows and the global columns, in the order of collectives.py: [2b, 2B], rows sum to 1."""
+        b, columns = len(self), len(self.column_key)
+        g = self.similarities(0, b, torch.empty(b, columns, dtype=dtype, device=self.row_key.device))
+        g = g.view(b, -1, 1, b).expand(-1, -1, 2, -1).reshape(b, 2 * columns).repeat(2, 1)
+        row = torch.arange(2 * b, device=g.device)
+        g[row, row + 2 * self.offset] = -torch.inf
+        # The largest leaves before the division, which would magnify its rounding.
+        return torch.softmax(g.sub_(g.amax(1, keepdim=True)).div_(self.tau_s), dim=1)
+
+    @torch.no_grad()
     def statistics(self) -> dict[str, float]:
         """Means over this rank's rows; costs a sweep over the block, so call it when logging only.
 
@@ -182,17 +218,18 @@ class SimilarityBlock:
         of equal key (sibling, same text; or same label). edges_per_row: listed pairs a row.
         """
         entropy = listed = positive = torch.zeros((), device=self.row_key.device)
-        step = 1024
-        for start in range(0, len(self), step):
-            stop = min(start + step, len(self))
-            s = self.targets(start, stop)
-            entropy = entropy - torch.xlogy(s, s).sum()
-            positive = positive + s[self.row_key[start:stop, None] == self.column_key].sum()
+        n, step = len(self), max(1, STATISTICS_ENTRIES // len(self.column_key))
+        for start in range(0, n, step):
+            stop = min(start + step, n)
+            weights = self.weights(start, stop)
+            sibling, others = weights.sibling / weights.total, weights.others.div_(weights.total)
+            same = self.row_key[start:stop, None] == self.column_key
+            positive = positive + sibling.sum() + 2 * (others * same).sum()
             if self.listed is not None:
-                first, last = int(self.listed.start[start]), int(self.listed.start[stop])
-                listed = listed + s[self.listed.row[first:last] - start, self.listed.column[first:last]].sum()
-        edges = 0 if self.listed is None else len(self.listed.row)
-        n = len(self)
+                row, column, _ = self.listed.slice(start, stop)
+                listed = listed + 2 * others[row, column].sum()
+            entropy = entropy - torch.xlogy(sibling, sibling).sum() - 2 * torch.xlogy(others, others).sum()
+        edges = 0 if self.listed is None else 2 * len(self.listed.row)
         return {
             "target_entropy": float(entropy) / n,
             "target_mass_listed": float(listed) / n,
@@ -201,24 +238,41 @@ class SimilarityBlock:
         }
 
 
+STATISTICS_ENTRIES = 1 << 22  # of a slice: 16 MB a buffer
+
+
+def background(mean: torch.Tensor, deviation: torch.Tensor, tau_s: float) -> torch.Tensor:
+    """The one similarity whose weight is the mean weight of a text's pairs: tau_s log E[exp(G / tau_s)], [n] float64.
+
+    G is taken as normal with this mean and deviation [n], and cut off at 1, where cosines end. Without the cut the mean
+    is exp(m / tau_s + s^2 / (2 tau_s^2)); with it, times a ratio of normal integrals that is 1 at the usual tau_s. As
+    tau_s falls the uncut mean is ever more that of impossible similarities, and would outweigh the sibling.
+    """
+    m, s = mean.double(), deviation.double().clamp_min(1e-6)
+    cut = torch.special.log_ndtr((1 - m) / s - s / tau_s) - torch.special.log_ndtr((1 - m) / s)
+    return m + s.square() / (2 * tau_s) + tau_s * cut
+
+
 def _listed(rows: torch.Tensor, columns: torch.Tensor, table: TextTable) -> Pairs:
     """The pairs (row, column) whose texts the graph lists, by a sorted look-up.
 
-    rows [2b], columns [2B]: text ids. Every listed neighbour of every row's text is searched for among the batch's
+    rows [b], columns [B]: text ids. Every listed neighbour of every row's text is searched for among the batch's
     sorted texts; the few that are there are spread over all columns of that text.
     """
     texts, which = torch.unique(rows, return_inverse=True)  # a text's list is looked up once
-    present, order = torch.sort(columns)
-    first, counts = table.indptr[texts], table.indptr[texts + 1] - table.indptr[texts]
-    owner = torch.repeat_interleave(torch.arange(len(texts), device=rows.device), counts)
-    flat = torch.arange(len(owner), device=rows.device) + (first - counts.cumsum(0) + counts)[owner]
+    order = torch.argsort(columns, stable=True)
+    present, many = torch.unique_consecutive(columns[order], return_counts=True)
+    first = many.cumsum(0) - many  # text present[p] fills the columns order[first[p] : first[p] + many[p]]
+    begin = table.indptr[texts]
+    owner, within = _spread(table.indptr[texts + 1] - begin)
+    flat = begin[owner] + within
     neighbour = table.neighbours[flat].long()
-    low, high = torch.searchsorted(present, neighbour), torch.searchsorted(present, neighbour, right=True)
-    found = torch.nonzero(high > low).squeeze(1)  # [hits] listed neighbours that are in the batch
-    owner, flat, low, many = owner[found], flat[found], low[found], (high - low)[found]
-    # One entry a (text, column): a neighbour's columns are order[low : high].
-    entry, within = _spread(many)
-    text, column = owner[entry], order[low[entry] + within]
+    place = torch.searchsorted(present, neighbour).clamp_(max=len(present) - 1)
+    found = torch.nonzero(present[place] == neighbour).squeeze(1)  # [hits] listed neighbours that are in the batch
+    owner, flat, place = owner[found], flat[found], place[found]
+    # One entry a (text, column).
+    entry, within = _spread(many[place])
+    text, column = owner[entry], order[first[place[entry]] + within]
     value = table.similarities[flat[entry]].float()
     # One entry a (row, column): entries are sorted by text, so a row copies its text's run.
     run = torch.searchsorted(text, torch.arange(len(texts) + 1, device=rows.device))

@@ -5,12 +5,13 @@
 
 Since the s_ij of a row sum to 1, L_i = logsumexp_j(l_ij) - sum_j s_ij l_ij with l = z z' / tau, and its gradient with
 respect to l_ij is p_ij - s_ij. `dense` lets autograd find that out and holds several 2b x 2B matrices. `tiled` walks
-over row tiles of fixed memory and, because the loss is a scalar, collects the gradient of z in the same sweep: a tile's
+over tiles of fixed memory and, because the loss is a scalar, collects the gradient of z in the same sweep: a tile's
 logits and targets are made once, used for value and gradient, and dropped (docs/loss.md).
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, cast
 
 import torch
@@ -26,8 +27,8 @@ Implementation = Literal["auto", "dense", "tiled"]
 
 # Rows x columns from which `auto` tiles: dense then holds some 100 MB. Below, both take about as long.
 DENSE_ENTRIES = 1 << 22
-# Entries of a tile: each of the few float32 buffers of its size takes 8 MB, which stays near the caches of a CPU.
-TILE_ENTRIES = 1 << 21
+# Entries of a tile of logits. CPU: 8 MB of float32, which stays near the caches. GPU: 64 MB, enough to fill the device.
+TILE_ENTRIES = {"cpu": 1 << 21, "cuda": 1 << 24}
 
 
 def contrastive_loss(
@@ -40,61 +41,91 @@ def contrastive_loss(
 ) -> torch.Tensor:
     """Mean loss over this rank's rows; averaged over ranks it is the loss of the global batch.
 
-    z: [2b, dim] projections of any float type, first views then second views; they are normalised here, in float32.
-    Every rank calls it: features are gathered, with gradient.
+    z: [2b, dim] projections of any float type, first views then second views; they are normalised here. All is
+    computed in float32 (float64 if z is), under autocast too. Every rank calls it: features are gathered, with
+    gradient.
     """
-    rows = functional.normalize(z.float(), dim=1)
-    columns = gather_with_gradient(rows, world)
-    if implementation == "auto":
-        implementation = "dense" if len(rows) * len(columns) <= DENSE_ENTRIES else "tiled"
-    if implementation == "dense":
-        return _dense(rows, columns, block, tau)
-    return cast(torch.Tensor, _Tiled.apply(rows, columns, block, tau))  # type: ignore[no-untyped-call]
+    with torch.autocast(z.device.type, enabled=False):
+        rows = functional.normalize(z if z.dtype == torch.float64 else z.float(), dim=1)
+        columns = gather_with_gradient(rows, world)
+        if implementation == "auto":
+            implementation = "dense" if len(rows) * len(columns) <= DENSE_ENTRIES else "tiled"
+        if implementation == "dense":
+            return _dense(rows, columns, block, tau)
+        return cast(torch.Tensor, _Tiled.apply(rows, columns, block, tau))  # type: ignore[no-untyped-call]
 
 
 def _dense(rows: torch.Tensor, columns: torch.Tensor, block: SimilarityBlock, tau: float) -> torch.Tensor:
     logits = rows @ columns.T / tau  # [2b, 2B]
     row = torch.arange(len(rows), device=rows.device)
     diagonal = torch.zeros_like(logits, dtype=torch.bool)
-    diagonal[row, row + block.offset] = True
+    diagonal[row, row + 2 * block.offset] = True
     # -inf on the diagonal would meet s = 0 there and give NaN, so it leaves the sum only.
     normaliser = torch.logsumexp(logits.masked_fill(diagonal, -torch.inf), dim=1)
-    return (normaliser - (block.targets(0, len(rows)) * logits).sum(1)).mean()
+    return (normaliser - (block.targets(logits.dtype) * logits).sum(1)).mean()
 
 
 class _Tiled(torch.autograd.Function):
-    """Value and gradient in one sweep over row tiles."""
+    """Value and gradient in one sweep over tiles."""
 
     @staticmethod
     def forward(
         ctx: Any, rows: torch.Tensor, columns: torch.Tensor, block: SimilarityBlock, tau: float
     ) -> torch.Tensor:
-        wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        n, m = len(rows), len(columns)
-        height = max(1, TILE_ENTRIES // m)
-        total = rows.new_zeros((), dtype=torch.float64)
-        row_gradient = torch.empty_like(rows) if wanted else None
-        column_gradient = torch.zeros_like(columns) if wanted else None
-        for start in range(0, n, height):
-            stop = min(start + height, n)
-            tile = rows[start:stop]
-            logits = (tile @ columns.T).div_(tau)  # [height, m]
-            here = torch.arange(stop - start, device=rows.device)
-            targets = block.targets(start, stop)
-            picked = torch.linalg.vecdot(targets, logits)  # before -inf goes in, since 0 * -inf is NaN
-            logits[here, here + (block.offset + start)] = -torch.inf
-            normaliser = torch.logsumexp(logits, dim=1)
-            total += (normaliser - picked).sum(dtype=torch.float64)
-            if row_gradient is not None and column_gradient is not None:
-                difference = logits.sub_(normaliser[:, None]).exp_().sub_(targets)  # p - s
-                row_gradient[start:stop] = difference @ columns
-                column_gradient.addmm_(difference.T, tile)
-        scale = 1 / (n * tau)
-        if row_gradient is not None and column_gradient is not None:
-            ctx.save_for_backward(row_gradient.mul_(scale), column_gradient.mul_(scale))
-        return (total / n).to(rows.dtype)
+        loss, *gradients = _sweep(rows, columns, block, tau)
+        ctx.save_for_backward(*gradients)
+        return loss
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
         row_gradient, column_gradient = ctx.saved_tensors
         return row_gradient * gradients[0], column_gradient * gradients[0], None, None
+
+
+def _sweep(
+    rows: torch.Tensor, columns: torch.Tensor, block: SimilarityBlock, tau: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The loss of rows [2b, dim] against columns [2B, dim], and its gradient with respect to both.
+
+    Targets are made once a pair of samples, not of views: their sum over columns, o_i = sum_j s_ij z_j, needs the sum
+    of each sample's two views only. With it the picked logits are z_i . o_i / tau, and o_i is their gradient as well.
+    """
+    b, dim, m = len(block), rows.shape[1], len(columns)
+    views, row_gradient = rows.view(2, b, dim), torch.empty_like(rows)
+    both = columns.view(-1, 2, b, dim).sum(1).view(-1, dim)  # [B, dim] of each sample the sum of its views
+    pushed, pulled = torch.zeros_like(columns), torch.zeros_like(both)  # what rows ask of columns: P'z, and S'z
+    value = rows.new_zeros((), dtype=torch.float64)
+    height = min(b, max(1, TILE_ENTRIES.get(rows.device.type, TILE_ENTRIES["cuda"]) // m))
+    logits, weights = rows.new_empty(height, m), rows.new_empty(height, m // 2)  # reused: fresh pages cost as much
+    own = pushed[2 * block.offset :][: 2 * b].view(2, b, dim)
+    for start in range(0, b, height):
+        stop = min(start + height, b)
+        target = block.weights(start, stop, weights[: stop - start])
+        tile, sibling = views[:, start:stop], target.sibling / target.total
+        picked = (target.others @ both) / target.total + sibling * tile.flip(0)  # [2, height, dim] o
+        pulled.addmm_(target.others.T, tile.sum(0) / target.total)
+        own[:, start:stop] -= sibling * tile.flip(0)
+        for view in (0, 1):
+            first = 2 * block.offset + view * b + start  # the column that is the tile's first row itself
+            normaliser, drawn = _push(tile[view], columns, first, tau, logits[: stop - start], pushed)
+            row_gradient.view(2, b, dim)[view, start:stop] = drawn - picked[view]
+            value += normaliser.sum(dtype=torch.float64) - (tile[view] * picked[view]).sum(dtype=torch.float64) / tau
+    pushed.view(-1, 2, b, dim).sub_(pulled.view(-1, 1, b, dim))
+    scale = 1 / (2 * b * tau)
+    return (value / (2 * b)).to(rows.dtype), row_gradient.mul_(scale), pushed.mul_(scale)
+
+
+def _push(
+    tile: torch.Tensor, columns: torch.Tensor, first: int, tau: float, logits: torch.Tensor, pushed: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logsumexp [rows, 1] and sum_j p_ij z_j [rows, dim] of a tile of rows; adds sum_i p_ij z_i to pushed [2B, dim].
+
+    logits: [rows, 2B], overwritten. In base 2, since exp2 is the faster; p stays unnormalised until it meets something
+    small.
+    """
+    torch.mm(tile * (math.log2(math.e) / tau), columns.T, out=logits)
+    logits.diagonal(first).fill_(-torch.inf)
+    largest = logits.amax(1, keepdim=True)
+    mass = logits.sub_(largest).exp2_().sum(1, keepdim=True)
+    pushed.addmm_(logits.T, tile / mass)
+    return (largest + mass.log2()) * math.log(2), (logits @ columns) / mass

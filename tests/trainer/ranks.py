@@ -1,0 +1,43 @@
+"""Several ranks on one machine: a pool of processes that join a gloo group for each call."""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from trainer.world import World
+
+
+class Ranks:
+    def __init__(self, pool: ProcessPoolExecutor) -> None:
+        self.pool = pool
+
+    def __call__(self, size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """function(world, *arguments) on each of `size` ranks; the results, rank by rank."""
+        with tempfile.TemporaryDirectory() as folder:
+            meeting = f"file://{Path(folder) / 'store'}"
+            jobs = [self.pool.submit(_run, rank, size, meeting, function, arguments) for rank in range(size)]
+            return [job.result(timeout=60) for job in jobs]
+
+
+def _run(rank: int, size: int, meeting: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size)
+    try:
+        return function(World(rank=rank, size=size, device=torch.device("cpu")), *arguments)
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def pool(most: int) -> Iterator[Ranks]:
+    with ProcessPoolExecutor(most, mp_context=multiprocessing.get_context("spawn")) as executor:
+        yield Ranks(executor)

@@ -1,0 +1,217 @@
+"""The loss, dense and tiled, against the paper's formula as loops in float64; its limits; precision; memory."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.trainer.reference import (
+    ALONE,
+    Samples,
+    build,
+    loss,
+    random_graph,
+    random_samples,
+    targets,
+    value_and_gradient,
+)
+from trainer import loss as loss_module
+from trainer.block import Objective, SimilarityBlock, Tail
+from trainer.loss import Implementation, contrastive_loss
+
+KINDS: list[tuple[Objective, Tail]] = [
+    ("xclr", "code"),
+    ("xclr", "background"),
+    ("xclr", "none"),
+    ("simclr", "none"),
+    ("supcon", "none"),
+]
+BOTH: list[Implementation] = ["dense", "tiled"]
+EPSILON = {torch.float64: 2.0**-53, torch.float32: 2.0**-24}
+
+
+def computed(
+    batch: Samples, block: SimilarityBlock, tau: float, how: Implementation, dtype: torch.dtype, entries: int = 1 << 20
+) -> tuple[float, torch.Tensor]:
+    """Loss, and its gradient as [2, B, dim] float64; `entries` of a tile decide how uneven the last one is."""
+    z = batch.z.to(dtype).clone().requires_grad_()
+    with mock.patch.dict(loss_module.TILE_ENTRIES, cpu=entries):
+        value = contrastive_loss(z.flatten(0, 1), block, tau=tau, world=ALONE, implementation=how)
+    assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    value.backward()  # type: ignore[no-untyped-call]
+    assert z.grad is not None
+    assert z.grad.dtype == dtype
+    return float(value.detach()), z.grad.double()
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 10**6),
+    count=st.integers(1, 7),
+    texts=st.integers(1, 8),
+    kind=st.sampled_from(KINDS),
+    tau=st.sampled_from([0.01, 0.03, 0.1, 0.5]),
+    tau_s=st.sampled_from([1e-4, 1e-3, 0.03, 0.1, 0.5]),
+    how=st.sampled_from(BOTH),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
+    height=st.integers(1, 8),
+)
+def test_equals_the_formula(
+    seed: int,
+    count: int,
+    texts: int,
+    kind: tuple[Objective, Tail],
+    tau: float,
+    tau_s: float,
+    how: Implementation,
+    dtype: torch.dtype,
+    height: int,
+) -> None:
+    rng = np.random.default_rng(seed)
+    graph, batch = random_graph(rng, texts), random_samples(rng, count, texts)
+    batch = Samples(z=batch.z.to(dtype), samples=batch.samples, texts=batch.texts, labels=batch.labels)
+    value, gradient = value_and_gradient(batch, targets(batch, graph, *kind, tau_s), tau)
+    block = build(batch, graph, *kind, tau_s)
+    found, found_gradient = computed(batch, block, tau, how, dtype, entries=height * 2 * count)
+    # Rounding of a cosine is magnified by 1 / temperature; 8 roundings is what dot products of this length may have.
+    relative = 1e-9 if dtype == torch.float64 else 8 * EPSILON[torch.float32] * (1 / tau + 1 / tau_s)
+    assert found == pytest.approx(value, rel=relative, abs=max(1e-9, relative))
+    largest = max(1.0, float(gradient.abs().max()))
+    stored = 2.0**-8 if dtype == torch.bfloat16 else 0.0  # the gradient of a bfloat16 tensor is one itself
+    torch.testing.assert_close(found_gradient, gradient, rtol=stored, atol=(relative + 1e-9) * largest)
+
+
+@pytest.mark.parametrize("how", BOTH)
+@pytest.mark.parametrize("kind", KINDS)
+def test_float32_agrees_to_a_millionth_at_the_usual_temperatures(
+    kind: tuple[Objective, Tail], how: Implementation
+) -> None:
+    rng = np.random.default_rng(0)
+    graph, batch = random_graph(rng, 15), random_samples(rng, 20, 15, dim=16)
+    value, gradient = value_and_gradient(batch, targets(batch, graph, *kind, 0.1), 0.1)
+    found, found_gradient = computed(batch, build(batch, graph, *kind, 0.1), 0.1, how, torch.float32, entries=3 * 40)
+    assert found == pytest.approx(value, abs=1e-6)
+    torch.testing.assert_close(found_gradient, gradient, rtol=0, atol=1e-6)
+
+
+def distinct(rng: np.random.Generator, count: int) -> Samples:
+    batch = random_samples(rng, count, count)
+    return Samples(z=batch.z, samples=batch.samples, texts=torch.arange(count), labels=batch.labels)
+
+
+def nt_xent(z: torch.Tensor, tau: float) -> float:
+    """Chen et al. 2020, equation 1: cross entropy of each row's sibling, the row itself left out."""
+    z = torch.nn.functional.normalize(z.flatten(0, 1), dim=1)
+    logits = (z @ z.T / tau).fill_diagonal_(-torch.inf)
+    n = len(z) // 2
+    sibling = torch.cat([torch.arange(n, 2 * n), torch.arange(n)])
+    return float(torch.nn.functional.cross_entropy(logits, sibling))
+
+
+def sup_con(z: torch.Tensor, labels: torch.Tensor, tau: float) -> float:
+    """Khosla et al. 2020, equation 2: mean over positives outside the logarithm."""
+    z = torch.nn.functional.normalize(z.flatten(0, 1), dim=1)
+    labels = torch.cat([labels, labels])
+    log_p = (z @ z.T / tau).fill_diagonal_(-torch.inf).log_softmax(1).fill_diagonal_(0.0)
+    positive = (labels[:, None] == labels).double().fill_diagonal_(0.0)
+    return float(-((positive * log_p).sum(1) / positive.sum(1)).mean())
+
+
+@pytest.mark.parametrize("how", BOTH)
+@pytest.mark.parametrize("tail", ["code", "background", "none"])
+def test_distinct_texts_and_a_falling_temperature_give_nt_xent(tail: Tail, how: Implementation) -> None:
+    rng = np.random.default_rng(1)
+    batch, graph = distinct(rng, 9), random_graph(rng, 9)
+    expected = nt_xent(batch.z, 0.1)
+    far = [abs(computed(batch, build(batch, graph, "xclr", tail, t), 0.1, how, torch.float32)[0] - expected)
+           for t in (0.5, 1e-4)]  # fmt: skip
+    assert far[1] < 1e-5 < far[0]
+    simclr = build(batch, graph, "simclr", "none", 0.1)
+    assert computed(batch, simclr, 0.1, how, torch.float32)[0] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("how", BOTH)
+@pytest.mark.parametrize("tail", ["code", "background", "none"])
+def test_class_texts_and_a_falling_temperature_give_supcon(tail: Tail, how: Implementation) -> None:
+    rng = np.random.default_rng(2)
+    batch, graph = random_samples(rng, 12, 4), random_graph(rng, 4)
+    batch = Samples(z=batch.z, samples=batch.samples, texts=batch.texts, labels=batch.texts)
+    expected = sup_con(batch.z, batch.labels, 0.1)
+    found = computed(batch, build(batch, graph, "xclr", tail, 1e-4), 0.1, how, torch.float32)[0]
+    assert found == pytest.approx(expected, abs=1e-5)
+    supcon = build(batch, graph, "supcon", "none", 0.1)
+    assert computed(batch, supcon, 0.1, how, torch.float32)[0] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("how", BOTH)
+def test_collapsed_and_opposite_views_stay_finite_at_a_low_temperature(how: Implementation) -> None:
+    """exp(100), exp(-200) and the like lie outside float32."""
+    rng = np.random.default_rng(3)
+    batch, graph = distinct(rng, 4), random_graph(rng, 4)
+    one = torch.ones(4, 6)
+    for z in (torch.stack([one, one]), torch.stack([one, -one]), torch.eye(8).view(2, 4, 8)):
+        same = Samples(z=z, samples=batch.samples, texts=batch.texts, labels=batch.labels)
+        value, gradient = value_and_gradient(same, targets(same, graph, "xclr", "code", 1e-4), 0.01)
+        found, found_gradient = computed(same, build(same, graph, "xclr", "code", 1e-4), 0.01, how, torch.float32)
+        assert found == pytest.approx(value, rel=1e-4)
+        torch.testing.assert_close(found_gradient, gradient, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("how", BOTH)
+def test_autocast_changes_nothing(how: Implementation) -> None:
+    rng = np.random.default_rng(4)
+    batch, graph = random_samples(rng, 8, 6), random_graph(rng, 6)
+    found = []
+    for enabled in (False, True):
+        z = batch.z.float().flatten(0, 1).clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            block = build(batch, graph, "xclr", "code", 0.1)
+            value = contrastive_loss(z, block, world=ALONE, implementation=how)
+        value.backward()  # type: ignore[no-untyped-call]
+        assert z.grad is not None
+        found.append((value.detach(), z.grad))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+
+
+def test_gradient_scales_with_what_comes_from_above() -> None:
+    rng = np.random.default_rng(5)
+    batch, graph = random_samples(rng, 5, 4), random_graph(rng, 4)
+    block = build(batch, graph, "xclr", "code", 0.1)
+    found = []
+    for factor in (1.0, 3.0):
+        z = batch.z.flatten(0, 1).clone().requires_grad_()
+        (factor * contrastive_loss(z, block, world=ALONE, implementation="tiled")).backward()  # type: ignore[no-untyped-call]
+        assert z.grad is not None
+        found.append(z.grad)
+    torch.testing.assert_close(found[1], 3 * found[0])
+
+
+def test_auto_takes_tiles_for_large_batches_only() -> None:
+    rng = np.random.default_rng(6)
+    batch, graph = random_samples(rng, 5, 4), random_graph(rng, 4)
+    block = build(batch, graph, "xclr", "code", 0.1)
+    for most, name in ((99, "_sweep"), (100, "_dense")):
+        with (
+            mock.patch.object(loss_module, "DENSE_ENTRIES", most),
+            mock.patch.object(loss_module, name, side_effect=KeyError) as chosen,
+            pytest.raises(KeyError),
+        ):
+            contrastive_loss(batch.z.flatten(0, 1), block, world=ALONE)
+        assert chosen.called
+
+
+def test_the_reference_is_the_cross_entropy_of_targets() -> None:
+    """The loops, checked once against a formula without loops."""
+    rng = np.random.default_rng(7)
+    batch, graph = random_samples(rng, 6, 4), random_graph(rng, 4)
+    s = targets(batch, graph, "xclr", "code", 0.1)
+    z = torch.nn.functional.normalize(batch.z.flatten(0, 1), dim=1)
+    log_p = (z @ z.T / 0.1).fill_diagonal_(-torch.inf).log_softmax(1).fill_diagonal_(0.0)
+    expected = -(torch.tensor(s, dtype=torch.float64) * log_p).sum(1).mean()
+    assert float(loss(batch.z.flatten(0, 1), s, 0.1)) == pytest.approx(float(expected))
