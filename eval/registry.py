@@ -36,6 +36,31 @@ BENCHES: dict[str, Entry] = {
         about="any class folders: train/ and val/, or train.tar and val.tar",
         where="--data DIR",
     ),
+    "imagenet": Entry(
+        reader="eval.benchmarks_imagenet:open_imagenet",
+        about="ImageNet-1k's validation images, top-1 and top-5",
+        where="ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and the devkit from image-net.org",
+    ),
+    "imagenet-real": Entry(
+        reader="eval.benchmarks_imagenet:open_imagenet_real",
+        about="the same images by ReaL's labels",
+        where="imagenet; timm carries the labels",
+    ),
+    "imagenet9": Entry(
+        reader="eval.benchmarks_imagenet9:open_imagenet9",
+        about="the backgrounds challenge: eight variants, and how much is owed to backgrounds",
+        where="backgrounds_challenge_data.tar.gz from github.com/MadryLab/backgrounds_challenge/releases",
+    ),
+    "objectnet": Entry(
+        reader="eval.benchmarks_objectnet:open_objectnet",
+        about="ObjectNet's 113 classes that overlap ImageNet's",
+        where="objectnet-1.0.zip from objectnet.dev",
+    ),
+    "mit-states": Entry(
+        reader="eval.benchmarks_mit_states:open_mit_states",
+        about="objects and their states, three random even splits",
+        where="release_dataset.zip from web.mit.edu/phillipi/Public/states_and_transformations",
+    ),
 }
 
 
