@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import json
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +15,7 @@ from pipeline import kinds
 from pipeline.bars import say
 from pipeline.encoders import BUNDLED, EncoderSource, resolve_encoder
 from pipeline.wordnet import find_wordnet
+from pipeline.work import WORK, alone, differing, disk_errors, read_settings
 from shards.atomic import sha256_file, write_json
 from shards.errors import UserError
 from shards.graph import Graph, write_graph
@@ -27,7 +24,6 @@ from shards.reader import Shards
 __all__ = ["KINDS", "build_graph", "graph_name"]
 
 KINDS = ("encoder", "class", "random", "wordnet", "file")
-WORK = ".work"  # below the graph's folder; holds what a stopped run had finished
 
 
 def build_graph(
@@ -60,17 +56,17 @@ def build_graph(
     settings = {"kind": kind, "k": k, "code_dim": code_dim, "seed": seed, "recall": recall}
     settings |= _inputs(shards, encoder_source, source)
     folder = root / "graphs" / (name or graph_name(kind, encoder_source, source, k))
-    with _alone(folder):
+    with disk_errors(folder), alone(folder, "choose another --name") as work:
         if _finished(folder, settings):
             say(f"{folder} is already there, with these settings")
         else:
-            write_json(folder / WORK / "settings.json", settings)
+            write_json(work / "settings.json", settings)
             chosen = kinds.Settings(k=k, code_dim=code_dim, seed=seed, target=recall, memory=memory)
             graph = _make(shards, kind, encoder_source, source, chosen, folder)
             graph.meta["settings"] = settings
             write_graph(root, folder.name, graph, _home(shards), [shard.name for shard in shards.manifest.shards])
             say(f"{folder}: {len(graph)} texts, {len(graph.neighbours)} listed pairs, {_summary(graph.meta)}")
-        shutil.rmtree(folder / WORK, ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
     return folder
 
 
@@ -137,46 +133,22 @@ def _inputs(shards: Shards, encoder: EncoderSource | None, source: Path | None) 
 
 def _finished(folder: Path, settings: dict[str, Any]) -> bool:
     """Whether the graph is there. Raises UserError where it is there, or begun, with other settings."""
-    for path, what in ((folder / "graph.json", "made"), (folder / WORK / "settings.json", "begun")):
+    for path, key, what in (
+        (folder / "graph.json", "settings", "made"),
+        (folder / WORK / "settings.json", None, "begun"),
+    ):
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            found = content["settings"] if what == "made" else content
-            pairs = {key: (found.get(key), settings.get(key)) for key in sorted({*found, *settings})}
-        except FileNotFoundError:
-            continue
-        except (ValueError, KeyError, TypeError, AttributeError):
+            found = read_settings(path, key)
+        except ValueError:
             raise UserError(f"{path} is damaged: delete {folder} and run `xclr-shards graph` again") from None
-        differing = [f"{key} {old}, not {new}" for key, (old, new) in pairs.items() if old != new]
-        if differing:
+        if found is None:
+            continue
+        if unlike := differing(found, settings):
             raise UserError(
-                f"{folder} was {what} with {'; '.join(differing)}: choose another --name, or delete that folder first"
+                f"{folder} was {what} with {'; '.join(unlike)}: choose another --name, or delete that folder first"
             )
         return what == "made"
     return False
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the graph's folder against a second builder; the lock goes with the process, also when it is killed."""
-    work = folder / WORK
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is building {folder}: wait for it, or choose another --name") from None
-        try:
-            yield
-        finally:
-            _remove_if_idle(work)
-
-
-def _remove_if_idle(work: Path) -> None:
-    """Leave no trace of a run that ended before it had anything to keep."""
-    if work.is_dir() and {path.name for path in work.iterdir()} <= {"lock", "settings.json"}:
-        shutil.rmtree(work)
-        if not any(work.parent.iterdir()):
-            work.parent.rmdir()
 
 
 def _home(shards: Shards) -> npt.NDArray[np.int32]:

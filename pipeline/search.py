@@ -120,7 +120,7 @@ def plan_search(vectors: Vectors, k: int, *, target: float, memory: int | None, 
 
 
 def sample_recall(vectors: Vectors, k: int, seed: int) -> tuple[Rows, Recall]:
-    """PROBE random rows, and a function from their ids [PROBE, k] to tie-aware recall against brute force in float64."""
+    """PROBE random rows, and a function from their ids [PROBE, k] to tie-aware recall against float64."""
     n = len(vectors)
     sample = audit.random_texts(n, PROBE, seed, "search")
     exact = audit.dot_products(vectors)

@@ -1,0 +1,262 @@
+"""From a source to verified shards: scan -> texts -> layout -> write -> manifest, each step on disk as it ends.
+
+A stopped build goes on from its finished pieces: scanned partitions, then written shards. Scanning and writing run in
+processes of their own; what they are given and return is plain data.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.bars import bar, say
+from pipeline.layout import shard_bounds, shuffled
+from pipeline.parallel import cores, ordered
+from pipeline.scan import NOT_OURS, SCAN_SCHEMA, Limits, scan
+from pipeline.sources import Partition, Source
+from pipeline.texts import number_texts
+from pipeline.work import alone, differing, disk_errors, read_settings
+from pipeline.write import ShardJob, ShardResult, write_shard
+from shards.atomic import atomic_file, sha256_file, write_json
+from shards.errors import SkipBudget, UserError
+from shards.index import write_texts
+from shards.manifest import FileEntry, Manifest, ShardEntry
+
+__all__ = ["BuildSettings", "build_shards"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildSettings:
+    """What decides the bytes of a build, besides the source."""
+
+    layout: Literal["shuffled", "in-place"] = "shuffled"
+    seed: int = 0
+    """Of the order of samples, and of generated data."""
+    shard_size: int = 4096
+    """Samples a shard at most; in-place keeps the tars as they are."""
+    image_size: int | None = None
+    """Shrink images to this shorter side; None copies their bytes as they are."""
+    max_skipped: float = 0.05
+    """Share of unusable samples at which a build stops."""
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if self.layout not in ("shuffled", "in-place"):
+            raise UserError(f"layout is shuffled or in-place, not {self.layout!r}")
+        if self.shard_size < 1:
+            raise UserError(f"a shard holds at least 1 sample, not {self.shard_size}")
+        if self.seed < 0:
+            raise UserError(f"the seed must be 0 or more, not {self.seed}")
+        if self.image_size is not None and self.image_size < 8:
+            raise UserError(f"images of at least 8 pixels, not {self.image_size}")
+        if self.layout == "in-place" and self.image_size is not None:
+            raise UserError("layout in-place leaves the tars as they are: leave --image-size out, or use shuffled")
+
+
+def build_shards(source: Source, out: Path, settings: BuildSettings, processes: int | None = None) -> bool:
+    """Write a finished folder of shards at `out`, without graphs; False when it was there already.
+
+    Raises UserError where `out` holds, or was begun with, another source or other settings, where too many samples are
+    unusable, and where the disk is full.
+    """
+    wanted = _settings(source, settings)
+    processes = processes or cores()
+    with disk_errors(out), alone(out, "choose another OUT= (--out)") as work:
+        if _finished(out, work, wanted):
+            shutil.rmtree(work)
+            return False
+        write_json(work / "settings.json", wanted)
+        skipped = _scan_all(source, settings, work, processes)
+        samples = _number_samples(source, work, out)
+        results = _write_all(source, settings, out, work, samples, processes)
+        _finish(source, settings, out, wanted, results, skipped)
+        shutil.rmtree(work)
+    return True
+
+
+def _settings(source: Source, settings: BuildSettings) -> dict[str, Any]:
+    table = asdict(settings)
+    return {
+        "dataset": {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(source.dataset).items()},
+        "files_sha256": source.fingerprint(),
+        **table.pop("limits"),
+        **table,
+        "wnids": [name.folder for name in source.classes] if source.dataset.format == "imagefolder" else [],
+    }
+
+
+def _finished(out: Path, work: Path, wanted: dict[str, Any]) -> bool:
+    """Whether the shards are there. Raises UserError where they are there, or begun, with other settings."""
+    for path, key, what in ((out / "manifest.json", "settings", "built"), (work / "settings.json", None, "begun")):
+        try:
+            found = read_settings(path, key)
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({error}): delete {out} and build again") from None
+        if found is None:
+            continue
+        unlike = [line.replace("files_sha256", "source files") for line in differing(found, wanted)]
+        if unlike:
+            raise UserError(
+                f"{out} was {what} with {'; '.join(unlike)}: choose another OUT= (--out), or delete that folder first"
+            )
+        return what == "built"
+    return False
+
+
+def _scan_all(source: Source, settings: BuildSettings, work: Path, processes: int) -> dict[str, int]:
+    """Scan what is not scanned yet; returns reason -> samples left out. Raises OverBudget."""
+    todo = [p for p in source.partitions if not _scan_path(work, p).exists()]
+    function = partial(_scan_one, source, settings.limits, work)
+    with bar(f"scanning {source.dataset.name}", len(source.partitions)) as advance:
+        advance(len(source.partitions) - len(todo))
+        for _ in ordered(function, todo, processes):
+            advance(1)
+    budget, not_ours = SkipBudget(source.where, settings.max_skipped), 0
+    for partition in source.partitions:
+        schema = pq.read_schema(_scan_path(work, partition))
+        counts = {key.decode(): int(value) for key, value in (schema.metadata or {}).items()}
+        budget.ok(counts.pop("rows"))
+        not_ours += counts.pop(NOT_OURS, 0)
+        for reason, count in sorted(counts.items()):
+            budget.skip(reason, f"in {partition.name}", count)
+    return budget.counts | ({NOT_OURS: not_ours} if not_ours else {})
+
+
+def _scan_one(source: Source, limits: Limits, work: Path, partition: Partition) -> None:
+    path = _scan_path(work, partition)
+    found = scan(source, partition, limits, path.with_suffix(".tar"))
+    table = found.table()
+    counts = {"rows": table.num_rows, **found.skipped}
+    with atomic_file(path) as file:
+        pq.write_table(table.replace_schema_metadata({k: str(v) for k, v in counts.items()}), file, compression="zstd")
+
+
+def _scan_path(work: Path, partition: Partition) -> Path:
+    return work / "scan" / f"{partition.number:06d}.parquet"
+
+
+def _number_samples(source: Source, work: Path, out: Path) -> pa.Table:
+    """Give every sample its text id; texts.parquet and work/samples.arrow, work/texts.arrow for the writers."""
+    scans = [_scan_path(work, partition) for partition in source.partitions]
+    ids, texts, counts = number_texts(scans)
+    if not len(ids):
+        raise UserError(f"{source.where} holds no usable sample: check that it is the {source.dataset.name} data")
+    write_texts(out / "texts.parquet", texts, counts.tolist())
+    _write_arrow(work / "texts.arrow", pa.schema([("text", pa.large_string())]), [pa.table({"text": texts})])
+    schema = SCAN_SCHEMA.remove(SCAN_SCHEMA.get_field_index("text")).append(pa.field("text_id", pa.int64()))
+    start = 0
+    tables = []
+    for path in scans:
+        table = pq.read_table(path, columns=[n for n in schema.names if n != "text_id"], partitioning=None)
+        tables.append(table.append_column("text_id", pa.array(ids[start : start + len(table)])).cast(schema))
+        start += len(table)
+    _write_arrow(work / "samples.arrow", schema, tables)
+    return pa.concat_tables(tables).select(["file", "size"])
+
+
+def _write_arrow(path: Path, schema: pa.Schema, tables: list[pa.Table]) -> None:
+    with atomic_file(path) as file, pa.ipc.new_file(file, schema) as writer:
+        for table in tables:
+            writer.write_table(table.replace_schema_metadata(None))
+
+
+def _write_all(
+    source: Source, settings: BuildSettings, out: Path, work: Path, samples: pa.Table, processes: int
+) -> list[ShardResult]:
+    places = _in_place(samples, source) if settings.layout == "in-place" else _shuffled(samples, settings)
+    if settings.layout == "shuffled":
+        _check_room(out, samples, places)
+    jobs = [
+        ShardJob(
+            name=f"{source.dataset.split}-{number:06d}",
+            out=out,
+            samples=work / "samples.arrow",
+            texts=work / "texts.arrow",
+            positions=positions,
+            image_size=settings.image_size,
+            copy=settings.layout != "in-place",
+        )
+        for number, positions in enumerate(places)
+    ]
+    done = {job.name: _written(work, job.name) for job in jobs}
+    todo = [job for job in jobs if done[job.name] is None]
+    verb = "writing" if settings.layout != "in-place" else "indexing"
+    with bar(f"{verb} {len(jobs)} shards", samples.num_rows) as advance:
+        advance(sum(result.samples for result in done.values() if result))
+        for result in ordered(write_shard, todo, processes):
+            write_json(work / "written" / f"{result.name}.json", asdict(result))
+            done[result.name] = result
+            advance(result.samples)
+    return [result for result in done.values() if result is not None]
+
+
+def _shuffled(samples: pa.Table, settings: BuildSettings) -> list[npt.NDArray[np.int64]]:
+    order = shuffled(samples.num_rows, settings.seed)
+    return [order[start:stop] for start, stop in shard_bounds(samples.num_rows, settings.shard_size)]
+
+
+def _in_place(samples: pa.Table, source: Source) -> list[npt.NDArray[np.int64]]:
+    """One shard a tar, in the order of the tar; tars without a usable sample have none."""
+    if source.dataset.format == "demo" or any(p.path.is_dir() for p in source.partitions):
+        raise UserError(f"layout in-place needs tars, and {source.where} has none: use --layout shuffled")
+    files = samples["file"].combine_chunks().dictionary_encode()
+    ids = files.indices.to_numpy()
+    return [np.flatnonzero(ids == i) for i in range(len(files.dictionary))]
+
+
+def _written(work: Path, name: str) -> ShardResult | None:
+    found = read_settings(work / "written" / f"{name}.json")
+    if found is None:
+        return None
+    files = {path: FileEntry(**entry) for path, entry in found.pop("files").items()}
+    return ShardResult(files=files, **found)
+
+
+def _check_room(out: Path, samples: pa.Table, places: list[npt.NDArray[np.int64]]) -> None:
+    """Images and 4 KB of headers and texts a sample, less what is already there."""
+    needed = int(np.sum(samples["size"].to_numpy())) + 4096 * samples.num_rows
+    there = sum(path.stat().st_size for path in out.glob("*.tar"))
+    free = shutil.disk_usage(out).free
+    say(f"{samples.num_rows:,} samples, {len(places)} shards, some {needed / 1e9:.2f} GB; {free / 1e9:.0f} GB free")
+    if needed - there > free:
+        raise UserError(
+            f"{out} needs some {(needed - there) / 1e9:.1f} GB more, its disk has {free / 1e9:.1f} GB free: make room, "
+            "choose another OUT= (--out), shrink images with --image-size, or leave the tars where they are with "
+            "--layout in-place"
+        )
+
+
+def _finish(
+    source: Source,
+    settings: BuildSettings,
+    out: Path,
+    wanted: dict[str, Any],
+    results: list[ShardResult],
+    skipped: dict[str, int],
+) -> None:
+    texts = out / "texts.parquet"
+    files = {"texts.parquet": FileEntry(sha256=sha256_file(texts), bytes=texts.stat().st_size)}
+    for result in results:
+        files |= result.files
+    Manifest(
+        dataset=source.dataset.name,
+        split=source.dataset.split,
+        source=source.where,
+        layout=settings.layout,
+        seed=settings.seed,
+        samples=sum(result.samples for result in results),
+        texts=pq.read_metadata(texts).num_rows,
+        classes=tuple(name.name for name in source.classes),
+        skipped=skipped,
+        settings=wanted,
+        shards=tuple(ShardEntry(name=r.name, samples=r.samples, tar=r.tar) for r in results),
+        files=files,
+    ).save(out)

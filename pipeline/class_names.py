@@ -1,0 +1,65 @@
+"""What a class folder is called: its WordNet id's words, or its own name; and the caption made of it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["ClassName", "class_names"]
+
+WNID = re.compile(r"n\d{8}")
+NAMES_FILE = "classes.tsv"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassName:
+    folder: str
+    name: str
+    """All names, separated by commas, as WordNet has them."""
+    caption: str
+    """The text of every image of the class."""
+
+
+def class_names(folders: Sequence[str], place: Path, template: str) -> list[ClassName]:
+    """Names for class folders: from PLACE/classes.tsv (folder, names), for WordNet ids from ImageNet, else their own.
+
+    The caption uses the first name. Classes that share it (ImageNet has two cranes) use all their names, then the
+    definition or the folder's name too, so that different classes stay different texts.
+    """
+    known = _from_file(place / NAMES_FILE)
+    imagenet = _from_imagenet([folder for folder in folders if WNID.fullmatch(folder)])
+    names = [
+        known.get(folder) or imagenet.get(folder, ("",))[0] or folder.replace("_", " ").strip() for folder in folders
+    ]
+    words = [name.split(",")[0].strip() for name in names]
+    details = [f"{name}, {imagenet[f][1] if f in imagenet else f}" for f, name in zip(folders, names, strict=True)]
+    for longer in (names, details):
+        shared = {word for word, count in Counter(words).items() if count > 1}
+        words = [more if word in shared else word for word, more in zip(words, longer, strict=True)]
+    return [
+        ClassName(folder=folder, name=name, caption=template.replace("{class}", word))
+        for folder, name, word in zip(folders, names, words, strict=True)
+    ]
+
+
+def _from_file(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
+    return {row[0].strip(): row[1].strip() for row in rows if len(row) > 1 and row[1].strip()}
+
+
+def _from_imagenet(wnids: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """(names, definition) of those that are ImageNet synsets; timm carries them."""
+    if not wnids:
+        return {}
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo("imagenet-22k")
+    known = set(info.label_names()).intersection(wnids)
+    names = {wnid: str(info.label_name_to_description(wnid)) for wnid in known}
+    both = {wnid: str(info.label_name_to_description(wnid, detailed=True)) for wnid in known}
+    return {wnid: (name, both[wnid].removeprefix(name).lstrip(": ")) for wnid, name in names.items()}

@@ -1,0 +1,208 @@
+"""xclr-shards: the command line."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shards.errors import UserError, run_cli
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+
+
+class Layout(StrEnum):
+    shuffled = "shuffled"
+    in_place = "in-place"
+
+
+class Kind(StrEnum):
+    encoder = "encoder"
+    class_ = "class"
+    random = "random"
+    wordnet = "wordnet"
+    file = "file"
+
+
+KOption = Annotated[int, typer.Option("--k", min=1, help="Nearest texts that a text lists.")]
+EncoderOption = Annotated[
+    str | None,
+    typer.Option(help="A sentence-transformers name or folder, or a CLIP folder. Default: the bundled MiniLM."),
+]
+CodeOption = Annotated[int, typer.Option(min=1, help="Dimensions of the int8 code of unlisted pairs, at most.")]
+SeedOption = Annotated[int, typer.Option(min=0)]
+RecallOption = Annotated[float, typer.Option(help="Recall that the search must reach on a sample, 0..1.")]
+MemoryOption = Annotated[float | None, typer.Option(help="GB that the search may hold beside the embeddings.")]
+RootArgument = Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder of shards, e.g. data/flickr8k.")]
+
+
+@app.callback()
+def _group() -> None:
+    """Stage one: images and captions to WebDataset shards with a similarity graph."""
+
+
+@app.command()
+def build(
+    dataset: Annotated[str, typer.Argument(help="A built-in data set (see --list), or a TOML file of your own.")] = "",
+    source: Annotated[str | None, typer.Option(help="Where its files lie.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of shards. Default: data/DATASET.")] = None,
+    layout: Annotated[
+        Layout,
+        typer.Option(help="shuffled: a global shuffle, images copied. in-place: the tars stay where they are."),
+    ] = Layout.shuffled,
+    seed: Annotated[int, typer.Option(min=0, help="Of the order of samples, the graph, and generated data.")] = 0,
+    shard_size: Annotated[int, typer.Option(help="Samples a shard, at most.")] = 4096,
+    image_size: Annotated[
+        int | None,
+        typer.Option(help="Shrink images to this shorter side (JPEG, quality 95). Default: bytes as they are."),
+    ] = None,
+    max_skipped: Annotated[float, typer.Option(help="Share of unusable samples that stops the build.")] = 0.05,
+    max_caption: Annotated[int, typer.Option(min=1, help="Characters; longer captions are cut.")] = 2000,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Images of more are skipped.")] = 100_000_000,
+    max_bytes: Annotated[int, typer.Option(min=1, help="Encoded images of more are skipped.")] = 64 << 20,
+    use_torn: Annotated[bool, typer.Option("--use-torn", help="Take the whole samples of a torn tar.")] = False,
+    graph: Annotated[str | None, typer.Option(help="encoder, class, random or none. Default: the data set's.")] = None,
+    encoder: EncoderOption = None,
+    k: KOption = 32,
+    code_dim: CodeOption = 384,
+    recall: RecallOption = 0.99,
+    memory: MemoryOption = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="Default: one a core.")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="List the built-in data sets and stop.")] = False,
+) -> None:
+    """Build shards and their similarity graph.
+
+    \b
+    xclr-shards build demo                         generated, nothing needed
+    xclr-shards build flickr8k --source DIR        img2dataset's tars below DIR
+    xclr-shards build tiny-imagenet-100 --source DIR
+    xclr-shards build mine.toml --source DIR       data of your own
+
+    Unusable samples (no image, no caption, cut files) are counted and skipped. A stopped build goes on with the same
+    command; a finished one returns at once.
+    """
+    from pipeline.build import BuildSettings, build_shards
+    from pipeline.datasets import builtin_datasets, load_dataset
+    from pipeline.graph import build_graph
+    from pipeline.scan import Limits
+    from pipeline.sources import open_source
+    from shards.manifest import Manifest
+
+    if list_ or not dataset:
+        for name in builtin_datasets():
+            print(f"{name:20} {load_dataset(name).about}")
+        return
+    chosen = load_dataset(dataset)
+    kind = graph or chosen.graph
+    if kind not in ("encoder", "class", "random", "none"):
+        raise UserError(f"--graph is encoder, class, random or none here, not {kind!r}; others: xclr-shards graph")
+    found = open_source(chosen, source, demo_seed=seed)
+    root = out or Path("data") / chosen.name
+    settings = BuildSettings(
+        layout=layout.value,
+        seed=seed,
+        shard_size=shard_size,
+        image_size=image_size,
+        max_skipped=max_skipped,
+        limits=Limits(max_caption=max_caption, max_pixels=max_pixels, max_bytes=max_bytes, use_torn=use_torn),
+    )
+    fresh = build_shards(found, root, settings, processes)
+    manifest = Manifest.load(root)
+    skipped = "".join(f", {count} {reason}" for reason, count in manifest.skipped.items())
+    state = "built" if fresh else "already there"
+    counts = f"{manifest.samples:,} samples in {len(manifest.shards)} shards, {manifest.texts:,} texts"
+    print(f"{root}: {state}, {counts}{skipped}")
+    if kind != "none":
+        build_graph(
+            root,
+            kind=kind,
+            encoder=encoder,
+            k=k,
+            code_dim=code_dim,
+            seed=seed,
+            recall=recall,
+            memory=_bytes(memory),
+        )
+
+
+@app.command()
+def graph(
+    root: RootArgument,
+    kind: Annotated[Kind, typer.Option(help="What the similarities come from.")] = Kind.encoder,
+    name: Annotated[str | None, typer.Option(help="Folder below graphs/. Default: after kind or encoder.")] = None,
+    encoder: EncoderOption = None,
+    source: Annotated[
+        Path | None, typer.Option(help="file: matrix .npy or edges .parquet. wordnet: folder of data.noun.")
+    ] = None,
+    k: KOption = 32,
+    code_dim: CodeOption = 384,
+    seed: SeedOption = 0,
+    recall: RecallOption = 0.99,
+    memory: MemoryOption = None,
+) -> None:
+    """Add a similarity graph to finished shards; no tar is touched.
+
+    \b
+    xclr-shards graph data/cc12m --encoder all-mpnet-base-v2
+    xclr-shards graph data/imagenet --kind class          SupCon's graph
+    xclr-shards graph data/imagenet --kind random         one number a pair of classes: the paper's control
+    xclr-shards graph data/imagenet --kind wordnet        Wu-Palmer similarity of the synsets
+
+    Train on it with xclr-train --graph NAME.
+    """
+    from pipeline.graph import build_graph
+
+    build_graph(
+        root,
+        kind=kind.value,
+        name=name,
+        encoder=encoder,
+        source=source,
+        k=k,
+        code_dim=code_dim,
+        seed=seed,
+        recall=recall,
+        memory=_bytes(memory),
+    )
+
+
+@app.command()
+def verify(root: RootArgument) -> None:
+    """Check every byte and row against the manifest. Exit code 1 when something is wrong."""
+    from pipeline.bars import bar
+    from shards.manifest import Manifest
+    from shards.verify import verify as check
+
+    manifest = Manifest.load(root)
+    steps = len(manifest.files) + len(manifest.shards) + len(list(root.glob("graphs/*/")))
+    with bar(f"verifying {root}", steps) as advance:
+        problems = check(root, lambda name: advance(1))
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise typer.Exit(1)
+    print(f"{root} is sound: {manifest.samples:,} samples, {len(manifest.shards)} shards")
+
+
+@app.command()
+def info(root: RootArgument) -> None:
+    """What a folder of shards holds, on one screen."""
+    from pipeline.info import describe
+
+    describe(root)
+
+
+def _bytes(gigabytes: float | None) -> int | None:
+    return None if gigabytes is None else int(gigabytes * 1e9)
+
+
+def main() -> None:
+    run_cli(app)
+
+
+if __name__ == "__main__":
+    main()

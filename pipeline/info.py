@@ -1,0 +1,70 @@
+"""One screen about a folder of shards: what a person asks before training on it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from shards.errors import UserError
+from shards.manifest import Manifest
+from shards.reader import Shards
+
+__all__ = ["describe"]
+
+
+def describe(root: Path) -> None:
+    """Print counts, sizes and graphs. Raises UserError for a folder without a manifest."""
+    shards = Shards.open(root)
+    table = Table.grid(padding=(0, 2))
+    for name, value in _rows(shards.manifest):
+        table.add_row(f"[bold]{name}", value)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(_graphs(shards))
+
+
+def _rows(manifest: Manifest) -> list[tuple[str, str]]:
+    per_text = manifest.samples / max(manifest.texts, 1)
+    size = sum(entry.bytes for entry in manifest.files.values())
+    skipped = ", ".join(f"{count:,} {reason}" for reason, count in manifest.skipped.items()) or "none"
+    classes = f"{len(manifest.classes):,} ({', '.join(name.split(',')[0] for name in manifest.classes[:4])}, ...)"
+    return [
+        ("data set", f"{manifest.dataset} ({manifest.split}), from {manifest.source}"),
+        ("samples", f"{manifest.samples:,} in {len(manifest.shards):,} shards, {size / 1e6:,.1f} MB"),
+        ("texts", f"{manifest.texts:,} ({per_text:.2f} samples a text)"),
+        ("classes", classes if manifest.classes else "none"),
+        ("layout", f"{manifest.layout}, seed {manifest.seed}"),
+        ("skipped", skipped),
+    ]
+
+
+def _graphs(shards: Shards) -> Table | str:
+    names = shards.graph_names()
+    if not names:
+        return f"no graph yet: xclr-shards graph {shards.root}"
+    table = Table("graph", "made from", "k", "pairs a text", "recall", "KL(dense, target)", box=None, padding=(0, 2))
+    for name in names:
+        meta = _meta(shards.root / "graphs" / name / "graph.json")
+        source, audit = meta["source"], meta["audit"]
+        fidelity = meta["fidelity"].get("code", {}).get("kl")
+        table.add_row(
+            name,
+            str(source.get("id", source["kind"])),
+            str(meta["k"]),
+            f"{meta['listed'] / max(meta['texts'], 1):.1f}",
+            f"{audit['recall']:.4f} on {audit['sample']:,}",
+            "no codes" if fidelity is None else f"{fidelity:.1e}",
+        )
+    return table
+
+
+def _meta(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {key: content[key] for key in ("source", "audit", "fidelity", "k", "listed", "texts")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}): delete its folder and run `xclr-shards graph` again") from None

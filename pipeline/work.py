@@ -1,0 +1,81 @@
+"""The folder of unfinished work: one builder at a time, and only on with the settings it was begun with."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from shards.errors import UserError
+
+__all__ = ["WORK", "alone", "differing", "disk_errors", "read_settings"]
+
+WORK = ".work"  # below the folder that is being made; holds what a stopped run had finished
+
+
+@contextmanager
+def alone(folder: Path, instead: str) -> Iterator[Path]:
+    """Hold `folder` against a second builder; yields its work folder. The lock goes with the process, however it ends.
+
+    instead: what the second one may do, besides waiting.
+    """
+    work = folder / WORK
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is building {folder}: wait for it, or {instead}") from None
+        try:
+            yield work
+        finally:
+            _remove_if_idle(work)
+
+
+def _remove_if_idle(work: Path) -> None:
+    """Leave no trace of a run that ended before it had anything to keep."""
+    if work.is_dir() and {path.name for path in work.iterdir()} <= {"lock", "settings.json"}:
+        shutil.rmtree(work)
+        if not any(work.parent.iterdir()):
+            work.parent.rmdir()
+
+
+def read_settings(path: Path, key: str | None = None) -> dict[str, Any] | None:
+    """The settings in a JSON file (below `key`); None without the file. Raises ValueError for a damaged one."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found = content[key] if key else content
+    except FileNotFoundError:
+        return None
+    except KeyError as error:
+        raise ValueError(f"no {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError("no settings")
+    return found
+
+
+def differing(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """`name OLD, not NEW` for each setting that differs."""
+    return [
+        f"{name} {found.get(name)}, not {wanted.get(name)}"
+        for name in sorted({*found, *wanted})
+        if found.get(name) != wanted.get(name)
+    ]
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """A full disk, in words."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"the disk of {folder} is full: make room and run the same command again, it goes on where it was"
+        ) from None

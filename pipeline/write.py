@@ -1,0 +1,152 @@
+"""Write one shard: tar and index, hashed on the way. Any process can write any shard."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.images import resized
+from shards.atomic import atomic_file, sha256_file
+from shards.errors import UserError
+from shards.index import write_index
+from shards.manifest import FileEntry
+from shards.tar import TarWriter
+
+__all__ = ["ShardJob", "ShardResult", "open_table", "write_shard"]
+
+OPEN_FILES = 128  # sources that a process keeps open at once
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardJob:
+    """Plain data: what a process needs to write a shard."""
+
+    name: str
+    out: Path
+    samples: Path
+    """Arrow file of all samples (SCAN_SCHEMA without text, with text_id)."""
+    texts: Path
+    """Arrow file of all texts."""
+    positions: npt.NDArray[np.int64]
+    """Rows of `samples`, in the order of the shard."""
+    image_size: int | None
+    copy: bool
+    """False: only the index is written, and the tar stays where it is (layout in-place)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardResult:
+    name: str
+    tar: str
+    samples: int
+    bytes: int
+    files: dict[str, FileEntry]
+
+
+def open_table(path: Path) -> pa.Table:
+    """An Arrow file, mapped into memory."""
+    with pa.memory_map(str(path)) as source:
+        return pa.ipc.open_file(source).read_all()
+
+
+def write_shard(job: ShardJob) -> ShardResult:
+    """Raises UserError where a source file has changed since it was scanned."""
+    rows = open_table(job.samples).take(pa.array(job.positions)).to_pydict()
+    index = f"index/{job.name}.parquet"
+    if job.copy:
+        tar = f"{job.name}.tar"
+        entry, rows["offset"], rows["size"] = _write_tar(job, rows)
+    else:
+        tar = os.path.abspath(rows["file"][0])
+        entry = FileEntry(sha256=sha256_file(Path(tar)), bytes=Path(tar).stat().st_size)
+    write_index(
+        job.out / index,
+        key=rows["key"],
+        offset=rows["offset"],
+        size=rows["size"],
+        text_id=rows["text_id"],
+        label=rows["label"],
+    )
+    path = job.out / index
+    files = {tar: entry, index: FileEntry(sha256=sha256_file(path), bytes=path.stat().st_size)}
+    return ShardResult(name=job.name, tar=tar, samples=len(job.positions), bytes=entry.bytes, files=files)
+
+
+def _write_tar(job: ShardJob, rows: dict[str, list[Any]]) -> tuple[FileEntry, list[int], list[int]]:
+    texts = open_table(job.texts)["text"].take(pa.array(rows["text_id"])).to_pylist()
+    offsets, sizes = [], []
+    with atomic_file(job.out / f"{job.name}.tar") as file, _sources() as read:
+        hashing = _Hashing(file)
+        tar = TarWriter(cast(BinaryIO, hashing))
+        for i, key in enumerate(rows["key"]):
+            image, extension = read(rows["file"][i], rows["offset"][i], rows["size"][i]), rows["extension"][i]
+            if job.image_size:
+                image, extension = _smaller(image, extension, job.image_size)
+            meta = rows["meta"][i]
+            if meta is None:
+                content = read(rows["file"][i], rows["meta_offset"][i], rows["meta_size"][i])
+            else:
+                content = meta.encode("utf-8", "surrogateescape")
+            offsets.append(tar.add(f"{key}.{extension}", image))
+            sizes.append(len(image))
+            tar.add(f"{key}.txt", texts[i].encode())
+            tar.add(f"{key}.json", content)
+        tar.close()
+    return FileEntry(sha256=hashing.digest.hexdigest(), bytes=hashing.size), offsets, sizes
+
+
+def _smaller(image: bytes, extension: str, side: int) -> tuple[bytes, str]:
+    """What does not decode is kept as it is: training counts it, and positions are settled by now."""
+    try:
+        small = resized(image, side)
+    except ValueError:
+        return image, extension
+    return small, extension if small is image else "jpg"
+
+
+class _Hashing:
+    """A file that is hashed as it is written, so that no shard is read again for its checksum."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.digest, self.size = file, hashlib.sha256(), 0
+
+    def write(self, data: bytes) -> None:
+        self.file.write(data)
+        self.digest.update(data)
+        self.size += len(data)
+
+
+@contextmanager
+def _sources() -> Iterator[Callable[[str, int, int], bytes]]:
+    """read(path, offset, size), which keeps the files used last open."""
+    descriptors: dict[str, int] = {}
+
+    def read(path: str, offset: int, size: int) -> bytes:
+        descriptor = descriptors.pop(path, None)
+        if descriptor is None:
+            if len(descriptors) >= OPEN_FILES:
+                os.close(descriptors.pop(next(iter(descriptors))))
+            descriptor = os.open(path, os.O_RDONLY)
+        descriptors[path] = descriptor  # the last place of the dict: used last
+        data = os.pread(descriptor, size, offset)
+        if len(data) != size:
+            raise UserError(
+                f"{path} ends before byte {offset + size}, so it has changed since it was scanned: "
+                "delete the unfinished folder and build again"
+            )
+        return data
+
+    try:
+        yield read
+    finally:
+        for descriptor in descriptors.values():
+            os.close(descriptor)
