@@ -214,12 +214,14 @@ def _devkit_classes(name: str, data: bytes, source: str) -> dict[int, int]:
 
 def _read_meta(data: bytes) -> dict[int, str]:
     """ILSVRC2012_ID -> WNID of meta.mat; numbers over 1000 are inner nodes of the hierarchy."""
-    from scipy.io import loadmat  # type: ignore[import-untyped]  # a dependency of sentence-transformers
+    # A dependency of sentence-transformers.
+    from scipy.io import loadmat  # type: ignore[import-untyped]
+    from scipy.io.matlab import MatReadError  # type: ignore[import-untyped]
 
     try:
         synsets = np.atleast_1d(loadmat(BytesIO(data), squeeze_me=True)["synsets"])
         pairs = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
-    except (ValueError, KeyError, IndexError, TypeError, OSError) as error:
+    except (MatReadError, ValueError, KeyError, IndexError, TypeError, OSError) as error:
         raise UserError(f"meta.mat is not the devkit's ({error}): fetch the devkit again") from None
     return {number: wnid for number, wnid in pairs.items() if number <= len(wnids())}
 
