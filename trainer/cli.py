@@ -44,6 +44,9 @@ def command(
     ] = False,
     epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples of a global batch, over all ranks.")] = None,
+    grouped: Annotated[
+        float | None, typer.Option(help="Share of each batch drawn as neighbour groups (shards of the packed layout).")
+    ] = None,
     image_size: Annotated[int | None, typer.Option(help="Side of the views, pixels.")] = None,
     lr: Annotated[float | None, typer.Option(help="Base learning rate (the recipe's scaling rule applies).")] = None,
     tau: Annotated[float | None, typer.Option(help="Temperature of the image similarities.")] = None,
@@ -74,6 +77,7 @@ def command(
             "data.shards": str(shards) if shards else None,
             "data.graph": graph,
             "data.batch_size": batch_size,
+            "data.grouped": grouped,
             "augment.image_size": image_size,
             "model.backbone": model,
             "objective.name": objective,

@@ -23,6 +23,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from shards.atomic import sha256_file, write_json
+from shards.config import from_table
 from shards.errors import SkipBudget, UserError
 from shards.reader import Shards
 from trainer.block import SimilarityBlock, TextTable
@@ -67,6 +68,8 @@ def train(recipe: Recipe, run: Path, world: World, *, resume: bool = False) -> R
         batch_size=recipe.data.batch_size,
         seed=recipe.seed,
         window=recipe.data.window,
+        grouped=recipe.data.grouped,
+        groups=shards.index.group if recipe.data.grouped else None,
     )
     total = plan.steps_per_epoch * recipe.epochs
     data_id = sha256_file(shards.root / "manifest.json")
@@ -323,7 +326,8 @@ def _resume_state(run: Path, recipe: Recipe, data_id: str, *, resume: bool) -> d
     if not found:
         return None
     state = read_checkpoint(found[-1])
-    unlike = differences(as_table(recipe), json.loads(state["recipe"]))
+    before = from_table(Recipe, json.loads(state["recipe"]), where=str(found[-1]))  # new options take their defaults
+    unlike = differences(as_table(recipe), as_table(before))
     if unlike:
         raise UserError(
             f"{run} holds a run of another recipe ({'; '.join(unlike[:4])}): choose another --out, or delete the folder"

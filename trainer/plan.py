@@ -3,6 +3,9 @@
 The number of ranks and loader workers does not enter, so a run may stop on eight GPUs and go on on two. Work goes
 through a window of shards at a time: their samples are shuffled together, and the next window follows. Reads stay
 within a few files, and data sets of up to a window of shards are shuffled whole.
+
+A random batch holds next to none of a text's listed neighbours. Shards of the packed layout name groups of
+neighbours, and `grouped` is the share of every batch that is drawn as whole groups; the rest stays random.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from shards.errors import UserError
 __all__ = ["BatchPlan", "StepSampler", "Ticket"]
 
 Ticket = tuple[int, int]  # (epoch, sample): all that a sample's augmentation may depend on, besides the seed
+Order = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +38,10 @@ class BatchPlan:
     seed: int
     window: int = 64
     """Shards whose samples are shuffled together."""
+    grouped: float = 0.0
+    """Share of each batch drawn as groups, 0..1; 0: plain random."""
+    groups: npt.NDArray[np.int32] | None = None
+    """[n] group of each sample, -1 without; needed where grouped > 0."""
 
     def __post_init__(self) -> None:
         if self.window < 1:
@@ -44,21 +52,50 @@ class BatchPlan:
             raise UserError(
                 f"{sum(self.shard_sizes)} samples do not fill one batch of {self.batch_size}: lower --batch-size"
             )
+        if not 0 <= self.grouped <= 1:
+            raise UserError(f"data.grouped is a share of the batch, 0 to 1, not {self.grouped}")
+        if self.grouped and (self.groups is None or (self.groups < 0).all()):
+            raise UserError(
+                f"data.grouped = {self.grouped} needs neighbour groups, and these shards name none: build them in the "
+                "packed layout, or set it to 0"
+            )
 
     @property
     def steps_per_epoch(self) -> int:
         return sum(self.shard_sizes) // self.batch_size
 
-    def order(self, epoch: int) -> npt.NDArray[np.int64]:
-        """[n] every sample once, in the order of this epoch."""
+    def order(self, epoch: int) -> Order:
+        """[n] every sample once, in the order of this epoch; batch t is [t * batch_size, (t + 1) * batch_size)."""
         rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
         starts = np.concatenate([[0], np.cumsum(self.shard_sizes)])
         shards = rng.permutation(len(self.shard_sizes))
-        parts = []
-        for first in range(0, len(shards), self.window):
-            window = [np.arange(starts[s], starts[s + 1]) for s in shards[first : first + self.window]]
-            parts.append(rng.permutation(np.concatenate(window)))
-        return np.concatenate(parts)
+        windows = [
+            rng.permutation(np.concatenate([np.arange(starts[s], starts[s + 1]) for s in shards[i : i + self.window]]))
+            for i in range(0, len(shards), self.window)
+        ]
+        return self._with_groups(windows, rng) if self.grouped else np.concatenate(windows)
+
+    def _with_groups(self, windows: list[Order], rng: np.random.Generator) -> Order:
+        """Two streams through the windows, one of whole groups and one of random samples; a batch takes from both."""
+        assert self.groups is not None
+        steps, each = self.steps_per_epoch, round(self.grouped * self.batch_size)
+        total = sum(map(len, windows))
+        # The first stream is as long as all batches need, and a share of what the last of them leaves over.
+        wanted = steps * each + round((total - steps * self.batch_size) * self.grouped)
+        bounds = np.cumsum([0, *map(len, windows)]) * wanted // total
+        packed, loose = [], []
+        for samples, quota in zip(windows, np.diff(bounds), strict=True):
+            gathered = _gather(samples, self.groups[samples])
+            packed.append(gathered[:quota])
+            loose.append(rng.permutation(gathered[quota:]))
+        first, second = np.concatenate(packed), np.concatenate(loose)
+        rest = self.batch_size - each
+        batches = np.concatenate(
+            [first[: steps * each].reshape(steps, each), second[: steps * rest].reshape(steps, rest)], axis=1
+        )
+        # Shuffled within, so that no rank's share of a batch is all groups.
+        batches = rng.permuted(batches, axis=1)
+        return np.concatenate([batches.ravel(), first[steps * each :], second[steps * rest :]])
 
 
 class StepSampler:
@@ -84,3 +121,11 @@ class StepSampler:
                 epoch, order = wanted, self.plan.order(wanted)
             first = batch * self.plan.batch_size + self.rank * share
             yield [(epoch, int(sample)) for sample in order[first : first + share]]
+
+
+def _gather(samples: Order, groups: npt.NDArray[np.int32]) -> Order:
+    """The samples with those of a group side by side, groups in order of their first sample, ungrouped ones last."""
+    _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
+    place = np.where(groups < 0, len(samples), first[inverse])
+    gathered: Order = samples[np.argsort(place, kind="stable")]
+    return gathered

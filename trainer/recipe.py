@@ -41,6 +41,8 @@ class DataConfig:
     """Samples (not views) of a global batch, over all ranks."""
     window: int = 64
     """Shards shuffled together."""
+    grouped: float = 0.0
+    """Share of each batch drawn as neighbour groups, which packed shards name; 0: plain random."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

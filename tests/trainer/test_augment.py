@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import transforms
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as tv
 
@@ -80,6 +81,53 @@ def test_probabilities_are_met() -> None:
     greys = AugmentConfig(**only, flip=0.0, grayscale=0.2)  # type: ignore[arg-type]
     views = np.concatenate([two_views(PICTURE, greys, sample_rng(0, 0, i)) for i in range(1000)])
     assert (views[..., 0] == views[..., 1]).all((1, 2)).mean() == pytest.approx(0.2, abs=0.05)
+
+
+@pytest.mark.parametrize(("jitter", "blur"), [(0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (1.0, 0.5)])
+def test_views_have_torchvisions_moments(jitter: float, blur: float) -> None:
+    """The whole chain against torchvision's on PIL: mean, deviation, and sharpness of pixels over many views."""
+    image = decode(_photograph())
+    config = AugmentConfig(image_size=32, crop_scale=(0.2, 1.0), jitter=jitter, blur=blur)
+    ours = np.concatenate([two_views(image, config, sample_rng(0, 0, i)) for i in range(400)])
+    chain = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(32, scale=(0.2, 1.0)),
+            transforms.RandomHorizontalFlip(),
+            transforms.RandomApply(
+                [transforms.ColorJitter(0.8 * jitter, 0.8 * jitter, 0.8 * jitter, 0.2 * jitter)], p=0.8
+            ),
+            transforms.RandomGrayscale(0.2),
+            transforms.RandomApply([transforms.GaussianBlur(3, (0.1, 2.0))], p=blur),
+        ]
+    )
+    torch.manual_seed(0)
+    theirs = np.stack([np.asarray(chain(Image.fromarray(image))) for _ in range(800)])
+    for name, moment in MOMENTS.items():
+        one, other = moment(ours.astype(float)), moment(theirs.astype(float))
+        error = np.hypot(one.std(0), other.std(0)) / np.sqrt(800)
+        assert (np.abs(one.mean(0) - other.mean(0)) < 4 * error + TOLERANCE[name]).all(), name
+
+
+# Each of a view [n, size, size, 3]: colour, spread, saturation, and differences between neighbouring pixels.
+MOMENTS = {
+    "mean": lambda v: v.mean((1, 2)),
+    "deviation": lambda v: v.std((1, 2)),
+    "saturation": lambda v: (v.max(3) - v.min(3)).mean((1, 2))[:, None],
+    "sharpness": lambda v: np.abs(np.diff(v, axis=1)).mean((1, 2)),
+}
+# Grey levels of 256. Area averaging is a little sharper than torchvision's triangle filter.
+TOLERANCE = {"mean": 1.0, "deviation": 1.0, "saturation": 1.5, "sharpness": 1.5}
+
+
+def _photograph() -> bytes:
+    """Blurred noise with edges: 96 x 80, spectrum and contrast much like a photograph's."""
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (10, 12, 3), np.uint8)).resize((96, 80), Image.Resampling.BICUBIC)
+    pixels = np.asarray(coarse).copy()
+    pixels[20:50, 30:70] = [200, 60, 40]
+    buffer = BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
 
 
 def test_randomness_is_of_seed_epoch_and_sample() -> None:

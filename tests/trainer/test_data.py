@@ -17,15 +17,15 @@ from trainer.world import World
 CPU = torch.device("cpu")
 
 
-def batches(root: Path, workers: int, start: int = 0, rank: int = 0, size: int = 1) -> list[Batch]:
+def batches(root: Path, workers: int, start: int = 0, rank: int = 0, size: int = 1, stop: int = 6) -> list[Batch]:
     shards = Shards.open(root)
     plan = BatchPlan(shard_sizes=[s.samples for s in shards.manifest.shards], batch_size=8, seed=5)
     world = World(rank=rank, size=size, device=CPU)
-    return list(make_loader(shards, plan, AugmentConfig(image_size=16), world, start=start, stop=6, workers=workers))
+    return list(make_loader(shards, plan, AugmentConfig(image_size=16), world, start=start, stop=stop, workers=workers))
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores, on purpose
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [1, 2, 3, 4])
 def test_workers_do_not_change_the_batches(tmp_path: Path, workers: int) -> None:
     root = make_shards(tmp_path)
     for one, other in zip(batches(root, 0), batches(root, workers), strict=True):
@@ -40,6 +40,20 @@ def test_ranks_and_resuming_give_the_same_views(tmp_path: Path) -> None:
     for batch, first, second in zip(whole, *shares, strict=True):
         assert torch.equal(batch.views, torch.cat([first.views, second.views]))
         assert torch.equal(batch.texts, torch.cat([first.texts, second.texts]))
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_stopping_and_going_on_with_other_ranks_and_workers(tmp_path: Path) -> None:
+    """Two ranks of two workers for three steps, then four ranks of one: what one process sees in one go."""
+    root = make_shards(tmp_path)
+    whole = batches(root, 0)
+    before = [batches(root, 2, rank=rank, size=2, stop=3) for rank in range(2)]
+    after = [batches(root, 1, rank=rank, size=4, start=3) for rank in range(4)]
+    joined = [*zip(*before, strict=True), *zip(*after, strict=True)]
+    assert len(joined) == len(whole) == 6  # an epoch has four steps
+    for batch, shares in zip(whole, joined, strict=True):
+        assert torch.equal(batch.views, torch.cat([share.views for share in shares]))
+        assert torch.equal(batch.samples, torch.cat([share.samples for share in shares]))
 
 
 def test_texts_and_labels_belong_to_the_samples(tmp_path: Path) -> None:

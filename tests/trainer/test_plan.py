@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -12,7 +14,22 @@ from hypothesis import strategies as st
 from shards.errors import UserError
 from trainer.plan import BatchPlan, StepSampler, Ticket
 
-SIZES = st.lists(st.integers(1, 30), min_size=1, max_size=8)
+
+@st.composite
+def plans(draw: st.DrawFn, multiple_of: int = 1) -> BatchPlan:
+    """Odd shard sizes, windows, and a share of the batch in groups, where some samples belong to none."""
+    sizes = draw(st.lists(st.integers(1, 40), min_size=1, max_size=8).filter(lambda sizes: sum(sizes) >= multiple_of))
+    batch = multiple_of * draw(st.integers(1, min(sum(sizes) // multiple_of, 12)))
+    groups = draw(st.lists(st.integers(-1, 6), min_size=sum(sizes), max_size=sum(sizes)))
+    groups[0] = 0
+    return BatchPlan(
+        shard_sizes=sizes,
+        batch_size=batch,
+        seed=draw(st.integers(0, 99)),
+        window=draw(st.integers(1, 9)),
+        grouped=draw(st.sampled_from([0.0, 0.25, 0.5, 1.0])),
+        groups=np.array(groups, np.int32),
+    )
 
 
 def run(plan: BatchPlan, size: int, start: int, stop: int) -> list[list[Ticket]]:
@@ -22,34 +39,56 @@ def run(plan: BatchPlan, size: int, start: int, stop: int) -> list[list[Ticket]]
     return [list(chain(*shares)) for shares in zip(*ranks, strict=True)]
 
 
-@given(SIZES, st.integers(1, 8), st.integers(1, 8), st.integers(1, 3), st.integers(0, 99), st.data())
+@given(st.integers(1, 8), st.integers(1, 8), st.data())
 @settings(max_examples=150, deadline=None)
-def test_batches_do_not_depend_on_ranks_nor_on_stopping(
-    sizes: list[int], ranks: int, other: int, share: int, seed: int, data: st.DataObject
-) -> None:
-    batch = ranks * other * share
-    if batch > sum(sizes):
-        return
-    plan = BatchPlan(shard_sizes=sizes, batch_size=batch, seed=seed, window=data.draw(st.integers(1, 9)))
+def test_batches_do_not_depend_on_ranks_nor_on_stopping(ranks: int, other: int, data: st.DataObject) -> None:
+    plan = data.draw(plans(multiple_of=math.lcm(ranks, other)))
     total = 3 * plan.steps_per_epoch
     whole = run(plan, 1, 0, total)
     stop = data.draw(st.integers(0, total))
     assert run(plan, ranks, 0, stop) + run(plan, other, stop, total) == whole
 
 
-@given(SIZES, st.integers(1, 20), st.integers(0, 99), st.integers(1, 9))
-@settings(max_examples=150, deadline=None)
-def test_epoch_covers_the_samples_once(sizes: list[int], batch: int, seed: int, window: int) -> None:
-    if batch > sum(sizes):
-        return
-    plan = BatchPlan(shard_sizes=sizes, batch_size=batch, seed=seed, window=window)
+@given(plans())
+@settings(max_examples=200, deadline=None)
+def test_epoch_covers_the_samples_once(plan: BatchPlan) -> None:
+    total = sum(plan.shard_sizes)
     steps = run(plan, 1, 0, 2 * plan.steps_per_epoch)
     for epoch in range(2):
         tickets = list(chain(*steps[epoch * plan.steps_per_epoch : (epoch + 1) * plan.steps_per_epoch]))
         assert {e for e, _ in tickets} == {epoch}
         samples = [sample for _, sample in tickets]
-        assert len(set(samples)) == len(samples) > sum(sizes) - batch
-        assert set(samples) <= set(range(sum(sizes)))
+        assert len(set(samples)) == len(samples) > total - plan.batch_size
+        assert set(samples) <= set(range(total))
+
+
+@given(plans())
+@settings(max_examples=50, deadline=None)
+def test_a_share_of_nought_is_plain_random_exactly(plan: BatchPlan) -> None:
+    plain = BatchPlan(shard_sizes=plan.shard_sizes, batch_size=plan.batch_size, seed=plan.seed, window=plan.window)
+    assert np.array_equal(replace(plan, grouped=0.0).order(1), plain.order(1))
+
+
+@pytest.mark.parametrize("grouped", [0.0, 0.25, 0.5, 1.0])
+def test_each_batch_holds_its_share_of_whole_groups(grouped: float) -> None:
+    """64 groups of eight in eight shards, batches of 64: half grouped means four groups of eight in each."""
+    groups = np.arange(512, dtype=np.int32) // 8
+    plan = BatchPlan(shard_sizes=[64] * 8, batch_size=64, seed=1, window=4, grouped=grouped, groups=groups)
+    order = plan.order(0)
+    for first in range(0, 512, 64):
+        _, counts = np.unique(groups[order[first : first + 64]], return_counts=True)
+        assert (counts == 8).sum() >= round(grouped * 8)
+        assert grouped == 1 or (counts == 8).sum() <= round(grouped * 8) + 1
+    same_half = [len(set(groups[order[first : first + 32]])) for first in range(0, 512, 64)]
+    assert min(same_half) > 4  # shuffled within: a rank's half is not whole groups
+
+
+def test_samples_without_a_group_are_grouped_last() -> None:
+    groups = np.where(np.arange(128) < 64, np.arange(128) // 8, -1).astype(np.int32)
+    plan = BatchPlan(shard_sizes=[128], batch_size=32, seed=0, grouped=0.5, groups=groups)
+    order = plan.order(0)
+    for first in range(0, 128, 32):
+        assert (groups[order[first : first + 32]] >= 0).sum() == 16
 
 
 def test_order_stays_within_a_window_of_shards() -> None:
@@ -73,3 +112,7 @@ def test_wrong_sizes_are_refused() -> None:
         BatchPlan(shard_sizes=[2, 3], batch_size=6, seed=0)
     with pytest.raises(UserError, match="does not divide over 3 ranks"):
         StepSampler(BatchPlan(shard_sizes=[9], batch_size=4, seed=0), rank=0, size=3, start=0, stop=1)
+    with pytest.raises(UserError, match=r"0\.5 needs neighbour groups, and these shards name none"):
+        BatchPlan(shard_sizes=[9], batch_size=4, seed=0, grouped=0.5, groups=np.full(9, -1, np.int32))
+    with pytest.raises(UserError, match="share of the batch, 0 to 1, not 2"):
+        BatchPlan(shard_sizes=[9], batch_size=4, seed=0, grouped=2.0)
