@@ -1,0 +1,54 @@
+"""Small sources for tests, in the layouts that users have."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shards.tar import TarWriter
+from tests.make import jpeg
+
+
+def write_tar(path: Path, members: Sequence[tuple[str, bytes]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        tar = TarWriter(file)
+        for name, data in members:
+            tar.add(name, data)
+        tar.close()
+    return path
+
+
+def img2dataset(root: Path, samples: int = 8, tars: int = 2, failed: int = 0, parquet: bool = True) -> Path:
+    """Tars as img2dataset writes them: KEY.jpg, KEY.json, KEY.txt, and a parquet with failed rows."""
+    rng = np.random.default_rng(0)
+    for number in range(tars):
+        members, rows = [], []
+        for i in range(samples + failed):
+            key, good = f"{number:05d}{i:04d}", i < samples
+            captions = [f"picture {i} of tar {number}", f"another view of {i}"]
+            row = {"key": key, "caption": captions[0], "captions": captions, "status": "success"}
+            if good:
+                members += [(f"{key}.jpg", jpeg(rng)), (f"{key}.json", json.dumps(row).encode())]
+                members.append((f"{key}.txt", captions[0].encode()))
+            rows.append(row if good else row | {"status": "failed_to_download"})
+        write_tar(root / f"{number:05d}.tar", members)
+        if parquet:
+            pq.write_table(pa.Table.from_pylist(rows), root / f"{number:05d}.parquet")
+    return root
+
+
+def class_folders(root: Path, classes: Sequence[str] = ("n02084071", "n02121808"), images: int = 6) -> Path:
+    """root/train/CLASS/IMAGE.JPEG, and one image a folder deeper."""
+    rng = np.random.default_rng(1)
+    for hue, name in enumerate(classes):
+        for i in range(images):
+            path = root / "train" / name / ("deep" if i == 0 else ".") / f"{name}_{i}.JPEG"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(jpeg(rng, hue=hue))
+    return root

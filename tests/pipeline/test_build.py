@@ -1,0 +1,374 @@
+"""Sources to shards: what comes out, that it is read by others, that it is the same again, and what goes wrong."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import webdataset
+from PIL import Image
+
+from pipeline.build import BuildSettings, build_shards
+from pipeline.class_names import class_names
+from pipeline.datasets import builtin_datasets, load_dataset
+from pipeline.layout import shard_bounds
+from pipeline.scan import Limits
+from pipeline.sources import open_source
+from shards.errors import UserError
+from shards.manifest import Manifest
+from shards.reader import Shards
+from shards.verify import verify
+from tests.make import jpeg
+from tests.pipeline.sources import class_folders, img2dataset, write_tar
+
+
+def build(dataset: str, source: Path | None, out: Path, processes: int = 1, **settings: Any) -> Path:
+    found = open_source(load_dataset(dataset), str(source) if source else None)
+    build_shards(found, out, BuildSettings(**settings), processes)
+    return out
+
+
+def contents(root: Path) -> dict[str, str]:
+    """Checksum of every file."""
+    files = (path for path in sorted(root.rglob("*")) if path.is_file())
+    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def by_key(root: Path) -> dict[str, tuple[bytes, str, int]]:
+    """key -> image, text and label, by random access."""
+    shards = Shards.open(root)
+    texts, index = shards.texts(), shards.index
+    return {
+        key: (shards.image(i), texts[index.text_id[i]], int(index.label[i]))
+        for i, key in enumerate(index.key.to_pylist())
+    }
+
+
+def test_img2dataset_tars(tmp_path: Path) -> None:
+    source = img2dataset(tmp_path / "in", samples=8, tars=2, failed=3)
+    out = build("flickr8k", source, tmp_path / "out", shard_size=5)
+    manifest = Manifest.load(out)
+    assert (manifest.samples, manifest.texts, len(manifest.shards)) == (16, 16, 4)
+    assert manifest.skipped == {"not downloaded": 6}
+    assert [shard.samples for shard in manifest.shards] == [4, 4, 4, 4]
+    assert verify(out) == []
+    found = by_key(out)
+    image, text, label = found["00001_000010003"]
+    assert text == "picture 3 of tar 1\nanother view of 3"
+    assert label == -1
+    members = {s.key: s.parts for tar in sorted(source.glob("*.tar")) for s in _samples(tar)}
+    assert image == members["000010003"]["jpg"]
+    assert {key.partition("_")[2] for key in found} == set(members)
+    written = {s.key: s.parts for s in Shards.open(out).samples()}
+    assert written["00001_000010003"]["json"] == members["000010003"]["json"]
+    assert written["00001_000010003"]["txt"].decode() == text
+    assert list(written) == list(found)
+    assert list(found) != sorted(found)
+
+
+def _samples(tar: Path) -> Any:
+    from shards.tar import samples
+
+    return samples(tar)
+
+
+def test_captions_come_from_parquet_json_or_txt(tmp_path: Path) -> None:
+    image = jpeg(np.random.default_rng(0))
+    beside = img2dataset(tmp_path / "a", samples=2, tars=1)
+    inside = img2dataset(tmp_path / "b", samples=2, tars=1, parquet=False)
+    bare = tmp_path / "c"
+    write_tar(bare / "0.tar", [("x.jpg", image), ("x.txt", b"only \xff text"), ("y.jpg", image), ("y.json", b"{torn"),
+                               ("y.txt", b"y")])  # fmt: skip
+    texts = [Shards.open(build("flickr8k", path, path / "out")).texts() for path in (beside, inside, bare)]
+    assert texts[0] == texts[1] == ["picture 0 of tar 0\nanother view of 0", "picture 1 of tar 0\nanother view of 1"]
+    assert texts[2] == ["only \ufffd text", "y"]
+
+
+def test_class_folders_and_a_tar_of_them(tmp_path: Path) -> None:
+    source = class_folders(tmp_path / "in")
+    out = build("tiny-imagenet-100", source, tmp_path / "out")
+    manifest = Manifest.load(out)
+    assert manifest.classes[0].startswith("dog")
+    assert manifest.settings["wnids"] == ["n02084071", "n02121808"]
+    assert (manifest.samples, manifest.texts) == (12, 2)
+    assert {text: label for _, text, label in by_key(out).values()} == {
+        "a photo of a dog": 0,
+        "a photo of a domestic cat": 1,
+    }
+    meta = json.loads(next(iter(Shards.open(out).samples())).parts["json"])
+    assert meta["path"].startswith(meta["class"])
+
+    tar = write_tar(
+        tmp_path / "tarred" / "train.tar",
+        [(str(p.relative_to(source)), p.read_bytes()) for p in sorted(source.rglob("*.JPEG")) if "deep" not in str(p)],
+    )
+    tarred = by_key(build("tiny-imagenet-100", tar.parent, tmp_path / "out2"))
+    folders = by_key(out)
+    assert {i for i, _, _ in tarred.values()} < {i for i, _, _ in folders.values()}
+    assert len(tarred) == 10
+    assert {t: n for _, t, n in tarred.values()} == {t: n for _, t, n in folders.values()}
+
+
+def test_classes_of_one_name_stay_two_texts(tmp_path: Path) -> None:
+    cranes = class_names(["n02012849", "n03126707", "n02085620"], tmp_path, "a photo of a {class}")
+    assert len({name.caption for name in cranes}) == 3
+    assert cranes[2].caption == "a photo of a Chihuahua"
+    (tmp_path / "classes.tsv").write_text("a\tfirst, one\nb\tfirst, two\n")
+    assert [n.caption for n in class_names(["a", "b", "c_d"], tmp_path, "{class}")] == [
+        "first, one",
+        "first, two",
+        "c d",
+    ]
+
+
+def test_the_stock_reader_reads_our_tars(tmp_path: Path) -> None:
+    out = build("flickr8k", img2dataset(tmp_path / "in"), tmp_path / "out", shard_size=6)
+    urls = [str(path) for path in sorted(out.glob("*.tar"))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # the library leaves its files to the garbage collector
+        pipeline = webdataset.WebDataset(urls, shardshuffle=False).decode("pil")
+        read = list(pipeline.to_tuple("__key__", "jpg", "txt", "json"))
+        del pipeline
+        gc.collect()
+    assert [key for key, *_ in read] == [sample.key for sample in Shards.open(out).samples()]
+    for key, image, text, meta in read:
+        assert image.size == (32, 32)
+        assert text.split("\n")[0] == meta["caption"]
+        assert key.endswith(meta["key"])
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_same_input_same_bytes(tmp_path: Path, processes: int) -> None:
+    source = img2dataset(tmp_path / "in", samples=12, tars=3)
+    build("flickr8k", source, tmp_path / "a", shard_size=7)
+    build("flickr8k", source, tmp_path / "b", processes, shard_size=7)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    build("flickr8k", source, tmp_path / "c", shard_size=7, seed=1)
+    assert contents(tmp_path / "c")["train-000000.tar"] != contents(tmp_path / "a")["train-000000.tar"]
+
+
+def test_in_place_copies_nothing_and_writes_nothing_to_the_source(tmp_path: Path) -> None:
+    source = img2dataset(tmp_path / "in", samples=6, tars=3)
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in source.iterdir()}
+    source.chmod(0o555)
+    out = build("flickr8k", source, tmp_path / "out", layout="in-place")
+    source.chmod(0o755)
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in source.iterdir()} == before
+    assert not list(out.rglob("*.tar"))
+    assert sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) < 20_000
+    copied = by_key(build("flickr8k", source, tmp_path / "copied"))
+    assert by_key(out) == copied
+    assert verify(out) == []
+    with pytest.raises(UserError, match="needs tars"):
+        build("tiny-imagenet-100", class_folders(tmp_path / "f"), tmp_path / "no", layout="in-place")
+
+
+def test_the_embedded_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.demo.COUNTS", {"train": 40, "test": 20})
+    train, test = build("demo", None, tmp_path / "demo"), build("demo-test", None, tmp_path / "test")
+    assert Manifest.load(train).split == "train"
+    assert Manifest.load(test).split == "test"
+    assert len(Manifest.load(train).classes) == 10
+    assert len(Shards.open(train)) == 40
+    metas = [json.loads(sample.parts["json"]) for sample in Shards.open(test).samples()]
+    assert {meta["variant"] for meta in metas} == {"original", "mixed_same", "mixed_rand", "only_fg", "only_bg"}
+    assert [meta["object"] for meta in metas] == Shards.open(test).index.label.tolist()
+
+
+def test_images_are_shrunk_when_asked(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pictures = [("a.jpg", jpeg(rng, 64)), ("a.txt", b"a"), ("b.png", _png(rng)), ("b.txt", b"b")]
+    write_tar(tmp_path / "in" / "0.tar", pictures)
+    out = build("flickr8k", tmp_path / "in", tmp_path / "out", image_size=16)
+    for sample in Shards.open(out).samples():
+        assert Image.open(io.BytesIO(sample.parts["jpg"])).size == (16, 16)
+    assert verify(out) == []
+
+
+def _png(rng: np.random.Generator) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_unusable_samples_are_counted_within_a_budget(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    image = jpeg(rng)
+    bad = [
+        ("html.jpg", b"<html>"), ("html.txt", b"x"), ("cut.jpg", jpeg(rng, 90)[:3000]), ("cut.txt", b"x"),
+        ("mute.jpg", image), ("mute.txt", b" \n"), ("blind.txt", b"x"), ("big.jpg", jpeg(rng, 300)), ("big.txt", b"x"),
+        ("wide.jpg", jpeg(rng, 101)), ("wide.txt", b"x"),
+    ]  # fmt: skip
+    good = [member for i in range(20) for member in ((f"{i}.jpg", image), (f"{i}.txt", f"text {i % 7}".encode()))]
+    write_tar(tmp_path / "in" / "0.tar", bad + good)
+    out = build("flickr8k", tmp_path / "in", tmp_path / "out", limits=Limits(max_pixels=10_000, max_bytes=30_000))
+    manifest = Manifest.load(out)
+    assert manifest.skipped == {
+        "cut image": 1,
+        "image of too many bytes": 1,
+        "image of too many pixels": 1,
+        "no caption": 1,
+        "no image": 1,
+        "undecodable image": 1,
+    }
+    assert (manifest.samples, manifest.texts) == (20, 7)
+    worse = [m for i in range(12) for m in ((f"w{i}.jpg", b"<html>"), (f"w{i}.txt", b"x"))]
+    write_tar(tmp_path / "worse" / "0.tar", worse + good)
+    with pytest.raises(UserError, match=r"12 of the first 32 samples are unusable \(12 undecodable.*--max-skipped"):
+        build("flickr8k", tmp_path / "worse", tmp_path / "out2")
+    build("flickr8k", tmp_path / "worse", tmp_path / "out3", max_skipped=0.5)
+
+
+def test_a_torn_tar_is_refused_and_replaced(tmp_path: Path) -> None:
+    source = img2dataset(tmp_path / "in", samples=6, tars=3)
+    torn = source / "00001.tar"
+    whole = torn.read_bytes()
+    torn.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"00001\.tar is torn.*--use-torn"):
+        build("flickr8k", source, tmp_path / "out")
+    kept = build("flickr8k", source, tmp_path / "kept", limits=Limits(use_torn=True))
+    manifest = Manifest.load(kept)
+    assert manifest.skipped == {"torn tar": 1}
+    assert 12 < manifest.samples < 18
+    torn.write_bytes(whole)
+    with pytest.raises(UserError, match="source files"):  # begun with the torn file
+        build("flickr8k", source, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out")
+    assert len(by_key(build("flickr8k", source, tmp_path / "out"))) == 18
+
+
+@pytest.mark.parametrize(
+    ("dataset", "make", "message"),
+    [
+        ("flickr8k", lambda path: path.mkdir(), r"holds no file like \*\.tar"),
+        ("tiny-imagenet-100", lambda path: path.mkdir(), "holds no class folders"),
+        ("tiny-imagenet-100", lambda path: (path / "train" / "a").mkdir(parents=True), "holds no usable sample"),
+        ("flickr8k", lambda path: write_tar(path / "0.tar", []), "holds no usable sample"),
+        ("flickr8k", lambda path: None, "there is no .*in: give the folder"),
+    ],
+)
+def test_sources_without_anything(tmp_path: Path, dataset: str, make: Any, message: str) -> None:
+    make(tmp_path / "in")
+    with pytest.raises(UserError, match=message):
+        build(dataset, tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_sources_that_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cc12m needs SOURCE="):
+        build("cc12m", None, tmp_path / "out")
+    with pytest.raises(UserError, match="shell command"):
+        open_source(load_dataset("cc12m"), "pipe:curl http://example.org")
+    with pytest.raises(UserError, match=r"unknown data set 'cc13m': known are .*cc12m"):
+        load_dataset("cc13m")
+    (tmp_path / "mine.toml").write_text('format = "webdataset"\nfile = "x"\n')
+    with pytest.raises(UserError, match="unknown file; known are"):
+        load_dataset(str(tmp_path / "mine.toml"))
+
+
+def test_every_built_in_data_set_says_what_it_is() -> None:
+    for name in builtin_datasets():
+        assert load_dataset(name).about
+
+
+def test_other_settings_and_a_changed_source_are_refused(tmp_path: Path) -> None:
+    source = img2dataset(tmp_path / "in")
+    out = build("flickr8k", source, tmp_path / "out")
+    found = open_source(load_dataset("flickr8k"), str(source))
+    assert build_shards(found, out, BuildSettings()) is False
+    before = contents(out)
+    with pytest.raises(UserError, match=r"was built with seed 0, not 1; .*delete that folder"):
+        build("flickr8k", source, out, seed=1, shard_size=3)
+    img2dataset(source, samples=9)
+    with pytest.raises(UserError, match="was built with source files"):
+        build("flickr8k", source, out)
+    assert contents(out) == before
+
+
+def test_two_builds_in_one_folder(tmp_path: Path) -> None:
+    from pipeline.work import alone
+
+    source = img2dataset(tmp_path / "in")
+    with alone(tmp_path / "out", "wait"), pytest.raises(UserError, match="another process is building"):
+        build("flickr8k", source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    build("flickr8k", source, tmp_path / "out")
+
+
+def test_a_stopped_build_goes_on_from_its_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = img2dataset(tmp_path / "in", samples=10, tars=2)
+    whole = build("flickr8k", source, tmp_path / "whole", shard_size=5)
+    import pipeline.build
+
+    write, calls = pipeline.build.write_shard, []
+
+    def failing(job: Any) -> Any:
+        calls.append(job.name)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return write(job)
+
+    monkeypatch.setattr(pipeline.build, "write_shard", failing)
+    with pytest.raises(KeyboardInterrupt):
+        build("flickr8k", source, tmp_path / "out", shard_size=5)
+    build("flickr8k", source, tmp_path / "out", shard_size=5)
+    assert calls == [f"train-00000{i}" for i in (0, 1, 2, 2, 3)]
+    assert contents(tmp_path / "out") == contents(whole)
+
+
+def test_shard_bounds() -> None:
+    for samples, size in ((1, 1), (10, 3), (9, 3), (4097, 4096), (12, 100)):
+        bounds = shard_bounds(samples, size)
+        sizes = [stop - start for start, stop in bounds]
+        assert sum(sizes) == samples
+        assert max(sizes) <= size
+        assert max(sizes) - min(sizes) <= 1
+        assert bounds[0][0] == 0
+
+
+def command(source: Path, out: Path) -> list[str]:
+    arguments = ["build", "tiny-imagenet-100", "--source", str(source), "--out", str(out)]
+    return [sys.executable, "-m", "pipeline.cli", *arguments, "--shard-size", "5", "--graph", "class"]
+
+
+@pytest.mark.slow
+def test_killed_at_25_random_moments(tmp_path: Path) -> None:
+    """SIGKILL over the whole build, shards and graph, each time followed by the same command."""
+    source = class_folders(tmp_path / "in", [f"class_{i}" for i in range(12)], images=5)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    begin = time.perf_counter()
+    subprocess.run(command(source, tmp_path / "whole"), check=True, capture_output=True, env=environment)
+    length = time.perf_counter() - begin
+    out, kills = tmp_path / "out", 0
+    for attempt in range(25):
+        process = subprocess.Popen(
+            command(source, out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
+        )
+        try:
+            # Progress stays, so later builds are shorter: from the middle of an import to past the end.
+            process.wait(random.uniform(0.2, 1.1) * length)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        _, errors = process.communicate()
+        assert process.returncode in (0, -signal.SIGKILL), errors.decode()
+        if process.returncode == 0 and attempt < 24:
+            assert contents(out) == contents(tmp_path / "whole")
+            shutil.rmtree(out)
+    subprocess.run(command(source, out), check=True, capture_output=True, env=environment)
+    assert kills > 5
+    assert contents(out) == contents(tmp_path / "whole")

@@ -1,0 +1,40 @@
+"""The rule of docs/format.md, sentence by sentence."""
+
+from __future__ import annotations
+
+import unicodedata
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.captions import joined, normalise
+
+
+def test_the_rule() -> None:
+    assert normalise(b"caf\xc3\xa9 \xff!", 100) == "café \ufffd!"
+    assert normalise("cafe\u0301", 100) == "café"
+    assert normalise("  two \t\r\n words\x00\x1b[31m \u2028here\x85 ", 100) == "two words [31m here"
+    assert normalise("x" * 50, 7) == "xxxxxxx"
+    assert normalise("six   and more", 4) == "six"
+    assert normalise("\ud800 alone", 100) == "\ufffd alone"
+    assert normalise("\n\t ", 100) == ""
+
+
+def test_a_sample_of_several_captions() -> None:
+    assert joined(["one", " two\n", "one ", "", None, 3, b"three"], 100) == "one\ntwo\nthree"
+    assert joined([], 100) == joined([None, " "], 100) == ""
+
+
+def test_a_huge_caption_costs_little() -> None:
+    assert normalise("word " * 20_000_000, 1000) == ("word " * 200).strip()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.one_of(st.text(), st.binary()), st.integers(1, 50))
+def test_normal_form(caption: str | bytes, longest: int) -> None:
+    text = normalise(caption, longest)
+    assert len(text) <= longest
+    assert text == text.strip()
+    assert not any(unicodedata.category(c) == "Cc" for c in text)
+    text.encode()
+    assert normalise(text, longest) == text
