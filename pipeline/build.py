@@ -25,7 +25,7 @@ from pipeline.sources import Partition, Source
 from pipeline.texts import number_texts
 from pipeline.work import alone, differing, disk_errors, read_settings
 from pipeline.write import ShardJob, ShardResult, write_shard
-from shards.atomic import atomic_file, sha256_file, write_json
+from shards.atomic import atomic_file, sha256_file, sweep, write_json
 from shards.errors import SkipBudget, UserError
 from shards.index import write_texts
 from shards.manifest import FileEntry, Manifest, ShardEntry
@@ -73,6 +73,7 @@ def build_shards(source: Source, out: Path, settings: BuildSettings, processes: 
         if _finished(out, work, wanted):
             shutil.rmtree(work)
             return False
+        sweep(out, out / "index", work, work / "scan", work / "written")
         write_json(work / "settings.json", wanted)
         skipped = _scan_all(source, settings, work, processes)
         samples = _number_samples(source, work, out)

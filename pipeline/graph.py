@@ -16,7 +16,7 @@ from pipeline.bars import say
 from pipeline.encoders import BUNDLED, EncoderSource, resolve_encoder
 from pipeline.wordnet import find_wordnet
 from pipeline.work import WORK, alone, differing, disk_errors, read_settings
-from shards.atomic import sha256_file, write_json
+from shards.atomic import sha256_file, sweep, write_json
 from shards.errors import UserError
 from shards.graph import Graph, write_graph
 from shards.reader import Shards
@@ -60,6 +60,7 @@ def build_graph(
         if _finished(folder, settings):
             say(f"{folder} is already there, with these settings")
         else:
+            sweep(folder, *(path for path in work.rglob("*") if path.is_dir()), work)
             write_json(work / "settings.json", settings)
             chosen = kinds.Settings(k=k, code_dim=code_dim, seed=seed, target=recall, memory=memory)
             graph = _make(shards, kind, encoder_source, source, chosen, folder)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
-__all__ = ["atomic_file", "sha256_file", "write_json"]
+__all__ = ["TEMPORARY", "atomic_file", "sha256_file", "sweep", "write_json"]
 
 TEMPORARY = ".partial-"  # prefix of unfinished files; safe to delete whenever no writer runs
 
@@ -32,6 +32,13 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         Path(temporary).unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def sweep(*folders: Path) -> None:
+    """Delete what killed writers left in these folders. Only for whoever holds them alone."""
+    for folder in folders:
+        for path in folder.glob(f"{TEMPORARY}*"):
+            path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: object) -> None:
