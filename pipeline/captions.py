@@ -19,7 +19,10 @@ def normalise(caption: str | bytes, longest: int) -> str:
     Only the part that can survive the cut is looked at, so a caption of a gigabyte costs no more than a long one.
     """
     part = caption[: 8 * longest]  # UTF-8 takes at most 4 bytes a character, and NFC shortens text by half at most
-    text = part.decode("utf-8", "replace") if isinstance(part, bytes) else SURROGATES.sub("\ufffd", part)
+    text = part.decode("utf-8", "replace") if isinstance(part, bytes) else part
+    if text.isascii() and text.isprintable() and "  " not in text:  # nearly all of them, five times as fast
+        return text.strip()[:longest].rstrip()
+    text = SURROGATES.sub("\ufffd", text)
     return BLANK.sub(" ", unicodedata.normalize("NFC", text)).strip()[:longest].rstrip()
 
 

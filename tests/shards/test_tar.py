@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.errors import TornTar
-from shards.tar import Member, TarWriter, samples, scan, split_key
+from shards.tar import Member, TarWriter, _header, samples, scan, split_key
 
 NAMES = st.text(
     st.characters(codec="utf-8", exclude_characters="\0\n/", exclude_categories=["Cs"]), min_size=1, max_size=150
@@ -120,3 +120,11 @@ def test_stock_webdataset_reads_what_we_write(tmp_path: Path) -> None:
 )
 def test_split_key_is_webdatasets(name: str, expected: tuple[str, str]) -> None:
     assert split_key(name) == expected
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "x" * 100, "x" * 101, "é.jpg", "dir/a.b.c", "/abs"])
+@pytest.mark.parametrize("size", [0, 511, 12345, (1 << 33) - 1, 1 << 33])
+def test_headers_are_tarfiles(name: str, size: int) -> None:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode, info.mtime = size, 0o644, 0
+    assert _header(name, size) == info.tobuf(tarfile.PAX_FORMAT)
