@@ -2,6 +2,7 @@
 
 runs/NAME/run.json                        recipe, data, status
 runs/NAME/checkpoints/step-00000500.pt    encoder, optimiser, step, recipe
+runs/NAME/checkpoints/best.pt             encoder, step, recipe: of the epoch with the best online kNN figure
 """
 
 from __future__ import annotations
@@ -22,9 +23,18 @@ from trainer.data import IMAGENET_MEAN, IMAGENET_STD
 from trainer.model import build_encoder
 from trainer.recipe import Recipe
 
-__all__ = ["BackboneInfo", "checkpoints", "find_checkpoint", "load_backbone", "read_checkpoint", "write_checkpoint"]
+__all__ = [
+    "BackboneInfo",
+    "checkpoints",
+    "find_checkpoint",
+    "load_backbone",
+    "read_checkpoint",
+    "write_best",
+    "write_checkpoint",
+]
 
 VERSION = 1
+PREFIX = "backbone."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +88,14 @@ def write_checkpoint(run: Path, step: int, state: dict[str, Any], keep: int) -> 
     return path
 
 
+def write_best(run: Path, step: int, state: dict[str, Any]) -> Path:
+    """Replace checkpoints/best.pt."""
+    path = run / "checkpoints" / "best.pt"
+    with atomic_file(path) as file:
+        torch.save({"version": VERSION, "step": step, **state}, file)
+    return path
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Load on the CPU without unpickling code. Raises UserError for anything that is not a checkpoint of ours."""
     try:
@@ -102,10 +120,11 @@ def load_backbone(path: Path, *, untrained: bool = False) -> tuple[nn.Module, Ba
     """
     state = read_checkpoint(path)
     recipe = from_table(Recipe, json.loads(state["recipe"]), where=str(path))
-    model = recipe.model if untrained else replace(recipe.model, pretrained=False)  # nothing to download
+    model = recipe.model if untrained else replace(recipe.model, pretrained=False, start="")  # nothing to fetch
     encoder = build_encoder(model, recipe.augment.image_size, recipe.seed)
     if not untrained:
-        encoder.load_state_dict(state["encoder"])
+        names = [name for name in state["encoder"] if name.startswith(PREFIX)]
+        encoder.backbone.load_state_dict({name.removeprefix(PREFIX): state["encoder"][name] for name in names})
     info = BackboneInfo(
         model=recipe.model.backbone,
         feature_dim=cast(int, encoder.backbone.num_features),

@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
-from typing import cast
+import pickle
+from pathlib import Path
+from typing import Any, cast
 
 import timm
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from timm.models import get_pretrained_cfg
 from torch import nn
 
 from shards.errors import UserError
 from trainer.recipe import ModelConfig
 
-__all__ = ["Encoder", "build_backbone", "build_encoder"]
+__all__ = ["Encoder", "build_backbone", "build_encoder", "load_weights"]
 
 
 class Encoder(nn.Module):
     """Images -> projections. The projector is thrown away after training: what lies before it transfers better."""
 
-    def __init__(self, backbone: nn.Module, projector: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, projector: nn.Module, text: nn.Module | None = None) -> None:
         super().__init__()
         self.backbone = backbone
         self.projector = projector
+        self.text = text
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """[n, 3, height, width] -> [n, projector_dim], not normalised."""
-        return cast(torch.Tensor, self.projector(self.backbone(images)))
+    def forward(
+        self, images: torch.Tensor, tokens: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """[n, 3, height, width], [b, length] -> [n, projector_dim], [b, projector_dim]; not normalised."""
+        z = self.projector(self.backbone(images))
+        return z, self.text(tokens) if self.text is not None else None
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """[n, 3, height, width] -> [n, feature_dim] float32, the pooled features of the backbone."""
@@ -33,9 +41,11 @@ class Encoder(nn.Module):
 
 
 def build_encoder(config: ModelConfig, image_size: int, seed: int) -> Encoder:
-    """An encoder whose initial weights are a function of (config, image_size, seed)."""
+    """An encoder whose initial weights are a function of (config, image_size, seed), and of where it starts from."""
     torch.manual_seed(seed)
     backbone = build_backbone(config.backbone, image_size, pretrained=config.pretrained)
+    if config.start:
+        load_weights(backbone, Path(config.start))
     width = cast(int, backbone.num_features)
     hidden = config.projector_hidden or width
     norm = nn.BatchNorm1d(hidden) if config.projector_norm == "batch" else nn.LayerNorm(hidden)
@@ -64,3 +74,44 @@ def build_backbone(name: str, image_size: int, *, pretrained: bool = False) -> n
         raise UserError(f"{name} gives no pooled features: choose another backbone")
     backbone: nn.Module = model
     return backbone
+
+
+def load_weights(backbone: nn.Module, path: Path) -> None:
+    """Load a backbone from a run folder, a checkpoint, or a file of weights (.safetensors, or torch.save's).
+
+    Raises UserError where the file does not hold this backbone; a classifier in it is left out.
+    """
+    state = _backbone_state(path)
+    wanted = backbone.state_dict()
+    missing = [name for name in wanted if name not in state]
+    unlike = [name for name in wanted if name in state and state[name].shape != wanted[name].shape]
+    if missing or unlike:
+        example = (missing or unlike)[0]
+        raise UserError(
+            f"{path} does not fit the backbone: {len(missing)} of {len(wanted)} weights are missing and {len(unlike)} "
+            f"of another shape ({example}); choose the --model and --image-size that it was made with"
+        )
+    backbone.load_state_dict({name: state[name] for name in wanted})
+
+
+def _backbone_state(path: Path) -> dict[str, torch.Tensor]:
+    if path.is_dir():
+        found = sorted(path.glob("checkpoints/step-*.pt")) or sorted(path.glob("*.safetensors"))
+        if not found:
+            raise UserError(f"{path} holds neither checkpoints/step-*.pt nor a .safetensors file to start from")
+        path = found[-1]
+    try:
+        if path.suffix == ".safetensors":
+            state: dict[str, Any] = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path} to start from") from None
+    except (RuntimeError, pickle.UnpicklingError, SafetensorError, LookupError, EOFError, OSError, ValueError) as error:
+        raise UserError(f"{path} is not a readable file of weights ({type(error).__name__})") from None
+    for key in ("encoder", "state_dict", "model"):  # ours, and what other trainers call it
+        if isinstance(state.get(key), dict):
+            state = state[key]
+    if any(name.startswith("backbone.") for name in state):
+        return {name.removeprefix("backbone."): v for name, v in state.items() if name.startswith("backbone.")}
+    return {name.removeprefix("module."): value for name, value in state.items()}

@@ -53,7 +53,7 @@ class Monitor:
         training = encoder.training
         encoder.eval()
         parts = []
-        for images in self.images.split(256):
+        for images in torch.split(self.images, 256):
             ids = torch.zeros(len(images), dtype=torch.int64)
             parts.append(encoder.features(to_views(Batch(images, ids, ids, ids, 0), device)).cpu())
         encoder.train(training)

@@ -23,6 +23,7 @@ __all__ = [
     "OptimiserConfig",
     "Recipe",
     "RunConfig",
+    "TextConfig",
     "as_table",
     "builtin_recipes",
     "changed",
@@ -43,6 +44,8 @@ class DataConfig:
     """Shards shuffled together."""
     grouped: float = 0.0
     """Share of each batch drawn as neighbour groups, which packed shards name; 0: plain random."""
+    chunk: int = 0
+    """Samples that a device forwards at a time, with cached gradients (step.py); 0: its whole share of the batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +54,8 @@ class ModelConfig:
     """Any timm model."""
     pretrained: bool = False
     """Start from timm's weights for it (downloads them)."""
+    start: str = ""
+    """Fine-tune from here: a run folder or checkpoint of xclr-train, or a file of the backbone's weights."""
     projector_hidden: int = 0
     """Width of the projector's hidden layer; 0: that of the features."""
     projector_dim: int = 128
@@ -61,9 +66,9 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectiveConfig:
-    name: Literal["xclr", "simclr", "supcon"] = "xclr"
+    name: Literal["xclr", "simclr", "supcon", "clip"] = "xclr"
     tau: float = 0.1
-    """Temperature of the image similarities."""
+    """Temperature of the image similarities; where clip's learned one begins."""
     tau_s: float = 0.1
     """Temperature of the text similarities (xclr)."""
     tail: Literal["code", "background", "none"] = "code"
@@ -74,6 +79,23 @@ class ObjectiveConfig:
         for name in ("tau", "tau_s"):
             if not getattr(self, name) > 0:
                 raise UserError(f"objective.{name} is a temperature above 0, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextConfig:
+    """The text tower of the objective clip; the others have none. Defaults: about a third of CLIP's own."""
+
+    width: int = 256
+    layers: int = 6
+    heads: int = 4
+    length: int = 64
+    """Most tokens of a caption, begin and end included."""
+    words: int = 16384
+    """Most words of the vocabulary; others are spelled in bytes."""
+
+    def __post_init__(self) -> None:
+        if min(self.width, self.layers, self.heads, self.length - 2, self.words + 1) < 1:
+            raise UserError(f"[text] needs positive sizes and a length of 3 or more, not {self}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +127,7 @@ class RunConfig:
     checkpoint_every: int = 500
     """Steps between checkpoints; one more at the end, and on SIGTERM."""
     keep: int = 2
-    """Newest checkpoints kept."""
+    """Newest checkpoints kept, besides the best."""
     knn_every: int = 1
     """Epochs between online kNN checks; 0: none."""
 
@@ -123,6 +145,7 @@ class Recipe:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    text: TextConfig = field(default_factory=TextConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     run: RunConfig = field(default_factory=RunConfig)
 

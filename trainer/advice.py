@@ -1,0 +1,85 @@
+"""What is wrong with a run, by its metrics, and what to do about it. Each complaint is made once a run.
+
+A run can be worthless without failing: a target so sharp that X-CLR is SimCLR, or so flat that it teaches nothing;
+features that are all alike; a device that waits for its data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from trainer.recipe import Recipe
+
+__all__ = ["Adviser"]
+
+ONE_HOT = 0.98  # target mass on a row's own positives; 0.76 on real captions at tau_s = 0.1 and batch 1024
+UNIFORM = 0.98  # entropy of the target over the largest possible
+ALIKE = 0.99  # mean cosine of different samples' projections
+RANK = 2.0  # RankMe: features that vary along a line or two
+WAIT = {"cuda": 0.1, "cpu": 0.5}  # share of the time; on a CPU the loader's work is the model's too
+ROWS = 3  # lines of metrics in a row before a complaint: the first ones see the loader start
+
+
+@dataclass(slots=True, kw_only=True)
+class Adviser:
+    recipe: Recipe
+    device: str
+    workers: int
+    rows: dict[str, int] = field(default_factory=dict)
+    """Lines in a row that gave cause for each complaint."""
+    said: set[str] = field(default_factory=set)
+
+    def look(self, values: Mapping[str, float]) -> list[str]:
+        """New complaints, with this line of metrics."""
+        due = []
+        for kind, text in self._complaints(values).items():
+            self.rows[kind] = self.rows.get(kind, 0) + 1 if text else 0
+            if text and kind not in self.said and self.rows[kind] >= (1 if kind == "rank" else ROWS):
+                self.said.add(kind)
+                due.append(text)
+        return due
+
+    def _complaints(self, values: Mapping[str, float]) -> dict[str, str | None]:
+        objective, batch = self.recipe.objective, self.recipe.data.batch_size
+        out: dict[str, str | None] = {}
+        if objective.name == "xclr" and "target_entropy" in values:
+            own, entropy = values["target_mass_positive"], values["target_entropy"] / math.log(2 * batch - 1)
+            out["one-hot"] = (
+                f"{own:.1%} of the target lies on each sample's own text, so this is SimCLR in all but name: raise "
+                f"--tau-s (now {objective.tau_s:g})" + ("" if objective.tail == "code" else " or use --tail code")
+                if own > ONE_HOT
+                else None
+            )
+            out["uniform"] = (
+                f"the target is all but uniform (entropy {entropy:.1%} of the largest), so there is nothing to learn "
+                f"from it: lower --tau-s (now {objective.tau_s:g})"
+                if entropy > UNIFORM
+                else None
+            )
+        if "mean_cosine" in values:
+            cosine = values["mean_cosine"]
+            out["alike"] = (
+                f"the projections of different images are all alike (mean cosine {cosine:.3f}), collapsed: lower --lr, "
+                "lengthen optimiser.warmup_epochs, or lower --tau"
+                if cosine > ALIKE
+                else None
+            )
+        if "rankme" in values:
+            rank = values["rankme"]
+            out["rank"] = (
+                f"the features vary along {rank:.1f} directions only (RankMe), collapsed: lower --lr, lengthen "
+                "optimiser.warmup_epochs, or start from another --seed"
+                if rank < RANK
+                else None
+            )
+        if "data_wait" in values:
+            wait = values["data_wait"]
+            out["wait"] = (
+                f"{wait:.0%} of the time goes by waiting for images: raise --workers (now {self.workers} a rank), put "
+                "the shards on a faster disk, or at a smaller size"
+                if wait > WAIT[self.device]
+                else None
+            )
+        return out

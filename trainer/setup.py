@@ -1,0 +1,142 @@
+"""What a run needs before its first step: settings that fit, the plan, the encoder, and what its folder holds."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from shards.atomic import write_json
+from shards.config import from_table
+from shards.errors import UserError
+from shards.graph import Graph
+from shards.reader import Shards
+from trainer.block import TextTable
+from trainer.checkpoint import checkpoints, read_checkpoint
+from trainer.model import build_encoder
+from trainer.plan import BatchPlan
+from trainer.recipe import Recipe, as_table, differences
+from trainer.step import Stepper
+from trainer.text import Captions, TextTower, vocabulary
+from trainer.world import World
+
+__all__ = ["build_stepper", "describe_run", "graph_of", "make_plan", "resume_state", "set_status", "settle", "workers"]
+
+
+def make_plan(recipe: Recipe, shards: Shards) -> BatchPlan:
+    return BatchPlan(
+        shard_sizes=[shard.samples for shard in shards.manifest.shards],
+        batch_size=recipe.data.batch_size,
+        seed=recipe.seed,
+        window=recipe.data.window,
+        grouped=recipe.data.grouped,
+        groups=shards.index.group if recipe.data.grouped else None,
+    )
+
+
+def graph_of(recipe: Recipe, shards: Shards) -> Graph | None:
+    """The graph that xclr trains on; for other objectives one for the monitor, if there is any."""
+    if recipe.objective.name == "xclr":
+        return shards.graph(recipe.data.graph or None)
+    name = recipe.data.graph or (shards.graph_names() or [""])[0]
+    return shards.graph(name) if name else None
+
+
+def build_stepper(
+    recipe: Recipe, shards: Shards, graph: Graph | None, world: World, *, steps_per_epoch: int, fresh: bool = True
+) -> Stepper:
+    """fresh: with the weights that a new run starts from; a resumed one loads its own, and fetches none."""
+    objective = recipe.objective
+    soft = objective.name == "xclr" and graph is not None
+    table = TextTable.from_graph(graph, world.device, tail=objective.tail) if soft and graph else None
+    model = recipe.model if fresh else replace(recipe.model, pretrained=False, start="")
+    encoder = build_encoder(model, recipe.augment.image_size, recipe.seed)
+    captions = None
+    if objective.name == "clip":
+        texts = shards.texts()
+        words = vocabulary(texts, recipe.text.words)
+        captions = Captions(texts, words, recipe.text.length)
+        encoder.text = TextTower(recipe.text, len(words), recipe.model.projector_dim, objective.tau)
+    return Stepper(recipe, encoder, world, steps_per_epoch=steps_per_epoch, table=table, captions=captions)
+
+
+def settle(recipe: Recipe, shards: Shards, world: World) -> Recipe:
+    """Resolve what `auto` means here and check that data and objective fit."""
+    objective = recipe.objective.name
+    if objective == "supcon" and (len(shards) == 0 or (shards.index.label < 0).any()):
+        raise UserError(
+            f"supcon needs a label for every sample, and {shards.root} has samples without: use xclr or simclr"
+        )
+    if objective == "clip" and not shards.manifest.texts:
+        raise UserError(
+            f"clip needs captions, and {shards.root} has none: use simclr, or supcon where there are labels"
+        )
+    if shards.manifest.split != "train":
+        raise UserError(
+            f"{shards.root} holds the {shards.manifest.split} split of {shards.manifest.dataset}, not training data"
+        )
+    precision = recipe.precision
+    if precision == "auto":
+        precision = "bfloat16" if _fast_bfloat16(world.device) else "float32"
+    return replace(recipe, precision=precision)
+
+
+def _fast_bfloat16(device: torch.device) -> bool:
+    """Where bfloat16 has instructions of its own. On AVX512-BF16 a ResNet step took 0.4-0.6 of the float32 time; on
+    CPUs that emulate it, it is far slower (docs/decisions.md)."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    known: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # absent before torch 2.12
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+
+
+def resume_state(run: Path, recipe: Recipe, data_id: str, *, resume: bool) -> dict[str, Any] | None:
+    found = checkpoints(run)
+    if not found:
+        return None
+    state = read_checkpoint(found[-1])
+    before = from_table(Recipe, json.loads(state["recipe"]), where=str(found[-1]))  # new options take their defaults
+    unlike = differences(as_table(recipe), as_table(before))
+    if unlike:
+        raise UserError(
+            f"{run} holds a run of another recipe ({'; '.join(unlike[:4])}): choose another --out, or delete the folder"
+        )
+    if state["data"] != data_id:
+        raise UserError(f"{run} holds a run on other shards than {recipe.data.shards} is now: choose another --out")
+    if not resume:
+        raise UserError(f"{run} holds a run at step {state['step']}: add --resume to go on, or choose another --out")
+    return state
+
+
+def describe_run(run: Path, recipe: Recipe, shards: Shards, total: int) -> None:
+    write_json(
+        run / "run.json",
+        {
+            "recipe": as_table(recipe),
+            "dataset": shards.manifest.dataset,
+            "samples": len(shards),
+            "steps": total,
+            "status": "running",
+            "step": 0,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+    )
+
+
+def set_status(run: Path, status: str, step: int) -> None:
+    path = run / "run.json"
+    write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "status": status, "step": step})
+
+
+def workers(recipe: Recipe, world: World) -> int:
+    if recipe.run.workers >= 0:
+        return recipe.run.workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(1, cores // ranks_here)

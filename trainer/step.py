@@ -1,0 +1,189 @@
+"""One optimisation step: batch -> projections -> loss -> gradients -> weights.
+
+With `data.chunk` a rank forwards its share of the batch in pieces (GradCache, Gao et al. 2021): first without a graph,
+to have all projections; then the loss and its gradient with respect to them; then piece by piece again, with a graph,
+handing that gradient on. Memory is that of a piece, the loss that of the whole batch, the price one more forward pass.
+Without batch statistics the gradients are those of the whole batch to rounding; BatchNorm sees the statistics of one
+piece at a time, so a piece should not be small (64 samples, 128 views, or more).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import cast
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from shards.errors import UserError
+from trainer.block import SimilarityBlock, TextTable
+from trainer.clip import clip_loss
+from trainer.data import Batch, to_views
+from trainer.loss import contrastive_loss
+from trainer.model import Encoder
+from trainer.optim import learning_rate, make_optimiser
+from trainer.recipe import Recipe
+from trainer.text import Captions
+from trainer.world import World
+
+__all__ = ["Outcome", "Stepper"]
+
+Output = tuple[torch.Tensor, torch.Tensor | None]  # projections [2b, dim]; of captions [b, dim], objective clip only
+
+
+class Outcome:
+    """What a step leaves to look at."""
+
+    def __init__(self, loss: torch.Tensor, z: torch.Tensor, block: SimilarityBlock | None) -> None:
+        self.loss, self.z, self.block = loss, z, block
+
+    def statistics(self) -> dict[str, float]:
+        """The block's, and the mean cosine of different samples' projections; costs a sweep, for logging only."""
+        z = nn.functional.normalize(self.z.float(), dim=1)
+        n = len(z)
+        cosine = (float(z.sum(0).square().sum()) - n) / (n * (n - 1))
+        return {"mean_cosine": cosine, **(self.block.statistics() if self.block else {})}
+
+
+class Stepper:
+    """Encoder, optimiser, and what the loss looks up; `step` is the same on one and on many ranks."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        encoder: Encoder,
+        world: World,
+        *,
+        steps_per_epoch: int,
+        table: TextTable | None,
+        captions: Captions | None,
+    ) -> None:
+        self.recipe, self.world, self.steps_per_epoch = recipe, world, steps_per_epoch
+        self.table, self.captions = table, captions
+        encoder.to(world.device).to(memory_format=torch.channels_last)
+        if world.size > 1 and world.device.type == "cuda":
+            encoder = nn.SyncBatchNorm.convert_sync_batchnorm(encoder)  # type: ignore[no-untyped-call]
+        self.encoder = encoder
+        self.optimiser = make_optimiser(encoder, recipe.optimiser)
+        self.model = self._wrapped()
+        self.bfloat16 = recipe.precision == "bfloat16"
+        share = recipe.data.batch_size // world.size
+        self.chunk = recipe.data.chunk or share
+        if self.chunk < 1 or share % self.chunk:
+            raise UserError(f"data.chunk {self.chunk} does not divide the {share} samples of a rank: choose another")
+
+    def _wrapped(self) -> nn.Module:
+        model: nn.Module = self.encoder
+        if self.recipe.compile:
+            model = torch.compile(model)  # type: ignore[assignment]
+        if self.world.size > 1:
+            devices = [self.world.local_rank] if self.world.device.type == "cuda" else None
+            model = DistributedDataParallel(model, device_ids=devices)
+        return model
+
+    def step(self, batch: Batch, step: int, total: int) -> Outcome:
+        """Step number `step` of `total`; every rank calls it with its share of the batch."""
+        self._set_rate(step, total)
+        self.optimiser.zero_grad(set_to_none=True)
+        if self.chunk == len(batch.samples):
+            self._seed(step, 0)
+            z, text = self._forward(batch, step)
+            loss, block = self._loss(z, text, batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+        else:
+            loss, z, block = self._cached(batch, step)
+        self.optimiser.step()
+        return Outcome(loss.detach(), z.detach(), block)
+
+    def _cached(self, batch: Batch, step: int) -> tuple[torch.Tensor, torch.Tensor, SimilarityBlock | None]:
+        pieces = list(_pieces(batch, self.chunk))
+        with torch.no_grad(), _statistics_held(self.encoder):
+            outputs = [self._piece(piece, step, number) for number, piece in enumerate(pieces)]
+        views = [z.chunk(2) for z, _ in outputs]
+        z = torch.cat([view[0] for view in views] + [view[1] for view in views]).requires_grad_()
+        text = torch.cat([t for _, t in outputs if t is not None]).requires_grad_() if self.captions else None
+        loss, block = self._loss(z, text, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert z.grad is not None
+        first, second = (torch.split(part, self.chunk) for part in z.grad.chunk(2))
+        captions = torch.split(text.grad, self.chunk) if text is not None and text.grad is not None else ()
+        for number, piece in enumerate(pieces):
+            last = number == len(pieces) - 1  # ranks exchange gradients once, with the last piece
+            quiet = self.model.no_sync() if isinstance(self.model, DistributedDataParallel) and not last else None
+            with quiet or nullcontext():
+                again, words = self._piece(piece, step, number)
+                gradient = torch.cat([first[number], second[number]])
+                if words is None:
+                    torch.autograd.backward(again, gradient)
+                else:
+                    torch.autograd.backward([again, words], [gradient, captions[number]])
+        return loss, z, block
+
+    def _piece(self, piece: Batch, step: int, number: int) -> Output:
+        self._seed(step, number)  # both passes drop the same units
+        return self._forward(piece, step)
+
+    def _forward(self, batch: Batch, step: int) -> Output:
+        device, tokens = self.world.device, None
+        if self.captions:
+            tokens = self.captions.tokens(batch.texts, batch.samples, step // self.steps_per_epoch).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
+            return cast(Output, self.model(to_views(batch, device), tokens))
+
+    def _loss(
+        self, z: torch.Tensor, text: torch.Tensor | None, batch: Batch
+    ) -> tuple[torch.Tensor, SimilarityBlock | None]:
+        objective, world, device = self.recipe.objective, self.world, self.world.device
+        if objective.name == "clip":
+            assert text is not None
+            return clip_loss(z, text, world), None
+        block = SimilarityBlock.build(
+            objective=objective.name,
+            sample_ids=batch.samples.to(device),
+            text_ids=batch.texts.to(device),
+            labels=batch.labels.to(device),
+            table=self.table,
+            tau_s=objective.tau_s,
+            world=world,
+        )
+        return contrastive_loss(
+            z, block, tau=objective.tau, world=world, implementation=objective.implementation
+        ), block
+
+    def _set_rate(self, step: int, total: int) -> None:
+        optimiser = self.recipe.optimiser
+        rate = learning_rate(
+            step,
+            peak=optimiser.peak_lr(self.recipe.data.batch_size),
+            warmup=round(optimiser.warmup_epochs * self.steps_per_epoch),
+            total=total,
+        )
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+
+    def _seed(self, step: int, number: int) -> None:
+        """Of dropout and stochastic depth: a function of (seed, step, piece, rank)."""
+        value = (((self.recipe.seed << 31) + step) * 4096 + self.world.rank) ^ (number << 56)
+        torch.manual_seed(value & ((1 << 63) - 1))
+
+
+def _pieces(batch: Batch, size: int) -> Iterator[Batch]:
+    for start in range(0, len(batch.samples), size):
+        part = slice(start, start + size)
+        yield Batch(batch.views[part], batch.samples[part], batch.texts[part], batch.labels[part], 0)
+
+
+@contextmanager
+def _statistics_held(encoder: nn.Module) -> Iterator[None]:
+    """The running statistics of normalisation layers do not move, so that two passes count once."""
+    held = [module for module in encoder.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [module.momentum for module in held]
+    for module in held:
+        module.momentum = 0.0
+    try:
+        yield
+    finally:
+        for module, momentum in zip(held, momenta, strict=True):
+            module.momentum = momentum
