@@ -10,8 +10,8 @@ It lists files and labels and opens no picture: pictures are read by position wh
 Linear probe and kNN serve every column alike: both give [images, classes] scores of a task.
 
 Everything else follows from three rules:
-- a training image whose label is LEFT_OUT (-1) is not trained on, a test image whose hit is NaN is not counted, so random
-  splits of one ImageSet need no second copy of its features (MIT-States);
+- a training image whose label is LEFT_OUT (-1) is not trained on, a test image whose hit is NaN is not counted, so
+  random splits of one ImageSet need no second copy of its features (MIT-States);
 - a test image whose picture does not decode is left out, counted and reported;
 - only an ImageSet made with `may_train=True` can stand behind a Task.
 """
@@ -153,7 +153,8 @@ class Bench:
 
     def __post_init__(self) -> None:
         sets, tasks = self.by_name, {task.name: task for task in self.tasks}
-        assert len(sets) == len(self.sets) and len(tasks) == len(self.tasks), "names must be unique"
+        assert len(sets) == len(self.sets), "names must be unique"
+        assert len(tasks) == len(self.tasks), "names must be unique"
         figures = [column.name for column in self.columns] + [summary.name for summary in self.summaries]
         assert len(set(figures)) == len(figures), "names must be unique"
         for task in self.tasks:
@@ -162,7 +163,8 @@ class Bench:
             assert len(task.labels) == len(images)
             assert task.labels.max(initial=LEFT_OUT) < len(task.classes)
         for column in self.columns:
-            assert column.task in tasks and column.images in sets
+            assert column.task in tasks
+            assert column.images in sets
 
     @property
     def by_name(self) -> dict[str, ImageSet]:

@@ -1,0 +1,32 @@
+"""Progress bars on stderr, and lines for the user between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+__all__ = ["bar", "say"]
+
+
+@contextmanager
+def bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Yields a function that moves the bar on by so many units; any thread may call it."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(description, total=total)
+        yield lambda units: progress.advance(task, units)
+
+
+def say(line: str) -> None:
+    """One line for the user, on stderr."""
+    Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print(line)

@@ -1,0 +1,181 @@
+"""xclr-eval: the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from eval.registry import BENCHES
+from shards.errors import UserError, run_cli
+
+if TYPE_CHECKING:
+    from eval.evaluate import Method, Settings
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+
+Bench = Annotated[str, typer.Option(help=f"One of {', '.join(BENCHES)}.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the benchmark. Default: $XCLR_BENCHMARKS/BENCH, or data/benchmarks/BENCH."),
+]
+Checkpoint = Annotated[
+    Path | None, typer.Option(help="A run folder or a checkpoint file. Default: the newest run below runs/.")
+]
+Untrained = Annotated[bool, typer.Option("--untrained", help="The initial weights of that run.")]
+Out = Annotated[Path | None, typer.Option(help="JSON file of the result. Default: RUN/eval/NAME.json.")]
+Partial = Annotated[
+    bool, typer.Option("--partial", help="Score an incomplete copy of a benchmark; the result is marked so.")
+]
+Cache = Annotated[
+    Path | None, typer.Option("--features", help="Where features are kept. Default: $XCLR_FEATURES, or data/features.")
+]
+
+
+@app.command()
+def linear_probe(
+    bench: Bench,
+    data: Data = None,
+    checkpoint: Checkpoint = None,
+    untrained: Untrained = False,
+    out: Out = None,
+    partial: Partial = False,
+    features: Cache = None,
+    learning_rates: Annotated[
+        str | None, typer.Option(help="Candidates, separated by commas, relative to the features' curvature.")
+    ] = None,
+    weight_decays: Annotated[str | None, typer.Option(help="Candidates, separated by commas.")] = None,
+    kinds: Annotated[
+        str | None, typer.Option(help="Kinds of features, separated by commas: standardised, unit.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training features.")] = None,
+    seed: Annotated[int, typer.Option(help="Held-out part and order of the training features.")] = 0,
+) -> None:
+    """Accuracy of linear classifiers on frozen features, trained for every hyper-parameter at once.
+
+    \b
+    xclr-eval linear-probe --bench demo                                    the newest run
+    xclr-eval linear-probe --bench imagefolder --data DIR --checkpoint runs/NAME
+
+    Features are extracted once and kept; what selects a candidate is a part of the training images, never the test.
+    """
+    from eval.evaluate import Settings
+    from eval.features import features_root
+    from eval.probe import ProbeConfig
+
+    changes: dict[str, Any] = {
+        "learning_rates": _numbers(learning_rates, "--learning-rates"),
+        "weight_decays": _numbers(weight_decays, "--weight-decays"),
+        "features": tuple(kinds.split(",")) if kinds else None,
+        "epochs": epochs,
+        "seed": seed,
+    }
+    config = ProbeConfig(**{key: value for key, value in changes.items() if value is not None})
+    settings = Settings(features=features or features_root(), probe=config, partial=partial)
+    _run("linear_probe", bench, data, checkpoint, untrained, out, settings)
+
+
+@app.command()
+def knn(
+    bench: Bench,
+    data: Data = None,
+    checkpoint: Checkpoint = None,
+    untrained: Untrained = False,
+    out: Out = None,
+    partial: Partial = False,
+    features: Cache = None,
+    k: Annotated[int, typer.Option("--k", help="Neighbours that vote.")] = 20,
+    temperature: Annotated[float, typer.Option(help="Of their weights.")] = 0.07,
+) -> None:
+    """Accuracy of a weighted vote of the nearest training images (Wu et al. 2018); nothing is trained."""
+    from eval.evaluate import Settings
+    from eval.features import features_root
+    from eval.knn import KNNConfig
+
+    settings = Settings(
+        features=features or features_root(), knn=KNNConfig(k=k, temperature=temperature), partial=partial
+    )
+    _run("knn", bench, data, checkpoint, untrained, out, settings)
+
+
+@app.command()
+def suite(
+    config: Annotated[str, typer.Option(help="A built-in suite or a .toml file.")] = "demo",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of results.json and report.html; runs are looked for here. Default: runs/CONFIG."),
+    ] = None,
+    checkpoint: Annotated[
+        list[Path] | None, typer.Option(help="Evaluate these instead of the suite's rows; may be given several times.")
+    ] = None,
+    data: Data = None,
+    partial: Partial = False,
+    features: Cache = None,
+) -> None:
+    """Several models on several benchmarks: one table, results.json and report.html. Run again, it goes on."""
+    from eval.evaluate import Settings
+    from eval.features import features_root
+    from eval.suite import load_suite, run_suite
+
+    chosen = load_suite(config)
+    settings = Settings(features=features or features_root(), partial=partial)
+    run_suite(
+        chosen,
+        out or Path("runs") / chosen.name,
+        settings=settings,
+        checkpoints=checkpoint or [],
+        data=data,
+    )
+
+
+def _run(
+    method: Method,
+    bench: str,
+    data: Path | None,
+    checkpoint: Path | None,
+    untrained: bool,
+    out: Path | None,
+    settings: Settings,
+) -> None:
+    from eval.evaluate import evaluate
+    from eval.models import open_checkpoint
+    from eval.registry import open_bench
+    from eval.show import show_result
+    from shards.atomic import write_json
+
+    if bench not in BENCHES:  # before anything slow
+        raise UserError(f"unknown benchmark {bench!r}: give one of {', '.join(BENCHES)}")
+    model = open_checkpoint(checkpoint, untrained=untrained)
+    opened = open_bench(bench, data, partial=settings.partial, shards=model.shards)
+    result = evaluate(model, opened, method, settings)
+    name = "-".join(
+        [
+            method.replace("_", "-"),
+            bench,
+            *([opened.root.name] if bench == "imagefolder" else []),
+            *(["untrained"] if untrained else []),
+        ]
+    )
+    path = out or (model.folder or Path("runs")) / "eval" / f"{name}.json"
+    write_json(path, result)
+    show_result(result, path)
+
+
+def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"{option} takes numbers separated by commas, not {text!r}") from None
+
+
+def main() -> None:
+    run_cli(app)
+
+
+if __name__ == "__main__":
+    main()

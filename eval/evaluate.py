@@ -1,0 +1,195 @@
+"""One model on one benchmark by one method: features, heads, scores, and a JSON value that says how."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, Literal
+
+import numpy as np
+
+from eval.bars import say
+from eval.bench import LEFT_OUT, Bench, Column, Floats, Ints, Scorer, Summary, Task
+from eval.features import Features, extract
+from eval.knn import KNN, KNNConfig
+from eval.models import Model, transform_table
+from eval.probe import ProbeConfig
+from eval.probe_file import kept_probe
+from shards.errors import UserError
+
+__all__ = ["METHODS", "Method", "Settings", "evaluate", "evaluation_hash", "method_table"]
+
+Method = Literal["linear_probe", "knn"]
+METHODS: tuple[Method, ...] = ("linear_probe", "knn")
+VERSION = 1  # of the protocol: raise it when figures change
+RESAMPLES = 10_000
+INTERVAL = (2.5, 97.5)  # percentiles
+PACKAGES = ("torch", "timm", "numpy", "opencv-python-headless")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How to evaluate."""
+
+    features: Path
+    """Where features and probes are kept."""
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    knn: KNNConfig = field(default_factory=KNNConfig)
+    partial: bool = False
+    """Accept other counts than the benchmark's, and mark the result."""
+
+
+def evaluate(model: Model, bench: Bench, method: Method, settings: Settings) -> dict[str, Any]:
+    """Every column of a benchmark. Raises UserError, among others where a count is not the benchmark's."""
+    features = {images.name: extract(model, images, settings.features) for images in bench.sets}
+    reused = [name for name, values in features.items() if values.reused]
+    if reused:
+        say(f"{model.name} on {bench.name}: features from before are used again ({', '.join(reused)})")
+    heads, chosen = {}, {}
+    for task in bench.tasks:
+        heads[task.name], chosen[task.name] = _head(task, features[task.images], method, settings)
+    columns = {}
+    for column in bench.columns:
+        columns[column.name] = _figure(column, heads[column.task], features[column.images], bench, settings)
+    return {
+        "bench": bench.name,
+        "root": str(bench.root),
+        "method": method,
+        "partial": list(bench.partial) + _other_counts(bench, columns),
+        "columns": columns,
+        "summaries": {s.name: {"value": _summary(s, columns), "about": s.about} for s in bench.summaries},
+        "chosen": chosen,
+        "model": dict(model.about),
+        "pictures": {
+            name: {"count": len(values), "unreadable": int((~values.ok).sum()), "features": values.hash}
+            for name, values in features.items()
+        },
+        "protocol": method_table(method, model, settings),
+        "notes": dict(bench.notes),
+        "versions": versions(),
+    }
+
+
+def method_table(method: Method, model: Model, settings: Settings) -> dict[str, Any]:
+    """The protocol, spelled out."""
+    shared = {
+        "version": VERSION,
+        "features": f"frozen, {model.feature_dim} pooled features of the backbone; pictures seen once, centre crop",
+        "transform": transform_table(model.transform),
+    }
+    if method == "knn":
+        vote = "exp(cosine / temperature) of the k nearest training images (Wu et al. 2018)"
+        return {**shared, "vote": vote, **asdict(settings.knn)}
+    return {
+        **shared,
+        "classifier": "softmax regression on standardised features, from zero weights",
+        "optimiser": "SGD with momentum, cosine to 0; learning rates relative to 1 / largest eigenvalue of the "
+        "features' covariance",
+        "selection": "best accuracy on a stratified part held out of the training images; then trained on all of them",
+        **{key: list(v) if isinstance(v, tuple) else v for key, v in asdict(settings.probe).items()},
+    }
+
+
+def evaluation_hash(model: Model, bench: Bench, method: Method, settings: Settings) -> str:
+    """Names a result: equal for equal weights, pictures, labels and protocol."""
+    labels = {task.name: hashlib.sha256(task.labels.tobytes()).hexdigest() for task in bench.tasks}
+    what = {
+        "weights": model.sha256,
+        "bench": bench.name,
+        "pictures": {images.name: images.fingerprint for images in bench.sets},
+        "labels": labels,
+        "columns": [[column.name, column.about] for column in bench.columns],
+        "partial": bench.partial,
+        "protocol": method_table(method, model, settings),
+    }
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def versions() -> dict[str, str]:
+    """Of what decides figures."""
+    return {"python": platform.python_version(), "xclr": version("xclr"), **{name: version(name) for name in PACKAGES}}
+
+
+Head = Callable[[Floats], Floats]
+
+
+def _head(task: Task, features: Features, method: Method, settings: Settings) -> tuple[Head, dict[str, Any]]:
+    """A trained head and what was chosen for it."""
+    rows = np.flatnonzero((task.labels != LEFT_OUT) & features.ok).astype(np.int64)
+    if not len(rows):
+        raise UserError(f"{task.name}: no training image has a label")
+    labels = task.labels[rows]
+    if method == "knn":
+        knn = KNN(features.rows(rows), labels, len(task.classes), settings.knn)
+        return knn.scores, {"trained_on": len(rows)}
+    probe = kept_probe(task, features, rows, settings.probe, settings.features / "probes")
+    return probe.scores, {
+        **asdict(probe.chosen),
+        "trained_on": probe.trained_on,
+        "held_out": probe.held_out,
+        "candidates": probe.table,
+    }
+
+
+def _figure(column: Column, head: Head, features: Features, bench: Bench, settings: Settings) -> dict[str, Any]:
+    hits = [column.score(head(block), rows) for rows, block in features.blocks()]
+    counted = np.concatenate(hits) if hits else np.zeros(0, np.float32)
+    counted = counted[~np.isnan(counted)]
+    unreadable = _unreadable(column.score, features, len(_classes(bench, column)))
+    found = len(counted) + unreadable
+    if column.expected is not None and found != column.expected and not settings.partial:
+        raise UserError(
+            f"{bench.name}: {column.name} counts {found:,} images, the benchmark has {column.expected:,}: mend the "
+            "copy, or give --partial to score what is there, and have the result marked so"
+        )
+    if not len(counted):
+        raise UserError(f"{bench.name}: {column.name} counts no image")
+    share = float(counted.mean())
+    low, high = np.percentile(
+        # The bootstrap of a share of n right and wrong answers is a binomial, drawn here without resampling.
+        np.random.default_rng(0).binomial(len(counted), share, RESAMPLES) / len(counted),
+        INTERVAL,
+    )
+    return {
+        "accuracy": round(100 * share, 2),
+        "interval": [round(100 * float(low), 2), round(100 * float(high), 2)],
+        "n": len(counted),
+        "unreadable": unreadable,
+        "expected": column.expected,
+        "about": column.about,
+    }
+
+
+def _classes(bench: Bench, column: Column) -> list[str]:
+    """Classes of the task behind a column."""
+    return list(next(task.classes for task in bench.tasks if task.name == column.task))
+
+
+def _unreadable(score: Scorer, features: Features, classes: int) -> int:
+    """How many of the pictures that did not decode would have been counted."""
+    bad: Ints = np.flatnonzero(~features.ok).astype(np.int64)
+    if not len(bad):
+        return 0
+    return int((~np.isnan(score(np.zeros((len(bad), classes), np.float32), bad))).sum())
+
+
+def _other_counts(bench: Bench, columns: dict[str, dict[str, Any]]) -> list[str]:
+    wrong = []
+    for column in bench.columns:
+        found = columns[column.name]["n"] + columns[column.name]["unreadable"]
+        if column.expected not in (None, found):
+            wrong.append(f"{column.name}: {found:,} of {column.expected:,}")
+    return wrong
+
+
+def _summary(summary: Summary, columns: dict[str, dict[str, Any]]) -> float:
+    values: list[float] = [columns[name]["accuracy"] for name in summary.columns]
+    if summary.kind == "difference":
+        return round(values[0] - values[1], 2)
+    return round(mean(values) if summary.kind == "mean" else stdev(values), 2)

@@ -1,0 +1,245 @@
+"""Frozen features: extracted once for each (weights, pictures, transform) and kept on disk under a hash of all three.
+
+FEATURES/HASH/what.json            what was hashed, in words
+FEATURES/HASH/part-000000.npy      CHUNK rows of features, float32 or float16
+FEATURES/HASH/ok-000000.npy        which of them come from a picture that decoded
+
+Parts land whole, each with its mask first, so a stop loses one part. Features are read through memory maps: a probe
+may hold a block of them at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from eval.bars import bar, say
+from eval.bench import ImageSet
+from eval.models import Model, Transform, transform_table
+from shards.atomic import atomic_file, write_json
+from shards.errors import SkipBudget, UserError
+from trainer.augment import BadImage, decode
+
+__all__ = ["Features", "extract", "feature_hash", "features_root"]
+
+VERSION = 1  # of the arithmetic below: raise it when features change
+CHUNK = 8192  # rows of a part
+BATCH = 256
+MAX_BAD = 0.01  # share of pictures that may not decode
+HALF_ABOVE = 4 << 30  # bytes of float32 above which features are kept in half precision
+IMAGES_PER_WORKER = 1000  # fewer do not repay starting a process
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Features:
+    """[n, dim] features of an ImageSet, in its order."""
+
+    hash: str
+    parts: list[npt.NDArray[Any]]
+    """Memory maps of CHUNK rows each."""
+    ok: npt.NDArray[np.bool_]
+    """[n] False where the picture did not decode; its row is zeros."""
+    dim: int
+    reused: bool
+    """All of it was on disk already."""
+
+    def __len__(self) -> int:
+        return len(self.ok)
+
+    def rows(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """A copy of some rows, in the order given."""
+        out = np.empty((len(rows), self.dim), np.float32)
+        which, within = np.divmod(rows, CHUNK)
+        for part in np.unique(which):
+            here = which == part
+            out[here] = self.parts[part][within[here]]
+        return out
+
+    def blocks(self, size: int = CHUNK) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+        """(rows, features) of the pictures that decoded, in order."""
+        good = np.flatnonzero(self.ok).astype(np.int64)
+        for start in range(0, len(good), size):
+            yield good[start : start + size], self.rows(good[start : start + size])
+
+
+def features_root() -> Path:
+    """$XCLR_FEATURES, or data/features."""
+    return Path(os.environ.get("XCLR_FEATURES") or "data/features")
+
+
+def feature_hash(model: Model, images: ImageSet) -> str:
+    """The name of a set of features: equal for equal weights, pictures and transform."""
+    return hashlib.sha256(json.dumps(_what(model, images), sort_keys=True).encode()).hexdigest()[:32]
+
+
+def extract(model: Model, images: ImageSet, root: Path, *, max_bad: float = MAX_BAD) -> Features:
+    """Features of every picture, from disk as far as they are there.
+
+    Raises UserError where more than a share `max_bad` of the pictures do not decode.
+    """
+    name = feature_hash(model, images)
+    folder = root / name
+    starts = range(0, len(images), CHUNK)
+    missing = [start for start in starts if not _part(folder, start).is_file()]
+    if missing:
+        write_json(folder / "what.json", _what(model, images))
+        _fill(model, images, folder, missing, max_bad)
+    ok = [np.load(_mask(folder, start)) for start in starts]
+    parts = [_open(_part(folder, start)) for start in starts]
+    dim = parts[0].shape[1] if parts else model.feature_dim
+    mask = np.concatenate(ok) if ok else np.zeros(0, bool)
+    if len(mask) - mask.sum() > max(10, max_bad * len(mask)):
+        raise UserError(
+            f"{images.name}: {len(mask) - mask.sum()} of {len(mask)} pictures do not decode: check the data"
+        )
+    return Features(hash=name, parts=parts, ok=mask, dim=dim, reused=not missing)
+
+
+def _what(model: Model, images: ImageSet) -> dict[str, object]:
+    return {
+        "version": VERSION,
+        "model": model.name,
+        "weights": model.sha256,
+        "pictures": images.fingerprint,
+        "count": len(images),
+        "transform": transform_table(model.transform),
+        "prepared": images.prepare is not None,
+    }
+
+
+def _fill(model: Model, images: ImageSet, folder: Path, missing: list[int], max_bad: float) -> None:
+    """Extract the missing parts."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # Channels-last is the fast layout of convolutions, on CPUs (oneDNN) and tensor cores alike.
+    network = model.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    budget = SkipBudget(f"pictures of {images.name}", max_bad)
+    rows = [row for start in missing for row in range(start, min(start + CHUNK, len(images)))]
+    half = len(images) * model.feature_dim * 4 > HALF_ABOVE
+    loader = _loader(images, model.transform, rows)
+    collected: list[npt.NDArray[Any]] = []
+    masks: list[npt.NDArray[np.bool_]] = []
+    pending = iter(missing)
+    with bar(f"features of {images.name}", len(rows)) as advance, torch.inference_mode():
+        for pixels, ok, keys in loader:
+            budget.ok(int(ok.sum()))
+            for key in keys:
+                budget.skip("do not decode", key)
+            values = network(normalise(pixels.to(device), model.transform)).float().cpu().numpy()
+            values[~ok] = 0
+            collected.append(values.astype(np.float16) if half else values)
+            masks.append(ok)
+            advance(len(ok))
+            if sum(map(len, masks)) == CHUNK:
+                _land(folder, next(pending), collected, masks)
+                collected, masks = [], []
+        if masks:
+            _land(folder, next(pending), collected, masks)
+    if budget.counts:
+        say(f"{images.name}: {budget.counts['do not decode']} of {budget.seen} pictures do not decode and are left out")
+
+
+def normalise(pixels: torch.Tensor, transform: Transform) -> torch.Tensor:
+    """[n, size, size, 3] uint8 -> [n, 3, size, size] float32, channels-last in memory."""
+    mean = torch.tensor(transform.mean, device=pixels.device) * 255
+    std = torch.tensor(transform.std, device=pixels.device) * 255
+    return ((pixels.float() - mean) / std).permute(0, 3, 1, 2)
+
+
+def centre_crop(image: npt.NDArray[np.uint8], transform: Transform) -> npt.NDArray[np.uint8]:
+    """Resize the shorter side to image_size / crop_pct, cut the central square: [size, size, 3]."""
+    size = transform.image_size
+    height, width = image.shape[:2]
+    side = round(size / transform.crop_pct)
+    scale = side / min(height, width)
+    height, width = max(side, round(height * scale)), max(side, round(width * scale))
+    if (height, width) != image.shape[:2]:
+        # Area averaging is the antialiased choice when shrinking; it is not defined for enlarging.
+        method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        image = np.asarray(cv2.resize(image, (width, height), interpolation=method), np.uint8)
+    top, left = (height - size) // 2, (width - size) // 2
+    return image[top : top + size, left : left + size]
+
+
+class _Crops(Dataset[Any]):
+    """A batch of positions -> (pixels [n, size, size, 3] uint8, ok [n], keys of those that did not decode)."""
+
+    def __init__(self, images: ImageSet, transform: Transform) -> None:
+        self.images, self.transform = images, transform
+
+    def __getitems__(self, rows: list[int]) -> tuple[torch.Tensor, npt.NDArray[np.bool_], list[str]]:
+        size = self.transform.image_size
+        pixels = np.zeros((len(rows), size, size, 3), np.uint8)
+        ok = np.ones(len(rows), bool)
+        for i, row in enumerate(rows):
+            try:
+                image = decode(self.images.read(row))
+                if self.images.prepare is not None:
+                    image = self.images.prepare(image)
+                pixels[i] = centre_crop(image, self.transform)
+            except BadImage:
+                ok[i] = False
+        return torch.from_numpy(pixels), ok, [self.images.keys[rows[i]] for i in np.flatnonzero(~ok)]
+
+    def __getitem__(self, row: int) -> Any:
+        return self.__getitems__([row])
+
+
+def _loader(images: ImageSet, transform: Transform, rows: list[int]) -> DataLoader[Any]:
+    # CHUNK is a multiple of BATCH, so parts end with a batch.
+    batches = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+    workers = min(os.cpu_count() or 1, len(rows) // IMAGES_PER_WORKER)
+    return DataLoader(
+        _Crops(images, transform),
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=_single_thread,
+        prefetch_factor=4 if workers else None,
+        multiprocessing_context="fork" if workers else None,
+    )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _single_thread(worker: int) -> None:
+    cv2.setNumThreads(0)  # one thread a worker: more would fight the other workers and the model
+    torch.set_num_threads(1)
+
+
+def _land(folder: Path, start: int, collected: list[npt.NDArray[Any]], masks: list[npt.NDArray[np.bool_]]) -> None:
+    """The mask before the part: a part on disk has its mask."""
+    for path, array in (
+        (_mask(folder, start), np.concatenate(masks)),
+        (_part(folder, start), np.concatenate(collected)),
+    ):
+        with atomic_file(path) as file:
+            np.save(file, array)
+
+
+def _open(path: Path) -> npt.NDArray[Any]:
+    try:
+        array: npt.NDArray[Any] = np.load(path, mmap_mode="r")
+        return array
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(f"{path} is damaged ({error}): delete its folder, it will be made again") from None
+
+
+def _part(folder: Path, start: int) -> Path:
+    return folder / f"part-{start // CHUNK:06d}.npy"
+
+
+def _mask(folder: Path, start: int) -> Path:
+    return folder / f"ok-{start // CHUNK:06d}.npy"

@@ -1,0 +1,253 @@
+"""Linear probes on frozen features: every learning rate, weight decay and kind of features trained at once.
+
+H candidates are one matrix [d + 1, H * classes] (the last row is the bias), so a step is two matrix products whatever
+H is. Plain softmax regression: SGD with momentum and a cosine, on features standardised over the training images.
+Learning rates are given relative to the curvature, 1 / (largest eigenvalue of the features' covariance), so that one
+grid serves features of any width and correlation.
+
+The candidate that is best on a part held out of the training set (stratified, seeded) is trained again on all of it.
+Nothing here sees a test image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional
+
+from shards.errors import UserError
+
+__all__ = ["Candidate", "Probe", "ProbeConfig", "fit_probe"]
+
+Kind = Literal["standardised", "unit"]
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+Advance = Callable[[int], None]
+EPSILON = 1e-6  # of the deviation: a feature that never changes stays zero
+POWER_STEPS = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeConfig:
+    """The grid and how each of its candidates is trained."""
+
+    learning_rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+    """Relative to 1 / (largest eigenvalue of the features' covariance)."""
+    weight_decays: tuple[float, ...] = (0.0, 1e-4, 1e-3)
+    """L2 on the weights (not the bias), added to the mean loss: wd / 2 |w|^2."""
+    features: tuple[Kind, ...] = ("standardised",)
+    """unit: scaled to length 1 before they are standardised."""
+    epochs: int = 40
+    batch_size: int = 512
+    momentum: float = 0.9
+    held_out: float = 0.1
+    """Share of the training images that select the candidate."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (self.learning_rates and self.weight_decays and self.features):
+            raise UserError("a probe needs at least one learning rate, weight decay and kind of features")
+        unknown = set(self.features) - set(get_args(Kind))
+        if unknown:
+            raise UserError(f"unknown kind of features {sorted(unknown)[0]!r}: give {' or '.join(get_args(Kind))}")
+        if min(self.learning_rates) <= 0 or min(self.weight_decays) < 0:
+            raise UserError("learning rates are above 0 and weight decays at least 0")
+        if self.epochs < 1 or self.batch_size < 1 or not 0 < self.held_out < 1:
+            raise UserError("a probe needs epochs and batch size of at least 1, and a held-out share between 0 and 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    features: Kind
+    lr: float
+    """Relative, as in ProbeConfig."""
+    weight_decay: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """A trained classifier."""
+
+    kind: Kind
+    mean: torch.Tensor
+    """[d]"""
+    scale: torch.Tensor
+    """[d]"""
+    weight: torch.Tensor
+    """[d + 1, classes]; the last row is the bias."""
+    chosen: Candidate
+    table: list[dict[str, Any]] = field(default_factory=list)
+    """Each candidate's accuracy on the held-out part, in percent."""
+    trained_on: int = 0
+    held_out: int = 0
+
+    def scores(self, features: Floats) -> Floats:
+        """[m, d] -> logits [m, classes]. Raises UserError for features of another size."""
+        if features.shape[1] != len(self.mean):
+            raise UserError(
+                f"the probe was trained on {len(self.mean)} features an image, these have {features.shape[1]}: "
+                "it belongs to another model"
+            )
+        with torch.inference_mode():
+            x = _prepare(torch.from_numpy(features).to(self.mean.device), self.kind, self.mean, self.scale)
+            result: Floats = (x @ self.weight).cpu().numpy()
+        return result
+
+
+def fit_probe(
+    features: Floats, labels: Ints, classes: int, config: ProbeConfig, advance: Advance = lambda steps: None
+) -> Probe:
+    """features [n, d], labels [n] in 0..classes-1. advance(k): k of probe_steps() steps are done."""
+    train, held = split(labels, config.held_out, config.seed)
+    candidates = [Candidate(features=kind, lr=lr, weight_decay=wd) for kind, lr, wd in _grid(config)]
+    raw, y = torch.from_numpy(features).to(_device()), torch.from_numpy(labels).to(_device())
+    accuracy = []
+    for kind in config.features:
+        mean, scale = _moments(raw, kind, train)
+        x = _prepare(raw, kind, mean, scale)
+        group = [c for c in candidates if c.features == kind]
+        weights = _train(x[train], y[train], classes, group, config, advance)
+        accuracy += _accuracies(x[held], y[held], weights)
+    best = max(range(len(candidates)), key=lambda i: (accuracy[i], -i))
+    chosen = candidates[best]
+    everything = np.arange(len(labels))
+    mean, scale = _moments(raw, chosen.features, everything)
+    weight = _train(_prepare(raw, chosen.features, mean, scale), y, classes, [chosen], config, advance)[0]
+    return Probe(
+        kind=chosen.features,
+        mean=mean,
+        scale=scale,
+        weight=weight,
+        chosen=chosen,
+        table=[
+            {"features": c.features, "lr": c.lr, "weight_decay": c.weight_decay, "held_out_accuracy": round(100 * a, 3)}
+            for c, a in zip(candidates, accuracy, strict=True)
+        ],
+        trained_on=len(labels),
+        held_out=len(held),
+    )
+
+
+def probe_steps(count: int, config: ProbeConfig) -> int:
+    """How many steps fit_probe will report for `count` images."""
+    train = count - round(config.held_out * count)
+    return config.epochs * (len(config.features) * _steps_per_epoch(train, config) + _steps_per_epoch(count, config))
+
+
+def split(labels: Ints, share: float, seed: int) -> tuple[Ints, Ints]:
+    """(train, held out): sorted positions; each class gives its share, and keeps at least one image to train on."""
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(labels))
+    by_class = order[np.argsort(labels[order], kind="stable")]  # shuffled within each class
+    counts = np.bincount(labels)
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    rank = np.arange(len(labels)) - np.repeat(starts, counts)
+    # Rounding at random keeps the share of classes that are too small for it.
+    wanted = share * counts + rng.random(len(counts))
+    take = np.minimum(np.floor(wanted).astype(np.int64), counts - 1)
+    held = by_class[rank < np.repeat(take, counts)]
+    if len(held) == 0:
+        raise UserError(
+            f"{len(labels)} training images of {len(counts)} classes leave none to select on: give more images a class"
+        )
+    mask = np.ones(len(labels), bool)
+    mask[held] = False
+    return np.flatnonzero(mask).astype(np.int64), np.sort(held).astype(np.int64)
+
+
+def _grid(config: ProbeConfig) -> list[tuple[Kind, float, float]]:
+    return list(product(config.features, config.learning_rates, config.weight_decays))
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _moments(raw: torch.Tensor, kind: Kind, rows: Ints) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and 1 / deviation of each feature over some rows."""
+    x = _shaped(raw[torch.from_numpy(rows).to(raw.device)], kind)
+    deviation, mean = torch.std_mean(x, dim=0, correction=0)
+    return mean, torch.where(deviation > EPSILON * deviation.max(), 1 / deviation, 0.0)
+
+
+def _shaped(x: torch.Tensor, kind: Kind) -> torch.Tensor:
+    return functional.normalize(x, dim=1) if kind == "unit" else x
+
+
+def _prepare(x: torch.Tensor, kind: Kind, mean: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """[n, d] -> [n, d + 1], standardised, with a column of ones for the bias."""
+    x = (_shaped(x, kind) - mean) * scale
+    return torch.cat([x, torch.ones(len(x), 1, device=x.device)], 1)
+
+
+def _train(
+    x: torch.Tensor, y: torch.Tensor, classes: int, candidates: list[Candidate], config: ProbeConfig, advance: Advance
+) -> list[torch.Tensor]:
+    """Softmax regression from zero weights, all candidates together; a [d + 1, classes] each."""
+    heads = len(candidates)
+    curvature = _largest_eigenvalue(x)
+    lr = _row([c.lr / curvature for c in candidates], classes, x.device)  # [1, H * classes]
+    decay = _row([c.weight_decay for c in candidates], classes, x.device).repeat(x.shape[1], 1)
+    decay[-1] = 0  # the bias
+    weight = torch.zeros(x.shape[1], heads * classes, device=x.device)
+    velocity = torch.zeros_like(weight)
+    generator = torch.Generator().manual_seed(config.seed)
+    size = min(config.batch_size, len(x))
+    steps = config.epochs * _steps_per_epoch(len(x), config)
+    step = 0
+    for _ in range(config.epochs):
+        order = torch.randperm(len(x), generator=generator).to(x.device)
+        for batch in torch.split(order, size)[: len(x) // size]:  # the last, smaller batch would weigh its images more
+            gradient = _gradient(x[batch], y[batch], weight, heads)
+            gradient.addcmul_(decay, weight)
+            velocity.mul_(config.momentum).add_(gradient)
+            weight.addcmul_(lr * (-0.5 * (1 + math.cos(math.pi * step / steps))), velocity)
+            step += 1
+        advance(_steps_per_epoch(len(x), config))
+    return [part.contiguous() for part in torch.split(weight, classes, dim=1)]
+
+
+def _gradient(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """Of the mean cross-entropy of every head: x^T (softmax(x w) - onehot(y)) / b, [d + 1, H * classes]."""
+    classes = weight.shape[1] // heads
+    p = torch.softmax((x @ weight).view(-1, classes), dim=1)  # [b * H, classes]
+    gradient = x.T @ p.view(len(x), -1)
+    # The one-hot term is the same for every head: one small product instead of an indexed subtraction from p.
+    target = x.T @ functional.one_hot(y, classes).to(x.dtype)  # [d + 1, classes]
+    return gradient.view(-1, heads, classes).sub_(target[:, None]).view(gradient.shape).div_(len(x))
+
+
+def _accuracies(x: torch.Tensor, y: torch.Tensor, weights: list[torch.Tensor]) -> list[float]:
+    """Share right, 0 for a candidate that diverged."""
+    shares = []
+    for weight in weights:
+        logits = x @ weight
+        right = (logits.argmax(1) == y).float().mean() if logits.isfinite().all() else torch.zeros(())
+        shares.append(float(right))
+    return shares
+
+
+def _largest_eigenvalue(x: torch.Tensor) -> float:
+    """Of x^T x / n, by power iteration from a fixed start."""
+    vector = torch.ones(x.shape[1], device=x.device) / math.sqrt(x.shape[1])
+    value = torch.ones((), device=x.device)
+    for _ in range(POWER_STEPS):
+        product_ = x.T @ (x @ vector) / len(x)
+        value = product_.norm()
+        vector = product_ / value
+    return float(value)
+
+
+def _row(values: list[float], classes: int, device: torch.device) -> torch.Tensor:
+    return torch.tensor(values, device=device, dtype=torch.float32).repeat_interleave(classes)[None]
+
+
+def _steps_per_epoch(count: int, config: ProbeConfig) -> int:
+    return count // min(config.batch_size, count)

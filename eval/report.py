@@ -1,0 +1,195 @@
+"""report.html: one file, no script, readable in light and dark, that shows what a suite found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from eval.charts import line_chart
+from eval.claims import verdicts
+from eval.gallery import Neighbour, Strip
+from eval.show import TITLES
+from shards.atomic import atomic_file
+
+__all__ = ["Curves", "read_curves", "write_report"]
+
+Curves = dict[str, list[tuple[float, float]]]
+"""Metric -> (step, value)."""
+COLOURS = 6  # series colours of the style sheet
+CURVES = {
+    "loss": "Loss. Each objective has its own scale: compare the shapes, not the heights.",
+    "knn": "Accuracy of a kNN vote among training images, while training: is it learning at all?",
+    "knn_similarity": "How much more alike the captions of an image and of its nearest image are than random ones.",
+    "rankme": "Effective rank of the features (RankMe): how many directions are in use.",
+}
+
+
+def write_report(
+    path: Path,
+    results: dict[str, Any],
+    *,
+    curves: Mapping[str, Curves],
+    captions: Sequence[Strip],
+    images: Sequence[Strip],
+) -> None:
+    """results: as in results.json. curves: by row. captions, images: the gallery."""
+    colours = {row["method"]: position % COLOURS for position, row in enumerate(results["rows"])}
+    style = files("eval").joinpath("data/report.css").read_text(encoding="utf-8")
+    body = [
+        f"<h1>{escape(results['title'])}</h1>",
+        f'<p class="soft">{_models(results)}</p>',
+        _partial(results["partial"]),
+        *(_table(results, method) for method in TITLES),
+        _columns(results),
+        _verdicts(results),
+        _charts(curves, colours),
+        _captions(captions),
+        _images(images),
+        _protocol(results),
+    ]
+    page = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(results['title'])}</title><style>{style}</style></head>\n<body>\n"
+        + "\n".join(part for part in body if part)
+        + "\n</body></html>\n"
+    )
+    with atomic_file(path) as file:
+        file.write(page.encode())
+
+
+def read_curves(run: Path) -> Curves:
+    """The metrics of a run that the report draws; {} where it left none."""
+    curves: Curves = {}
+    try:
+        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {}
+    for line in lines:
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue  # the line that a killed process was writing
+        for name in CURVES:
+            if name in values and "step" in values:
+                curves.setdefault(name, []).append((values["step"], values[name]))
+    return curves
+
+
+def _models(results: dict[str, Any]) -> str:
+    models = sorted({str(row["model"]["model"]) for row in results["rows"]})
+    return escape(
+        f"{len(results['rows'])} models ({', '.join(models)}) on {', '.join(results['benches'])}; accuracy in percent, "
+        "frozen features"
+    )
+
+
+def _partial(reasons: list[str]) -> str:
+    if not reasons:
+        return ""
+    return f'<p class="partial">PARTIAL, not comparable: {escape("; ".join(reasons))}</p>'
+
+
+def _table(results: dict[str, Any], method: str) -> str:
+    columns, rows = results["columns"], results["rows"]
+    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    lines = []
+    for row in rows:
+        cells = []
+        for column in columns:
+            value = row[method][column]
+            best = len(rows) > 1 and value == max(other[method][column] for other in rows)
+            low, high = row["details"][method][column]["interval"]
+            title = f"95% interval {low:.1f} to {high:.1f}, {row['details'][method][column]['n']:,} images"
+            cells.append(f'<td{" class=best" if best else ""} title="{title}">{value:.1f}</td>')
+        lines.append(f"<tr><td>{escape(row['method'])}</td>{''.join(cells)}</tr>")
+    return (
+        f'<div class="scroll"><table><caption>{TITLES[method].capitalize() if method != "knn" else "kNN"}</caption>'
+        f"<tr><th></th>{head}</tr>{''.join(lines)}</table></div>"
+    )
+
+
+def _columns(results: dict[str, Any]) -> str:
+    details = results["rows"][0]["details"]["linear_probe"]
+    widest = max((d["interval"][1] - d["interval"][0]) / 2 for d in details.values())
+    words = "; ".join(f"{name}: {detail['about']}" for name, detail in details.items() if detail["about"])
+    return (
+        f'<p class="soft">The best of a column is marked; a figure is uncertain by up to &plusmn;{widest:.1f} '
+        f"(95%, bootstrap over test images; hold the pointer over one). {escape(words)}.</p>"
+    )
+
+
+def _verdicts(results: dict[str, Any]) -> str:
+    found = verdicts(results)
+    if not found:
+        return ""
+    items = []
+    for verdict in found:
+        if verdict.failures:
+            where = escape("; ".join(verdict.failures))
+            items.append(f'<li><span class="fails">Not everywhere:</span> {verdict.claim}. Not so for {where}.</li>')
+        else:
+            items.append(f'<li><span class="holds">Holds:</span> {verdict.claim}, by linear probe and kNN alike.</li>')
+    return f'<h2>What the paper claims</h2><ul class="verdicts">{"".join(items)}</ul>'
+
+
+def _charts(curves: Mapping[str, Curves], colours: Mapping[str, int]) -> str:
+    figures = []
+    for metric, words in CURVES.items():
+        series = {name: values[metric] for name, values in curves.items() if values.get(metric)}
+        chart = line_chart(series, x_title="step", y_title=metric, colours=colours)
+        if chart:
+            figures.append(f"<figure>{chart}<figcaption>{words}</figcaption></figure>")
+    if not figures:
+        return ""
+    legend = "".join(
+        f'<span><i class="s{colours[name]}"></i>{escape(name)}</span>' for name, values in curves.items() if values
+    )
+    return f'<h2>Training</h2><p class="legend">{legend}</p><div class="charts">{"".join(figures)}</div>'
+
+
+def _captions(strips: Sequence[Strip]) -> str:
+    if not strips:
+        return ""
+    rows = [
+        f'<div class="strip">{_picture(strip.query)}<div class="near">'
+        f"{''.join(map(_picture, strip.neighbours['captions']))}</div></div>"
+        for strip in strips
+    ]
+    return (
+        "<h2>What the graph calls near</h2><p>Training images, each beside images of its nearest captions with their "
+        f"similarity: what X-CLR is trained on, and no picture had a say in.</p>{''.join(rows)}"
+    )
+
+
+def _images(strips: Sequence[Strip]) -> str:
+    if not strips:
+        return ""
+    rows = []
+    for strip in strips:
+        lines = [
+            f'<div class="near named"><span class="soft">{escape(name)}</span>{"".join(map(_picture, near))}</div>'
+            for name, near in strip.neighbours.items()
+        ]
+        rows.append(f'<div class="strip">{_picture(strip.query)}<div>{"".join(lines)}</div></div>')
+    return (
+        "<h2>What each model calls near</h2><p>Test images, each beside the training images whose "
+        f"features are nearest, with their cosine.</p>{''.join(rows)}"
+    )
+
+
+def _picture(neighbour: Neighbour) -> str:
+    words = escape(neighbour.words)
+    number = "" if neighbour.similarity is None else f"<span>{neighbour.similarity:.2f}</span>"
+    return f'<div class="picture"><img src="{neighbour.source}" alt="{words}" title="{words}">{number}{words}</div>'
+
+
+def _protocol(results: dict[str, Any]) -> str:
+    rows = {row["method"]: {"model": row["model"], "chosen": row["chosen"]} for row in results["rows"]}
+    shown = {"protocol": results["protocol"], "rows": rows, "versions": results["versions"]}
+    text = escape(json.dumps(shown, indent=1, ensure_ascii=False))
+    return f"<h2>Protocol</h2><details><summary>Everything that decides a figure</summary><pre>{text}</pre></details>"

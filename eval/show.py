@@ -1,0 +1,64 @@
+"""Results on the screen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["TITLES", "show_result", "show_rows"]
+
+TITLES = {"linear_probe": "linear probe", "knn": "kNN"}
+
+
+def show_result(result: dict[str, Any], path: Path) -> None:
+    """One model, one benchmark, one method."""
+    model = result["model"]
+    console = Console(highlight=False)
+    table = Table(
+        title=f"{TITLES[result['method']]} on {result['bench']}: {model['model']}, {model['objective']}",
+        title_justify="left",
+    )
+    table.add_column("")
+    for heading in ("accuracy %", "95% interval", "images"):
+        table.add_column(heading, justify="right")
+    for name, column in result["columns"].items():
+        low, high = column["interval"]
+        table.add_row(name, f"{column['accuracy']:.2f}", f"{low:.1f} to {high:.1f}", f"{column['n']:,}")
+    for name, summary in result["summaries"].items():
+        table.add_row(name, f"{summary['value']:.2f}", "", "")
+    console.print(table)
+    for task, chosen in result["chosen"].items():
+        if "lr" in chosen:
+            console.print(
+                f"{task}: lr {chosen['lr']:g}, weight decay {chosen['weight_decay']:g}, {chosen['features']} features; "
+                f"chosen on {chosen['held_out']:,} of {chosen['trained_on']:,} training images"
+            )
+    show_partial(console, result["partial"])
+    console.print(f"written to {path}", soft_wrap=True)
+
+
+def show_rows(rows: list[dict[str, Any]], columns: list[str], methods: list[str], partial: list[str]) -> None:
+    """A suite: one line a model, the best of each column in bold."""
+    console = Console(highlight=False)
+    for method in methods:
+        table = Table(title=f"{TITLES[method]}, accuracy in percent", title_justify="left")
+        table.add_column("")
+        for column in columns:
+            table.add_column(column, justify="right")
+        for row in rows:
+            cells = []
+            for column in columns:
+                values = [other[method][column] for other in rows]
+                text = f"{row[method][column]:.1f}"
+                cells.append(f"[bold]{text}[/bold]" if row[method][column] == max(values) and len(rows) > 1 else text)
+            table.add_row(row["method"], *cells)
+        console.print(table)
+    show_partial(console, partial)
+
+
+def show_partial(console: Console, partial: list[str]) -> None:
+    if partial:
+        console.print(f"[bold red]PARTIAL[/bold red], not comparable: {'; '.join(partial)}", soft_wrap=True)
