@@ -1,5 +1,6 @@
 """From a source to verified shards: scan -> texts -> layout -> write -> manifest, each step on disk as it ends.
 
+Layout packed needs the texts' neighbours, so there encoding and search come before the writing (pipeline.packing).
 A stopped build goes on from its finished pieces: scanned partitions, then written shards. Scanning and writing run in
 processes of their own; what they are given and return is plain data.
 """
@@ -10,7 +11,7 @@ import shutil
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.bars import bar, say
-from pipeline.layout import shard_bounds, shuffled
+from pipeline.layout import group_shards, shard_bounds, shuffled
+from pipeline.packing import Packing, packed_order
 from pipeline.parallel import cores, ordered
 from pipeline.scan import NOT_OURS, SCAN_SCHEMA, Limits, scan
 from pipeline.sources import Partition, Source
@@ -28,16 +30,18 @@ from pipeline.write import ShardJob, ShardResult, write_shard
 from shards.atomic import atomic_file, sha256_file, sweep, write_json
 from shards.errors import SkipBudget, UserError
 from shards.index import write_texts
-from shards.manifest import FileEntry, Manifest, ShardEntry
+from shards.manifest import FileEntry, Layout, Manifest, ShardEntry
 
 __all__ = ["BuildSettings", "build_shards"]
+
+Positions = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildSettings:
     """What decides the bytes of a build, besides the source."""
 
-    layout: Literal["shuffled", "in-place"] = "shuffled"
+    layout: Layout = "shuffled"
     seed: int = 0
     """Of the order of samples, and of generated data."""
     shard_size: int = 4096
@@ -47,10 +51,13 @@ class BuildSettings:
     max_skipped: float = 0.05
     """Share of unusable samples at which a build stops."""
     limits: Limits = field(default_factory=Limits)
+    packing: Packing | None = None
+    """Of layout packed alone."""
 
     def __post_init__(self) -> None:
-        if self.layout not in ("shuffled", "in-place"):
-            raise UserError(f"layout is shuffled or in-place, not {self.layout!r}")
+        if self.layout not in get_args(Layout):
+            raise UserError(f"layout is one of {', '.join(get_args(Layout))}, not {self.layout!r}")
+        assert (self.packing is not None) == (self.layout == "packed")
         if self.shard_size < 1:
             raise UserError(f"a shard holds at least 1 sample, not {self.shard_size}")
         if self.seed < 0:
@@ -59,6 +66,8 @@ class BuildSettings:
             raise UserError(f"images of at least 8 pixels, not {self.image_size}")
         if self.layout == "in-place" and self.image_size is not None:
             raise UserError("layout in-place leaves the tars as they are: leave --image-size out, or use shuffled")
+        if self.packing is not None:
+            group_shards(1, self.packing.group_size, self.shard_size)
 
 
 def build_shards(source: Source, out: Path, settings: BuildSettings, processes: int | None = None) -> bool:
@@ -84,11 +93,12 @@ def build_shards(source: Source, out: Path, settings: BuildSettings, processes: 
 
 
 def _settings(source: Source, settings: BuildSettings) -> dict[str, Any]:
-    table = asdict(settings)
+    table = asdict(settings) | {"packing": settings.packing.settings() if settings.packing else {}}
     return {
         "dataset": {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(source.dataset).items()},
         "files_sha256": source.fingerprint(),
         **table.pop("limits"),
+        **table.pop("packing"),
         **table,
         "wnids": [name.folder for name in source.classes] if source.dataset.format == "imagefolder" else [],
     }
@@ -160,7 +170,7 @@ def _number_samples(source: Source, work: Path, out: Path) -> pa.Table:
         tables.append(table.append_column("text_id", pa.array(ids[start : start + len(table)])).cast(schema))
         start += len(table)
     _write_arrow(work / "samples.arrow", schema, tables)
-    return pa.concat_tables(tables).select(["file", "size"])
+    return pa.concat_tables(tables).select(["file", "size", "text_id"])
 
 
 def _write_arrow(path: Path, schema: pa.Schema, tables: list[pa.Table]) -> None:
@@ -172,9 +182,10 @@ def _write_arrow(path: Path, schema: pa.Schema, tables: list[pa.Table]) -> None:
 def _write_all(
     source: Source, settings: BuildSettings, out: Path, work: Path, samples: pa.Table, processes: int
 ) -> list[ShardResult]:
-    places = _in_place(samples, source) if settings.layout == "in-place" else _shuffled(samples, settings)
-    if settings.layout == "shuffled":
-        _check_room(out, samples, places)
+    if settings.layout != "in-place":
+        _check_room(out, samples)
+    places, groups = _places(source, settings, out, work, samples)
+    say(f"{samples.num_rows:,} samples, {len(places)} shards")
     jobs = [
         ShardJob(
             name=f"{source.dataset.split}-{number:06d}",
@@ -182,6 +193,7 @@ def _write_all(
             samples=work / "samples.arrow",
             texts=work / "texts.arrow",
             positions=positions,
+            groups=groups[number] if groups else None,
             image_size=settings.image_size,
             copy=settings.layout != "in-place",
         )
@@ -199,12 +211,23 @@ def _write_all(
     return [result for result in done.values() if result is not None]
 
 
-def _shuffled(samples: pa.Table, settings: BuildSettings) -> list[npt.NDArray[np.int64]]:
-    order = shuffled(samples.num_rows, settings.seed)
-    return [order[start:stop] for start, stop in shard_bounds(samples.num_rows, settings.shard_size)]
+def _places(
+    source: Source, settings: BuildSettings, out: Path, work: Path, samples: pa.Table
+) -> tuple[list[Positions], list[npt.NDArray[np.int32]]]:
+    """Rows of `samples` of each shard, in its order; and, of layout packed alone, the group of each."""
+    if settings.layout == "in-place":
+        return _in_place(samples, source), []
+    if settings.packing is None:
+        order = shuffled(samples.num_rows, settings.seed)
+        return [order[start:stop] for start, stop in shard_bounds(samples.num_rows, settings.shard_size)], []
+    order = packed_order(out, work, samples["text_id"].to_numpy(), settings.packing, settings.seed)
+    size = settings.packing.group_size
+    bounds = group_shards(samples.num_rows, size, settings.shard_size)
+    numbers = (np.arange(samples.num_rows) // size).astype(np.int32)
+    return [order[start:stop] for start, stop in bounds], [numbers[start:stop] for start, stop in bounds]
 
 
-def _in_place(samples: pa.Table, source: Source) -> list[npt.NDArray[np.int64]]:
+def _in_place(samples: pa.Table, source: Source) -> list[Positions]:
     """One shard a tar, in the order of the tar; tars without a usable sample have none."""
     if source.dataset.format == "demo" or any(p.path.is_dir() for p in source.partitions):
         raise UserError(f"layout in-place needs tars, and {source.where} has none: use --layout shuffled")
@@ -221,12 +244,12 @@ def _written(work: Path, name: str) -> ShardResult | None:
     return ShardResult(files=files, **found)
 
 
-def _check_room(out: Path, samples: pa.Table, places: list[npt.NDArray[np.int64]]) -> None:
+def _check_room(out: Path, samples: pa.Table) -> None:
     """Images and 4 KB of headers and texts a sample, less what is already there."""
     needed = int(np.sum(samples["size"].to_numpy())) + 4096 * samples.num_rows
     there = sum(path.stat().st_size for path in out.glob("*.tar"))
     free = shutil.disk_usage(out).free
-    say(f"{samples.num_rows:,} samples, {len(places)} shards, some {needed / 1e9:.2f} GB; {free / 1e9:.0f} GB free")
+    say(f"the shards take some {needed / 1e9:.2f} GB; {free / 1e9:.0f} GB are free")
     if needed - there > free:
         raise UserError(
             f"{out} needs some {(needed - there) / 1e9:.1f} GB more, its disk has {free / 1e9:.1f} GB free: make room, "

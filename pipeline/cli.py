@@ -18,6 +18,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_
 class Layout(StrEnum):
     shuffled = "shuffled"
     in_place = "in-place"
+    packed = "packed"
 
 
 class Kind(StrEnum):
@@ -52,10 +53,14 @@ def build(
     out: Annotated[Path | None, typer.Option(help="Folder of shards. Default: data/DATASET.")] = None,
     layout: Annotated[
         Layout,
-        typer.Option(help="shuffled: a global shuffle, images copied. in-place: the tars stay where they are."),
+        typer.Option(
+            help="shuffled: a global shuffle, images copied. in-place: the tars stay where they are. "
+            "packed: groups of samples with neighbouring captions, shuffled."
+        ),
     ] = Layout.shuffled,
     seed: Annotated[int, typer.Option(min=0, help="Of the order of samples, the graph, and generated data.")] = 0,
     shard_size: Annotated[int, typer.Option(help="Samples a shard, at most.")] = 4096,
+    group_size: Annotated[int, typer.Option(help="Samples a group of layout packed.")] = 32,
     image_size: Annotated[
         int | None,
         typer.Option(help="Shrink images to this shorter side (JPEG, quality 95). Default: bytes as they are."),
@@ -87,7 +92,9 @@ def build(
     """
     from pipeline.build import BuildSettings, build_shards
     from pipeline.datasets import builtin_datasets, load_dataset
+    from pipeline.encoders import resolve_encoder
     from pipeline.graph import build_graph
+    from pipeline.packing import Packing
     from pipeline.scan import Limits
     from pipeline.sources import open_source
     from shards.manifest import Manifest
@@ -100,6 +107,8 @@ def build(
     kind = graph or chosen.graph
     if kind not in ("encoder", "class", "random", "none"):
         raise UserError(f"--graph is encoder, class, random or none here, not {kind!r}; others: xclr-shards graph")
+    if layout is Layout.packed and kind != "encoder":
+        raise UserError(f"layout packed groups by the neighbours of an encoder graph, not by --graph {kind}")
     found = open_source(chosen, source, demo_seed=seed)
     root = out or Path("data") / chosen.name
     settings = BuildSettings(
@@ -109,6 +118,11 @@ def build(
         image_size=image_size,
         max_skipped=max_skipped,
         limits=Limits(max_caption=max_caption, max_pixels=max_pixels, max_bytes=max_bytes, use_torn=use_torn),
+        packing=Packing(
+            encoder=resolve_encoder(encoder), group_size=group_size, k=k, recall=recall, memory=_bytes(memory)
+        )
+        if layout is Layout.packed
+        else None,
     )
     fresh = build_shards(found, root, settings, processes)
     manifest = Manifest.load(root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from shards.graph import Graph
 from shards.reader import Shards
 
 __all__ = [
+    "Found",
     "Settings",
     "class_graph",
     "edge_graph",
@@ -28,6 +30,7 @@ __all__ = [
     "file_graph",
     "matrix_graph",
     "random_graph",
+    "search_texts",
     "wordnet_graph",
 ]
 
@@ -45,23 +48,44 @@ class Settings:
     """Bytes that the search may hold at once."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """Texts, embedded and searched; the records are graph.json's."""
+
+    vectors: npt.NDArray[np.float32]
+    """[n, dim] unit vectors, mapped from a file in the work folder."""
+    ids: npt.NDArray[np.int32]
+    """[n, k] nearest texts."""
+    similarities: npt.NDArray[np.float32]
+    """[n, k]"""
+    encoding: dict[str, Any]
+    search: dict[str, Any]
+
+
+def search_texts(texts: Sequence[str], source: EncoderSource, settings: Settings, work: Path) -> Found:
+    """Embed texts and find the nearest of each; a later call with the same ones goes on from what is in `work`."""
+    vectors, encoding = encode_texts(texts, source, work / "encoding")
+    ids, similarities, search = nearest(
+        vectors, settings.k, work / "search", target=settings.target, memory=settings.memory, seed=settings.seed
+    )
+    return Found(vectors=vectors, ids=ids, similarities=similarities, encoding=encoding, search=search)
+
+
 def encoder_graph(shards: Shards, source: EncoderSource, settings: Settings, folder: Path, work: Path) -> Graph:
     """Cosine of caption embeddings: top-k lists, and a code for every other pair."""
-    vectors, encoding = encode_texts(shards.texts(), source, work / "encoding")
-    ids, near, search = nearest(
-        vectors, settings.k, work, target=settings.target, memory=settings.memory, seed=settings.seed
-    )
+    found = search_texts(shards.texts(), source, settings, work)
+    vectors = found.vectors
     dim = min(settings.code_dim, vectors.shape[1])
     basis = codes.principal_basis(vectors, dim) if dim < vectors.shape[1] else None
     meta = {
-        "source": source.record() | {"kind": "encoder"} | encoding,
+        "source": source.record() | {"kind": "encoder"} | found.encoding,
         "metric": "cosine",
-        "search": search,
+        "search": found.search,
         "code": {"dim": dim, "basis": _write_basis(folder, basis)},
     }
     background = audit.background(vectors, settings.seed)
-    return _graph(symmetric_lists(ids, near), background, codes.encode(vectors, basis), audit.dot_products(vectors),
-                  settings, meta)  # fmt: skip
+    lists = symmetric_lists(found.ids, found.similarities)
+    return _graph(lists, background, codes.encode(vectors, basis), audit.dot_products(vectors), settings, meta)
 
 
 def class_graph(shards: Shards, settings: Settings) -> Graph:

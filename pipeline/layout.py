@@ -7,7 +7,9 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["shard_bounds", "shuffled"]
+from shards.errors import UserError
+
+__all__ = ["group_shards", "shard_bounds", "shuffled"]
 
 
 def shuffled(samples: int, seed: int) -> npt.NDArray[np.int64]:
@@ -20,3 +22,17 @@ def shard_bounds(samples: int, shard_size: int) -> list[tuple[int, int]]:
     count = -(-samples // shard_size)
     cuts = [samples * i // max(count, 1) for i in range(count + 1)]
     return list(pairwise(cuts))
+
+
+def group_shards(samples: int, group_size: int, shard_size: int) -> list[tuple[int, int]]:
+    """As shard_bounds, for samples that lie in groups of `group_size`, the last one maybe short: no group is cut.
+
+    Raises UserError where a shard is too small for a group.
+    """
+    if group_size > shard_size:
+        raise UserError(
+            f"a shard of {shard_size} samples holds no group of {group_size}: raise --shard-size or lower --group-size"
+        )
+    groups = -(-samples // group_size)
+    bounds = shard_bounds(groups, shard_size // group_size)
+    return [(start * group_size, min(stop * group_size, samples)) for start, stop in bounds]

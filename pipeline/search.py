@@ -11,8 +11,10 @@ is doubled until that recall reaches the target, and passes of `descent` go on u
 
 from __future__ import annotations
 
+import hashlib
 import json
 import resource
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -59,14 +61,11 @@ def nearest(
 ) -> tuple[Ids, Vectors, dict[str, Any]]:
     """The k nearest other texts of each: ids and similarities [n, k], and what graph.json says of the search.
 
-    work: folder for finished parts; a later call for the same vectors goes on from them. memory: bytes that must
-    suffice; raises UserError, with the numbers, where they do not.
+    work: folder for finished parts. A later call for the same vectors and settings goes on from them; with others it
+    starts afresh. memory: bytes that must suffice; raises UserError, with the numbers, where they do not.
     """
     k = min(k, len(vectors) - 1)
-    plan = _kept_plan(work)
-    if plan is None:
-        plan = plan_search(vectors, k, target=target, memory=memory, seed=seed)
-        write_json(work / "search.json", asdict(plan))
+    plan = _settle(vectors, work, {"k": k, "target": target, "seed": seed}, memory)
     say(f"search: {plan.method}, about {plan.seconds:.0f} s and {plan.bytes / 1e6:.0f} MB beside the embeddings")
     begin = time.perf_counter()
     record: dict[str, Any] = {"method": plan.method, "margin": plan.margin, "target": target}
@@ -192,9 +191,19 @@ def _in_parts(
     return ids, similarities
 
 
-def _kept_plan(work: Path) -> Plan | None:
-    path = work / "search.json"
-    return Plan(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+def _settle(vectors: Vectors, work: Path, wanted: dict[str, Any], memory: int | None) -> Plan:
+    """The plan of this work folder: as an earlier, stopped run of the same search made it, or made now."""
+    # Reading 12 M embeddings for their checksum takes seconds; parts of another search would be wrong for ever.
+    wanted = wanted | {"vectors_sha256": hashlib.sha256(np.ascontiguousarray(vectors).data).hexdigest()}
+    state = work / "search.json"
+    if state.exists():
+        found = json.loads(state.read_text(encoding="utf-8"))
+        if {key: found.get(key) for key in wanted} == wanted:
+            return Plan(**found["plan"])
+    shutil.rmtree(work, ignore_errors=True)
+    plan = plan_search(vectors, wanted["k"], target=wanted["target"], memory=memory, seed=wanted["seed"])
+    write_json(state, wanted | {"plan": asdict(plan)})
+    return plan
 
 
 def _bytes(method: str, n: int, dim: int, k: int) -> int:

@@ -38,6 +38,8 @@ class ShardJob:
     """Arrow file of all texts."""
     positions: npt.NDArray[np.int64]
     """Rows of `samples`, in the order of the shard."""
+    groups: npt.NDArray[np.int32] | None
+    """[samples] neighbour group of each, of layout packed."""
     image_size: int | None
     copy: bool
     """False: only the index is written, and the tar stays where it is (layout in-place)."""
@@ -75,6 +77,7 @@ def write_shard(job: ShardJob) -> ShardResult:
         size=rows["size"],
         text_id=rows["text_id"],
         label=rows["label"],
+        group=None if job.groups is None else job.groups.tolist(),
     )
     path = job.out / index
     files = {tar: entry, index: FileEntry(sha256=sha256_file(path), bytes=path.stat().st_size)}
