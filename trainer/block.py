@@ -207,8 +207,7 @@ class SimilarityBlock:
         g = g.view(b, -1, 1, b).expand(-1, -1, 2, -1).reshape(b, 2 * columns).repeat(2, 1)
         row = torch.arange(2 * b, device=g.device)
         g[row, row + 2 * self.offset] = -torch.inf
-        # The largest leaves before the division, which would magnify its rounding.
-        return torch.softmax(g.sub_(g.amax(1, keepdim=True)).div_(self.tau_s), dim=1)
+        return torch.softmax(g.div_(self.tau_s), dim=1)
 
     @torch.no_grad()
     def statistics(self) -> dict[str, float]:

@@ -1,0 +1,95 @@
+"""Warnings: what gives cause for each, what does not, and once only; checkpoints written beside the training."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.make import make_shards
+from tests.trainer.test_loop import ALONE, SIZES, lines_of, recipe
+from trainer.advice import Adviser
+from trainer.loop import train
+from trainer.recipe import Recipe
+from trainer.saver import Saver
+
+FINE = {"target_mass_positive": 0.75, "target_entropy": 3.0, "mean_cosine": 0.2, "rankme": 60.0, "data_wait": 0.02}
+
+
+def adviser(device: str = "cpu") -> Adviser:
+    return Adviser(recipe=Recipe(name="test"), device=device, workers=2)
+
+
+@pytest.mark.parametrize(
+    ("change", "remedy"),
+    [
+        ({"target_mass_positive": 0.99}, "SimCLR in all but name: raise --tau-s"),
+        ({"target_entropy": 0.99 * math.log(2047)}, "uniform .*lower --tau-s"),
+        ({"mean_cosine": 0.999}, "all alike .*lower --lr"),
+        ({"data_wait": 0.8}, "80% of the time .*raise --workers"),
+    ],
+)
+def test_each_cause_is_named_with_its_remedy_once(change: dict[str, float], remedy: str) -> None:
+    watch = adviser()
+    said = [watch.look({**FINE, **change}) for _ in range(6)]
+    assert [len(texts) for texts in said] == [0, 0, 1, 0, 0, 0]
+    assert re.search(remedy, said[2][0])
+
+
+def test_a_rank_of_one_is_said_at_once_and_passing_trouble_is_not() -> None:
+    watch = adviser()
+    assert "RankMe" in watch.look({"rankme": 1.2})[0]
+    for _ in range(10):
+        assert watch.look({**FINE, "mean_cosine": 0.999}) == []
+        assert watch.look(FINE) == []
+
+
+def test_a_gpu_may_not_wait_as_long_as_a_cpu() -> None:
+    values = {**FINE, "data_wait": 0.2}
+    assert not any(adviser("cpu").look(values) for _ in range(5))
+    watch = adviser("cuda")
+    assert [len(watch.look(values)) for _ in range(3)] == [0, 0, 1]
+
+
+def test_a_run_with_a_sharp_target_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shards = make_shards(tmp_path / "s", sizes=SIZES, classes=6)
+    train(recipe(shards, epochs=1, objective__tau_s=0.005), tmp_path / "run", ALONE)
+    warned = [line["text"] for line in lines_of(tmp_path / "run") if line.get("event") == "warning"]
+    assert len([text for text in warned if "SimCLR in all but name" in text]) == 1
+    assert "SimCLR in all but name" in " ".join(capsys.readouterr().err.split())
+
+
+def test_saving_does_not_wait_and_keeps_the_values_of_its_step() -> None:
+    gate, seen = threading.Event(), []
+    weight = torch.zeros(2)
+
+    def write(state: dict[str, Any]) -> None:
+        gate.wait(5)
+        seen.append(state["encoder"]["w"].tolist())
+
+    with Saver() as saver:
+        saver.save({"encoder": {"w": weight}, "optimiser": {"state": [weight]}}, write)
+        weight += 1  # the next step, while the file is being written
+        assert seen == []
+        gate.set()
+    assert seen == [[0, 0]]
+
+
+def test_a_failed_write_is_raised() -> None:
+    def fail(state: dict[str, Any]) -> None:
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"), Saver() as saver:
+        saver.save({}, fail)
+
+
+def test_metrics_are_json(tmp_path: Path) -> None:
+    shards = make_shards(tmp_path / "s", sizes=SIZES, classes=6)
+    train(recipe(shards, epochs=1), tmp_path / "run", ALONE)
+    assert all(json.dumps(line) for line in lines_of(tmp_path / "run"))

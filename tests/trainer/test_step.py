@@ -1,0 +1,140 @@
+"""Cached gradients against the whole batch, compiled against plain, CLIP against its definition, captions to tokens."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from shards.errors import UserError
+from shards.reader import Shards
+from tests.make import make_shards
+from tests.trainer.test_loop import ALONE, recipe
+from trainer import setup
+from trainer.clip import clip_loss
+from trainer.data import make_loader, to_views
+from trainer.recipe import Recipe, TextConfig
+from trainer.step import Stepper
+from trainer.text import BEGIN, END, FIRST_WORD, PAD, Captions, TextTower, vocabulary
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shards(tmp_path_factory.mktemp("shards"), sizes=(30, 25, 29), classes=6)
+
+
+def steps(chosen: Recipe, count: int = 3) -> Stepper:
+    """A stepper after `count` steps on the recipe's own batches."""
+    shards = Shards.open(Path(chosen.data.shards))
+    chosen = setup.settle(chosen, shards, ALONE)
+    plan = setup.make_plan(chosen, shards)
+    stepper = setup.build_stepper(
+        chosen, shards, setup.graph_of(chosen, shards), ALONE, steps_per_epoch=plan.steps_per_epoch
+    )
+    loader = make_loader(shards, plan, chosen.augment, ALONE, start=0, stop=count, workers=0)
+    for step, batch in enumerate(loader):
+        stepper.step(batch, step, 20)
+    return stepper
+
+
+@pytest.mark.parametrize("objective", ["xclr", "clip"])
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_cached_gradients_are_those_of_the_whole_batch(shards: Path, objective: str, chunk: int) -> None:
+    changes: dict[str, Any] = {"objective__name": objective, "optimiser__name": "sgd", "optimiser__lr": 0.05}
+    whole = steps(recipe(shards, **changes)).encoder.state_dict()
+    pieces = steps(recipe(shards, **changes, data__chunk=chunk)).encoder.state_dict()
+    moved = steps(recipe(shards, **changes), count=2).encoder.state_dict()
+    assert not torch.allclose(whole["projector.0.weight"], moved["projector.0.weight"], atol=1e-4)
+    for name, value in whole.items():
+        torch.testing.assert_close(pieces[name], value, atol=2e-6, rtol=1e-5)
+
+
+def test_each_piece_moves_running_statistics_once(shards: Path) -> None:
+    """At a rate of 0: as if each piece of the three batches were forwarded once."""
+    chosen = recipe(
+        shards,
+        model__backbone="test_resnet",
+        model__projector_norm="batch",
+        data__chunk=2,
+        optimiser__name="sgd",
+        optimiser__lr=0.0,
+    )
+    cached = steps(chosen).encoder
+    once = steps(chosen, count=0).encoder
+    folder = Shards.open(shards)
+    plan = setup.make_plan(chosen, folder)
+    for batch in make_loader(folder, plan, chosen.augment, ALONE, start=0, stop=3, workers=0):
+        first, second = to_views(batch, ALONE.device).chunk(2)
+        for i in range(0, 8, 2):
+            once(torch.cat([first[i : i + 2], second[i : i + 2]]))
+    norm, other = cached.projector[1], once.projector[1]
+    assert isinstance(norm, torch.nn.BatchNorm1d)
+    torch.testing.assert_close(norm.running_var, other.running_var)
+    assert norm.momentum == 0.1
+
+
+def test_a_piece_must_divide_the_share_of_a_rank(shards: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.chunk 3 does not divide the 8 samples"):
+        steps(recipe(shards, data__chunk=3))
+
+
+def test_compiled_steps_are_plain_steps(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three steps through torch.compile (traced, but without its minutes of C++): the same weights, the same names."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    changes: dict[str, Any] = {"optimiser__name": "sgd", "optimiser__lr": 0.05, "model__backbone": "test_resnet"}
+    plain = steps(recipe(shards, **changes)).encoder.state_dict()
+    compiled = steps(recipe(shards, **changes, compile=True)).encoder.state_dict()
+    for name, value in plain.items():
+        torch.testing.assert_close(compiled[name], value, atol=1e-4, rtol=1e-3)
+
+
+def test_encoders_are_channels_last(shards: Path) -> None:
+    encoder = steps(recipe(shards, model__backbone="test_resnet"), count=1).encoder
+    kernels = [p for p in encoder.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1]
+    assert kernels
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+
+
+def test_clip_loss_is_its_definition() -> None:
+    generator = torch.Generator().manual_seed(0)
+    z, text = torch.randn(10, 4, generator=generator), 7 * torch.randn(5, 4, generator=generator)
+    total = 0.0
+    for view in (z[:5].double(), z[5:].double()):
+        for i in range(5):
+            logits = [float(functional.normalize(view[i], dim=0) @ text[j].double()) for j in range(5)]
+            back = [float(functional.normalize(view[j], dim=0) @ text[i].double()) for j in range(5)]
+            for row in (logits, back):
+                total -= float(torch.tensor(row).log_softmax(0)[i]) / (4 * 5)
+    assert float(clip_loss(z, text, ALONE)) == pytest.approx(total, abs=1e-5)
+
+
+def test_the_text_tower_learns_its_temperature_and_reads_to_the_end() -> None:
+    torch.manual_seed(0)
+    tower = TextTower(TextConfig(width=16, layers=1, heads=2, length=8), words=4, out=6, tau=0.1)
+    short = torch.tensor([[BEGIN, FIRST_WORD, END]])
+    padded = torch.tensor([[BEGIN, FIRST_WORD, END, PAD, PAD]])
+    torch.testing.assert_close(tower(short), tower(padded))
+    assert float(tower(short).detach().norm()) == pytest.approx(10, rel=1e-5)
+    other = torch.tensor([[BEGIN, FIRST_WORD + 1, END]])
+    assert not torch.allclose(tower(short), tower(other))
+    tower(short).sum().backward()
+    assert tower.log_scale.grad is not None
+
+
+def test_captions_become_words_and_unknown_words_bytes() -> None:
+    texts = ["a red star\na star, red", "a Blue star"]
+    words = vocabulary(texts, 10)
+    assert words == ["a", "star", "red"]  # blue comes once
+    captions = Captions(texts, words, length=8)
+    assert captions.encode("A star") == [BEGIN, FIRST_WORD, FIRST_WORD + 1, END]
+    assert captions.encode("é") == [BEGIN, *"é".encode(), END]
+    assert len(captions.encode("a " * 50)) == 8
+    first, second = (captions.tokens(torch.tensor([0]), torch.tensor([4]), epoch) for epoch in (0, 1))
+    assert first[0].tolist() == captions.encode("a red star")
+    assert second[0].tolist() == captions.encode("a star, red")
+    both = captions.tokens(torch.tensor([0, 1]), torch.tensor([0, 0]), 0)
+    assert (both[0] == PAD).sum() == len(captions.encode("a Blue star")) - len(captions.encode("a red star"))
