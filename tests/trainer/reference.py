@@ -26,7 +26,9 @@ class Samples:
     labels: torch.Tensor
 
 
-def random_graph(rng: np.random.Generator, texts: int, *, dim: int = 5, longest: int = 4) -> Graph:
+def random_graph(
+    rng: np.random.Generator, texts: int, *, dim: int = 5, longest: int = 4, highest: float = 0.98
+) -> Graph:
     """Lists of 0 to `longest` random neighbours (symmetric or not: nothing relies on it), codes near unit length."""
     lists = [rng.permutation(np.delete(np.arange(texts), i))[: rng.integers(0, longest + 1)] for i in range(texts)]
     counts = [len(listed) for listed in lists]
@@ -37,7 +39,7 @@ def random_graph(rng: np.random.Generator, texts: int, *, dim: int = 5, longest:
         meta={},
         indptr=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         neighbours=np.concatenate([*lists, []]).astype(np.int32),
-        similarities=rng.uniform(-0.2, 0.98, sum(counts)).astype(np.float16),
+        similarities=np.maximum(-0.2, highest - rng.exponential(5 * (1 - highest), sum(counts))).astype(np.float16),
         background_mean=rng.uniform(-0.1, 0.3, texts).astype(np.float32),
         background_std=rng.uniform(0.01, 0.2, texts).astype(np.float32),
         codes=np.round(vectors / scale[:, None]).astype(np.int8),

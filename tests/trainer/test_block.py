@@ -131,6 +131,8 @@ def test_text_similarities_never_receive_gradient(how: block_module.Objective) -
     contrastive_loss(z, block, world=ALONE, implementation=how).backward()  # type: ignore[no-untyped-call,arg-type]
     assert z.grad is not None
     assert len(learnt) == 4
+    assert block.row_code is not None
+    assert not block.row_code.requires_grad
     assert all(value.grad is None for value in learnt.values())
 
 
