@@ -173,15 +173,19 @@ class Bench:
 
 
 def top(labels: npt.ArrayLike, k: int = 1) -> Scorer:
-    """Right if the label is among the k best scores; labels [n], LEFT_OUT: not counted. Ties go to the lower class."""
+    """Right if the label is among the k best scores; labels [n], LEFT_OUT: not counted. Ties go to the lower class.
+
+    A score that is not a number beats all others, so that a model that diverged gets nothing right.
+    """
     truth = np.asarray(labels, np.int64)
 
     def score(scores: Floats, rows: Ints) -> Floats:
         wanted = truth[rows]
         counted = wanted != LEFT_OUT
         own = np.take_along_axis(scores, np.where(counted, wanted, 0)[:, None], 1)
-        earlier = np.arange(scores.shape[1]) < wanted[:, None]
-        rank = ((scores > own) | ((scores == own) & earlier)).sum(1)
+        later = np.arange(scores.shape[1]) > wanted[:, None]
+        behind = (scores < own) | ((scores == own) & later)
+        rank = scores.shape[1] - 1 - behind.sum(1)
         return np.where(counted, rank < k, np.nan).astype(np.float32)
 
     return score

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from eval.bench import Bench, Column, ImageSet, Source, Task, fingerprint, top
 from shards.errors import UserError
 from shards.tar import scan
 
-__all__ = ["Pictures", "list_folder", "list_tar", "open_imagefolder"]
+__all__ = ["Pictures", "is_picture", "list_folder", "list_tar", "open_imagefolder"]
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"})
 TOP5_FROM = 10  # classes; below, the figure says little
@@ -83,17 +83,11 @@ def open_imagefolder(source: Source) -> Bench:
 
 
 def list_folder(folder: Path) -> Pictures:
-    """Every picture below the class folders of `folder`."""
-    found = []
-    for entry in sorted(os.scandir(folder), key=lambda e: e.name):
-        if not entry.is_dir():
-            continue
-        for place, _, names in os.walk(entry.path, followlinks=True):
-            for name in names:
-                if os.path.splitext(name)[1].lower() in SUFFIXES:
-                    path = os.path.join(place, name)
-                    found.append((os.path.relpath(path, folder), os.path.getsize(path)))
-    found.sort()
+    """Every picture below the class folders of `folder`; hidden files (macOS writes ._NAME beside NAME) are none."""
+    with os.scandir(folder) as entries:
+        classes = [entry.path for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    prefix = len(os.path.join(folder, ""))
+    found = sorted((path[prefix:], size) for start in classes for path, size in _walk(start))
     keys = [key for key, _ in found]
     return Pictures(
         where=folder, keys=keys, sizes=[size for _, size in found], read=lambda i: (folder / keys[i]).read_bytes()
@@ -103,7 +97,7 @@ def list_folder(folder: Path) -> Pictures:
 def list_tar(path: Path) -> Pictures:
     """Every picture in a tar of class folders; a folder over all of them is taken off. Raises TornTar."""
     with path.open("rb") as file:
-        members = [m for m in scan(file) if os.path.splitext(m.name)[1].lower() in SUFFIXES]
+        members = [m for m in scan(file) if is_picture(m.name.rpartition("/")[2])]
     names = [member.name.removeprefix("./") for member in members]
     tops = {name.split("/", 1)[0] for name in names}
     if len(tops) == 1 and all(name.count("/") >= 2 for name in names):
@@ -117,6 +111,21 @@ def list_tar(path: Path) -> Pictures:
         sizes=[size for _, size in places],
         read=lambda i: os.pread(descriptor, places[i][1], places[i][0]),
     )
+
+
+def is_picture(name: str) -> bool:
+    """By the name of a file."""
+    return os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
+
+
+def _walk(folder: str) -> Iterator[tuple[str, int]]:
+    """(path, bytes) of every picture below a folder. scandir, since ImageNet has 1.3 million of them to look at."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if is_picture(entry.name) and not entry.is_dir():
+                yield entry.path, entry.stat().st_size
+            elif not entry.name.startswith(".") and entry.is_dir():
+                yield from _walk(entry.path)
 
 
 def _split(root: Path, names: tuple[str, ...]) -> Pictures:

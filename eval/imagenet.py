@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from eval.bench import ImageSet, Ints, Source, Task
-from eval.benchmarks_imagefolder import SUFFIXES, Pictures, list_folder, list_tar
+from eval.benchmarks_imagefolder import Pictures, is_picture, list_folder, list_tar
 from eval.imagenet_labels import IMAGES, check_against_real, class_index, flat_labels, image_number, wnids
 from eval.registry import BENCHES
 from shards.errors import UserError
@@ -150,7 +150,7 @@ def _subfolders(folder: Path) -> list[str]:
 
 def _flat(folder: Path) -> Pictures:
     with os.scandir(folder) as entries:
-        found = sorted((e.name, e.stat().st_size) for e in entries if os.path.splitext(e.name)[1].lower() in SUFFIXES)
+        found = sorted((entry.name, entry.stat().st_size) for entry in entries if is_picture(entry.name))
     if not found:
         raise UserError(f"{folder} holds no pictures: it must look like {folder}/ILSVRC2012_val_00000001.JPEG")
     keys = [name for name, _ in found]

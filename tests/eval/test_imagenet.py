@@ -187,6 +187,7 @@ def test_a_tar_of_class_folders_is_the_same_training_set(tmp_path: Path) -> None
     (tmp_path / "b").mkdir()
     with tarfile.open(tmp_path / "b" / "train.tar", "w") as tar:
         tar.add(tmp_path / "a" / "train", "train")
+    (tmp_path / "a" / "train" / CHAIR / f"._{CHAIR}_0.JPEG").write_bytes(b"macOS writes these")
     folders, tar_set = train_set(tmp_path / "a"), train_set(tmp_path / "b")
     assert folders.task.labels.tolist() == tar_set.task.labels.tolist() == sorted(folders.task.labels.tolist())
     assert [folders.images.read(i) for i in range(12)] == [tar_set.images.read(i) for i in range(12)]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from timm.data import ImageNetInfo, RealLabelsImagenet
 
-from eval.bench import LEFT_OUT
+from eval.bench import LEFT_OUT, top
 from eval.benchmarks_imagenet9 import imagenet9_mapping
 from eval.benchmarks_objectnet import objectnet_classes
 from eval.imagenet_labels import real_labels
@@ -132,6 +132,8 @@ def test_ties_go_to_the_lower_class() -> None:
     assert any_of([{2, 1}, {3}, {3}])(scores, rows).tolist() == [1, 0, 1]
     assert any_of([{2}, {3}, {3}], among=[2, 3])(scores, rows).tolist() == [1, 0, 1]
     assert mapped([1, 0, 1], [0, 1, 0, 1])(scores, rows).tolist() == [1, 1, 1]
+    assert top([2, 0, 3])(scores, rows).tolist() == [0, 1, 1]
+    assert top([2, 1, 2], 2)(scores, rows).tolist() == [1, 1, 0]
 
 
 def test_left_out_and_not_a_number() -> None:
@@ -140,5 +142,6 @@ def test_left_out_and_not_a_number() -> None:
     rows = np.arange(3)
     np.testing.assert_array_equal(any_of([set(), {1}, {0, 1}])(scores, rows), [np.nan, 0, 0])
     np.testing.assert_array_equal(mapped([LEFT_OUT, 0, 0], [0, 0, 0])(scores, rows), [np.nan, 0, 0])
+    np.testing.assert_array_equal(top([LEFT_OUT, 1, 0])(scores, rows), [np.nan, 0, 0])
     with pytest.raises(ValueError, match="not among"):
         any_of([{2}], among=[0, 1])
