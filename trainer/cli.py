@@ -13,6 +13,7 @@ from rich.table import Table
 from shards.errors import UserError, run_cli
 from shards.manifest import Manifest
 from shards.reader import latest_shards
+from trainer.dryrun import Estimate, estimate
 from trainer.loop import Stopped, train
 from trainer.recipe import Recipe, builtin_recipes, changed, load_recipe
 from trainer.world import join_world
@@ -24,8 +25,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 INTERRUPTED = 143  # 128 + SIGTERM: what schedulers take for "was told to stop", and requeue
 
 
-@app.command()
+@app.callback(invoke_without_command=True)
 def command(
+    context: typer.Context,
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -37,7 +39,10 @@ def command(
     ] = None,
     graph: Annotated[str | None, typer.Option(help="Graph of the shards, by name. Default: the only one.")] = None,
     model: Annotated[str | None, typer.Option(help="Backbone: any timm model.")] = None,
-    objective: Annotated[str | None, typer.Option(help="xclr, simclr or supcon.")] = None,
+    start: Annotated[
+        str | None, typer.Option(help="Fine-tune from a run folder, a checkpoint, or a file of backbone weights.")
+    ] = None,
+    objective: Annotated[str | None, typer.Option(help="xclr, simclr, supcon or clip.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run. Default: runs/DATASET-OBJECTIVE-MODEL.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest checkpoint of the run, if there is one.")
@@ -46,6 +51,9 @@ def command(
     batch_size: Annotated[int | None, typer.Option(help="Samples of a global batch, over all ranks.")] = None,
     grouped: Annotated[
         float | None, typer.Option(help="Share of each batch drawn as neighbour groups (shards of the packed layout).")
+    ] = None,
+    chunk: Annotated[
+        int | None, typer.Option(help="Samples a device forwards at a time (cached gradients), for large batches.")
     ] = None,
     image_size: Annotated[int | None, typer.Option(help="Side of the views, pixels.")] = None,
     lr: Annotated[float | None, typer.Option(help="Base learning rate (the recipe's scaling rule applies).")] = None,
@@ -58,6 +66,9 @@ def command(
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
     log_every: Annotated[int | None, typer.Option(help="Steps between lines of metrics.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only measure a few steps: parameters, memory, hours on this device.")
+    ] = False,
 ) -> None:
     """Train an image encoder on shards that `xclr-shards build` made.
 
@@ -65,11 +76,15 @@ def command(
     xclr-train                                     the shards built last, with the recipe of that data set
     xclr-train --model vit_small_patch16_224       another backbone on the same shards
     xclr-train --objective simclr                  the same run without the similarity graph
+    xclr-train --dry-run                           what it would take on this device
     torchrun --nproc-per-node 8 -m trainer.cli     eight GPUs; the batch of the recipe is split between them
+    xclr-train export runs/NAME --out DIR          the backbone for timm, with a model card
 
     The run goes to a folder with run.json, metrics.jsonl, checkpoints/ and tensorboard/. A stopped run goes on with
     the same command and --resume. Options given here replace the recipe's values.
     """
+    if context.invoked_subcommand:
+        return
     chosen = _recipe(recipe, shards)
     chosen = changed(
         chosen,
@@ -78,8 +93,10 @@ def command(
             "data.graph": graph,
             "data.batch_size": batch_size,
             "data.grouped": grouped,
+            "data.chunk": chunk,
             "augment.image_size": image_size,
             "model.backbone": model,
+            "model.start": start,
             "objective.name": objective,
             "objective.tau": tau,
             "objective.tau_s": tau_s,
@@ -97,6 +114,11 @@ def command(
         run = out or _default_run(chosen)
         if world.is_main:
             _announce(chosen, run, world.size, str(world.device))
+        if dry_run:
+            found = estimate(chosen, world)
+            if world.is_main:
+                _show(found)
+            return
         try:
             result = train(chosen, run, world, resume=resume)
         except Stopped as stopped:
@@ -106,6 +128,33 @@ def command(
             state = "already finished" if result.already_done else "finished"
             print(f"{state}: {result.run} ({result.steps} steps)")
             print(f"next: xclr-eval linear-probe --bench imagefolder --data DIR --checkpoint {result.run}")
+
+
+@app.command("export")
+def export_command(
+    checkpoint: Annotated[
+        Path | None, typer.Argument(help="A run folder or a checkpoint, e.g. checkpoints/best.pt. Default: the newest.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write. Default: export/ in the run's folder.")] = None,
+) -> None:
+    """Write the backbone as safetensors with a configuration that timm loads, and a model card."""
+    from trainer.checkpoint import find_checkpoint
+    from trainer.export import export
+
+    path = find_checkpoint(checkpoint)
+    folder = export(path, out or path.parent.parent / "export")
+    print(f"{path} -> {folder}")
+    print(f'next: timm.create_model("local-dir:{folder}", pretrained=True)')
+
+
+def _show(found: Estimate) -> None:
+    print(
+        f"parameters  {found.parameters / 1e6:.1f} M, of them {found.backbone_parameters / 1e6:.1f} M in the backbone"
+    )
+    print(f"steps       {found.steps:,}")
+    print(f"a step      {found.step_s:.2f} s, of them {found.compute_s:.2f} s the model's")
+    print(f"memory      {found.memory / 2**30:.1f} GiB at the peak")
+    print(f"time        {found.hours:.1f} hours at this speed")
 
 
 def _recipe(name: str | None, shards: Path | None) -> Recipe:

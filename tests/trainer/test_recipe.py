@@ -44,7 +44,7 @@ def test_round_trip_through_json() -> None:
         ("[data]\nbatch = 3", r"\[data\]: unknown batch"),
         ("epochs = 'three'", "epochs is of type int, not 'three'"),
         ("epochs = true", "epochs is of type int, not True"),
-        ("[objective]\nname = 'clop'", "one of xclr, simclr, supcon, not 'clop'"),
+        ("[objective]\nname = 'clop'", "one of xclr, simclr, supcon, clip, not 'clop'"),
         ("[objective]\ntau = 0.0", "temperature above 0, not 0.0"),
         ("[augment]\ncrop_scale = 0.3", "list of 2 numbers"),
         ("epochs = ", "Invalid value"),

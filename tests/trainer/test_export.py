@@ -1,0 +1,127 @@
+"""Export to timm, fine-tuning from weights, the dry run, and the command line that leads there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from shards.errors import UserError
+from tests.make import make_shards
+from tests.trainer.test_loop import ALONE, SIZES, command, recipe
+from trainer.checkpoint import checkpoints, load_backbone, read_checkpoint
+from trainer.cli import app
+from trainer.dryrun import estimate
+from trainer.export import export
+from trainer.loop import train
+from trainer.model import build_encoder
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shards(tmp_path_factory.mktemp("shards"), sizes=SIZES, classes=6)
+
+
+@pytest.fixture(scope="module", params=["test_resnet", "test_vit"])
+def run(shards: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train(recipe(shards, epochs=1, model__backbone=request.param), folder, ALONE)
+    return folder
+
+
+def test_timm_loads_an_export_with_identical_outputs(run: Path, tmp_path: Path) -> None:
+    out = export(checkpoints(run)[-1], tmp_path / "out")
+    model = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+    ours, info = load_backbone(checkpoints(run)[-1])
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(model(images), ours(images))
+    assert model(images).shape == (2, info.feature_dim)
+    config = timm.data.resolve_model_data_config(model)
+    assert (config["input_size"], config["crop_pct"]) == ((3, 16, 16), 0.875)
+    assert config["mean"] == pytest.approx(info.mean)
+    card = (out / "README.md").read_text()
+    for fact in (
+        "X-CLR, tau 0.1",
+        "made, 84 samples",
+        "step 10 of 10",
+        info.sha256,
+        "| Training knn |",
+        '"batch_size"',
+    ):
+        assert fact in card
+
+
+def test_export_by_command_line(run: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["export", str(run), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert "local-dir:" in result.output
+    again = CliRunner().invoke(app, ["export", str(run / "checkpoints" / "best.pt"), "--out", str(tmp_path / "out")])
+    assert again.exit_code == 0
+    (tmp_path / "out" / "thesis.tex").touch()
+    with pytest.raises(UserError, match="holds other files"):
+        export(checkpoints(run)[-1], tmp_path / "out")
+
+
+def test_fine_tuning_starts_from_given_weights(run: Path, shards: Path, tmp_path: Path) -> None:
+    trained, info = load_backbone(checkpoints(run)[-1])
+    files: dict[str, Any] = {"run": run, "checkpoint": checkpoints(run)[-1], "export": tmp_path / "out"}
+    export(checkpoints(run)[-1], tmp_path / "out")
+    save_file({**trained.state_dict(), "head.weight": torch.zeros(3)}, tmp_path / "w.safetensors")
+    torch.save({"state_dict": {f"module.{k}": v for k, v in trained.state_dict().items()}}, tmp_path / "w.pth")
+    files |= {"safetensors": tmp_path / "w.safetensors", "torch": tmp_path / "w.pth"}
+    for path in files.values():
+        model = recipe(shards, model__backbone=info.model, model__start=str(path)).model
+        started = build_encoder(model, 16, seed=3)
+        for name, value in trained.state_dict().items():
+            assert torch.equal(started.backbone.state_dict()[name], value)
+    chosen = recipe(shards, epochs=1, model__backbone=info.model, model__start=str(run), optimiser__lr=1e-6)
+    train(chosen, tmp_path / "tuned", ALONE)
+    tuned, _ = load_backbone(checkpoints(tmp_path / "tuned")[-1])
+    before, _ = load_backbone(checkpoints(tmp_path / "tuned")[-1], untrained=True)
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(before(images), trained(images))
+    # A tiny learning rate: still close to where it started, and not there.
+    assert not torch.equal(tuned(images), trained(images))
+
+
+def test_weights_that_do_not_fit_are_refused(run: Path, shards: Path, tmp_path: Path) -> None:
+    _, info = load_backbone(checkpoints(run)[-1])
+    other = {"test_resnet": "test_vit", "test_vit": "test_resnet"}[info.model]
+    for path, message in [(str(run), "does not fit the backbone"), (str(tmp_path / "no.pt"), "no file"),
+                          (str(tmp_path), "holds neither")]:  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            build_encoder(recipe(shards, model__backbone=other, model__start=path).model, 16, seed=0)
+    (tmp_path / "torn.pt").write_bytes(b"torn")
+    with pytest.raises(UserError, match="not a readable file of weights"):
+        build_encoder(recipe(shards, model__start=str(tmp_path / "torn.pt")).model, 16, seed=0)
+
+
+def test_a_run_from_before_an_option_existed_goes_on(shards: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train(recipe(shards, epochs=1), folder, ALONE)
+    state = read_checkpoint(checkpoints(folder)[-1])
+    old = json.loads(state["recipe"])
+    del old["data"]["chunk"], old["data"]["grouped"], old["model"]["start"]
+    torch.save({**state, "recipe": json.dumps(old)}, checkpoints(folder)[-1])
+    assert train(recipe(shards, epochs=1), folder, ALONE, resume=True).already_done
+
+
+def test_dry_run_measures_and_leaves_nothing(shards: Path, tmp_path: Path) -> None:
+    found = estimate(recipe(shards, epochs=50), ALONE)
+    encoder = build_encoder(recipe(shards).model, 16, seed=0)
+    assert found.parameters == sum(p.numel() for p in encoder.parameters()) > found.backbone_parameters > 0
+    assert found.steps == 500
+    assert found.hours == pytest.approx(found.step_s * 500 / 3600)
+    assert found.compute_s > 0
+    assert found.memory > 1 << 20
+    arguments = [*command(shards, tmp_path / "run")[3:], "--dry-run"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "hours at this speed" in result.output
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,83 @@
+"""What a run would take on this device: a few steps of it are made, measured, and thrown away."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from shards.reader import Shards
+from trainer import setup
+from trainer.data import make_loader
+from trainer.recipe import Recipe
+from trainer.world import World
+
+__all__ = ["Estimate", "estimate"]
+
+WARM_UP, MEASURED = 2, 5  # steps; the first ones allocate memory, choose kernels and start the loader
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    backbone_parameters: int
+    parameters: int
+    """All that is trained: projector and text tower too."""
+    steps: int
+    step_s: float
+    """Seconds a step, data included: the slower of loader and model decides."""
+    compute_s: float
+    """Of that, the model's."""
+    memory: int
+    """Bytes at the peak: of the GPU, else of this process."""
+    hours: float
+
+
+def estimate(recipe: Recipe, world: World) -> Estimate:
+    """Measure the first steps of a run; nothing is written. Raises UserError as `train` does."""
+    shards = Shards.open(Path(recipe.data.shards))
+    recipe = setup.settle(recipe, shards, world)
+    plan = setup.make_plan(recipe, shards)
+    graph = setup.graph_of(recipe, shards)
+    stepper = setup.build_stepper(recipe, shards, graph, world, steps_per_epoch=plan.steps_per_epoch)
+    total = plan.steps_per_epoch * recipe.epochs
+    count = min(WARM_UP + MEASURED, total)
+    workers = setup.workers(recipe, world)
+    loader = iter(make_loader(shards, plan, recipe.augment, world, start=0, stop=count, workers=workers))
+    whole, compute = [], []
+    for step in range(count):
+        begin = time.perf_counter()
+        batch = next(loader)
+        ready = time.perf_counter()
+        stepper.step(batch, step, total)
+        if world.device.type == "cuda":
+            torch.cuda.synchronize(world.device)
+        whole.append(time.perf_counter() - begin)
+        compute.append(time.perf_counter() - ready)
+    kept = slice(WARM_UP if count > WARM_UP else 0, None)
+    # The loader is ahead when a measurement begins, so the mean, not the median, shows whether it keeps up.
+    seconds = sum(whole[kept]) / len(whole[kept])
+    return Estimate(
+        backbone_parameters=_count(stepper.encoder.backbone),
+        parameters=_count(stepper.encoder),
+        steps=total,
+        step_s=seconds,
+        compute_s=median(compute[kept]),
+        memory=_peak_memory(world),
+        hours=seconds * total / 3600,
+    )
+
+
+def _count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _peak_memory(world: World) -> int:
+    if world.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(world.device)
+    scale = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in kilobytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

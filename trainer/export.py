@@ -1,0 +1,127 @@
+"""A checkpoint's backbone as a folder that timm loads: model.safetensors, config.json, and a model card.
+
+    timm.create_model("local-dir:FOLDER", pretrained=True)
+
+gives the same features; the projector stays behind, as it does in evaluation.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from timm.models import get_pretrained_cfg, save_for_hf
+
+from shards.atomic import atomic_file, sha256_file
+from shards.config import from_table
+from shards.errors import UserError
+from trainer.checkpoint import BackboneInfo, load_backbone, read_checkpoint
+from trainer.recipe import Recipe, as_table
+
+__all__ = ["export"]
+
+FILES = {"model.safetensors", "config.json", "README.md"}
+
+
+def export(checkpoint: Path, out: Path) -> Path:
+    """Write the folder `out`; returns it. Raises UserError for a folder that holds other files."""
+    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - FILES):
+        raise UserError(f"{out} holds other files: choose an empty or a new folder with --out")
+    backbone, info = load_backbone(checkpoint)
+    state = read_checkpoint(checkpoint)
+    recipe = from_table(Recipe, json.loads(state["recipe"]), where=str(checkpoint))
+    fixed = getattr(get_pretrained_cfg(info.model), "fixed_input_size", False)
+    size = (3, info.image_size, info.image_size)
+    save_for_hf(
+        backbone,
+        str(out),
+        model_config={
+            "pretrained_cfg": {
+                "input_size": size,
+                "mean": info.mean,
+                "std": info.std,
+                "crop_pct": info.crop_pct,
+                "tag": f"xclr_{info.objective}",
+            }
+        },
+        model_args={"img_size": info.image_size} if fixed else None,
+        safe_serialization=True,
+    )
+    card = _card(info, recipe, checkpoint, sha256_file(out / "model.safetensors"))
+    with atomic_file(out / "README.md") as file:
+        file.write(card.encode())
+    return out
+
+
+def _card(info: BackboneInfo, recipe: Recipe, checkpoint: Path, weights: str) -> str:
+    """The model card, filled from the run's folder where the checkpoint lies in one."""
+    run = checkpoint.parent.parent
+    facts = _json(run / "run.json")
+    last = _last_metrics(run / "metrics.jsonl", info.step)
+    data = f"{facts.get('dataset', 'unknown')}, {facts.get('samples', 'unknown')} samples"
+    objective = {
+        "xclr": f"X-CLR, tau {recipe.objective.tau:g}, tau_s {recipe.objective.tau_s:g}, tail {recipe.objective.tail}",
+        "simclr": f"SimCLR, tau {recipe.objective.tau:g}",
+        "supcon": f"SupCon, tau {recipe.objective.tau:g}",
+        "clip": "CLIP, learned temperature",
+    }[recipe.objective.name]
+    rows = {
+        "Architecture": f"{info.model} (timm), {info.feature_dim} features, {info.image_size} pixels",
+        "Input": f"mean {info.mean}, std {info.std}, centre crop of {info.crop_pct:g} of the shorter side",
+        "Objective": objective,
+        "Data": data,
+        "Training": f"step {info.step} of {facts.get('steps', 'unknown')}, batch {recipe.data.batch_size}, "
+        f"{recipe.optimiser.name}, learning rate {recipe.optimiser.peak_lr(recipe.data.batch_size):g}, "
+        f"{recipe.precision}, seed {recipe.seed}",
+        "Started from": recipe.model.start or ("timm's weights" if recipe.model.pretrained else "random weights"),
+        "Checkpoint": f"{checkpoint.name}, sha256 {info.sha256}",
+        "Weights": f"model.safetensors, sha256 {weights}",
+    }
+    rows |= {f"Training {name}": f"{value:.4g}" for name, value in last.items()}
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return f"""---
+library_name: timm
+tags: [image-feature-extraction, timm, x-clr]
+---
+
+# {info.model}, trained with {recipe.objective.name}
+
+| | |
+|---|---|
+{table}
+
+    import timm
+    model = timm.create_model("local-dir:THIS_FOLDER", pretrained=True).eval()
+
+An image encoder trained with xclr. The training figures are of training data; scores come from `xclr-eval`.
+
+Full recipe:
+
+```json
+{json.dumps(as_table(recipe), indent=1)}
+```
+"""
+
+
+def _last_metrics(path: Path, step: int) -> dict[str, float]:
+    """The newest values up to `step` of what says how a run went."""
+    found: dict[str, float] = {}
+    if not path.exists():
+        return found
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue  # cut short by a kill
+        if values.get("step", 0) <= step:
+            found |= {k: values[k] for k in ("loss", "knn", "knn_similarity", "rankme") if k in values}
+    return found
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content
