@@ -52,9 +52,14 @@ class TextTable:
 
     @classmethod
     def from_graph(cls, graph: Graph, device: torch.device, tail: Tail = "code") -> TextTable:
-        """Raises UserError where `tail` is unknown, or `code` and the graph has no codes."""
+        """Raises UserError where `tail` is unknown, or `code` and the graph has no codes, though it needs some.
+
+        A complete graph lists every pair, so it has no tail, whatever is asked for.
+        """
         if tail not in get_args(Tail):
             raise UserError(f"tail is one of {', '.join(get_args(Tail))}, not {tail!r}")
+        if len(graph.neighbours) == len(graph) * (len(graph) - 1):
+            tail = "none"
         coded = tail == "code"
         if coded and (graph.codes is None or graph.code_scale is None):
             raise UserError("this graph has no codes: use --tail background or --tail none, or build it with codes")
