@@ -25,8 +25,6 @@ __all__ = ["Implementation", "contrastive_loss"]
 
 Implementation = Literal["auto", "dense", "tiled"]
 
-# Rows x columns from which `auto` tiles: dense then holds some 100 MB. Below, both take about as long.
-DENSE_ENTRIES = 1 << 22
 # Entries of a tile of logits. CPU: 8 MB of float32, which stays near the caches. GPU: 64 MB, enough to fill the device.
 TILE_ENTRIES = {"cpu": 1 << 21, "cuda": 1 << 24}
 
@@ -43,13 +41,12 @@ def contrastive_loss(
 
     z: [2b, dim] projections of any float type, first views then second views; they are normalised here. All is
     computed in float32 (float64 if z is), under autocast too. Every rank calls it: features are gathered, with
-    gradient.
+    gradient. implementation: `auto` is `tiled`, which was slower than `dense` at no size (docs/loss.md); `dense` is
+    the one to read, and to differentiate twice.
     """
     with torch.autocast(z.device.type, enabled=False):
         rows = functional.normalize(z if z.dtype == torch.float64 else z.float(), dim=1)
         columns = gather_with_gradient(rows, world)
-        if implementation == "auto":
-            implementation = "dense" if len(rows) * len(columns) <= DENSE_ENTRIES else "tiled"
         if implementation == "dense":
             return _dense(rows, columns, block, tau)
         return cast(torch.Tensor, _Tiled.apply(rows, columns, block, tau))  # type: ignore[no-untyped-call]

@@ -194,18 +194,14 @@ def test_gradient_scales_with_what_comes_from_above() -> None:
     torch.testing.assert_close(found[1], 3 * found[0])
 
 
-def test_auto_takes_tiles_for_large_batches_only() -> None:
+@pytest.mark.parametrize(("how", "other"), [("auto", "_dense"), ("tiled", "_dense"), ("dense", "_sweep")])
+def test_what_is_asked_for_is_what_runs(how: Implementation, other: str) -> None:
     rng = np.random.default_rng(6)
     batch, graph = random_samples(rng, 5, 4), random_graph(rng, 4)
     block = build(batch, graph, "xclr", "code", 0.1)
-    for most, name in ((99, "_sweep"), (100, "_dense")):
-        with (
-            mock.patch.object(loss_module, "DENSE_ENTRIES", most),
-            mock.patch.object(loss_module, name, side_effect=KeyError) as chosen,
-            pytest.raises(KeyError),
-        ):
-            contrastive_loss(batch.z.flatten(0, 1), block, world=ALONE)
-        assert chosen.called
+    with mock.patch.object(loss_module, other) as not_taken:
+        contrastive_loss(batch.z.flatten(0, 1), block, world=ALONE, implementation=how)
+    assert not not_taken.called
 
 
 def test_the_reference_is_the_cross_entropy_of_targets() -> None:
