@@ -250,6 +250,7 @@ def test_real_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     again = xclr_eval("linear-probe", "--bench", "imagenet-real", *QUICK, "--partial")
     assert again.exception is None
     assert "the probe trained before is used again" in " ".join(again.output.split())
+    assert "PARTIAL, not comparable: " in again.output
     column = json.loads(Path("runs/tiny/eval/linear-probe-imagenet-real.json").read_text())["columns"]["real"]
     assert (column["n"], column["accuracy"], column["expected"]) == (9, 100, 46_837)
 
