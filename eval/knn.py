@@ -69,7 +69,7 @@ class KNN:
             cosines, rows = part.topk(min(self.config.k, part.shape[1]), dim=1)
             rows = rows + start
             if best is not None:
-                cosines, order = torch.cat([best[0], cosines], 1).topk(self.config.k, dim=1)
+                cosines, order = torch.cat([best[0], cosines], 1).topk(min(self.config.k, best[0].shape[1] + cosines.shape[1]), dim=1)
                 rows = torch.cat([best[1], rows], 1).gather(1, order)
             best = cosines, rows
         assert best is not None

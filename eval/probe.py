@@ -38,14 +38,17 @@ POWER_STEPS = 20
 class ProbeConfig:
     """The grid and how each of its candidates is trained."""
 
-    learning_rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-    """Relative to 1 / (largest eigenvalue of the features' covariance)."""
-    weight_decays: tuple[float, ...] = (0.0, 1e-4, 1e-3)
+    learning_rates: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+    """Relative to 1 / (largest eigenvalue of the features' covariance); with momentum 0.9, stable up to about 15."""
+    weight_decays: tuple[float, ...] = (1e-3, 1e-2, 1e-1)
     """L2 on the weights (not the bias), added to the mean loss: wd / 2 |w|^2."""
     features: tuple[Kind, ...] = ("standardised",)
     """unit: scaled to length 1 before they are standardised."""
     epochs: int = 40
+    min_steps: int = 1000
+    """Small training sets are passed over more often, until so many steps are made."""
     batch_size: int = 512
+    """At most an eighth of the training set."""
     momentum: float = 0.9
     held_out: float = 0.1
     """Share of the training images that select the candidate."""
@@ -59,7 +62,7 @@ class ProbeConfig:
             raise UserError(f"unknown kind of features {sorted(unknown)[0]!r}: give {' or '.join(get_args(Kind))}")
         if min(self.learning_rates) <= 0 or min(self.weight_decays) < 0:
             raise UserError("learning rates are above 0 and weight decays at least 0")
-        if self.epochs < 1 or self.batch_size < 1 or not 0 < self.held_out < 1:
+        if self.epochs < 1 or self.batch_size < 1 or self.min_steps < 1 or not 0 < self.held_out < 1:
             raise UserError("a probe needs epochs and batch size of at least 1, and a held-out share between 0 and 1")
 
 
@@ -136,9 +139,9 @@ def fit_probe(
 
 
 def probe_steps(count: int, config: ProbeConfig) -> int:
-    """How many steps fit_probe will report for `count` images."""
-    train = count - round(config.held_out * count)
-    return config.epochs * (len(config.features) * _steps_per_epoch(train, config) + _steps_per_epoch(count, config))
+    """How many steps fit_probe will report for `count` images, give or take the rounding of the held-out part."""
+    parts = [count - round(config.held_out * count)] * len(config.features) + [count]
+    return sum(schedule.epochs * schedule.per_epoch for schedule in (_schedule(part, config) for part in parts))
 
 
 def split(labels: Ints, share: float, seed: int) -> tuple[Ints, Ints]:
@@ -199,18 +202,19 @@ def _train(
     weight = torch.zeros(x.shape[1], heads * classes, device=x.device)
     velocity = torch.zeros_like(weight)
     generator = torch.Generator().manual_seed(config.seed)
-    size = min(config.batch_size, len(x))
-    steps = config.epochs * _steps_per_epoch(len(x), config)
+    schedule = _schedule(len(x), config)
+    steps = schedule.epochs * schedule.per_epoch
     step = 0
-    for _ in range(config.epochs):
+    for _ in range(schedule.epochs):
         order = torch.randperm(len(x), generator=generator).to(x.device)
-        for batch in torch.split(order, size)[: len(x) // size]:  # the last, smaller batch would weigh its images more
+        # The last, smaller batch is left out: it would weigh its images more.
+        for batch in torch.split(order, schedule.batch)[: schedule.per_epoch]:
             gradient = _gradient(x[batch], y[batch], weight, heads)
             gradient.addcmul_(decay, weight)
             velocity.mul_(config.momentum).add_(gradient)
             weight.addcmul_(lr * (-0.5 * (1 + math.cos(math.pi * step / steps))), velocity)
             step += 1
-        advance(_steps_per_epoch(len(x), config))
+        advance(schedule.per_epoch)
     return [part.contiguous() for part in torch.split(weight, classes, dim=1)]
 
 
@@ -249,5 +253,14 @@ def _row(values: list[float], classes: int, device: torch.device) -> torch.Tenso
     return torch.tensor(values, device=device, dtype=torch.float32).repeat_interleave(classes)[None]
 
 
-def _steps_per_epoch(count: int, config: ProbeConfig) -> int:
-    return count // min(config.batch_size, count)
+@dataclass(frozen=True, slots=True)
+class _Schedule:
+    batch: int
+    per_epoch: int
+    epochs: int
+
+
+def _schedule(count: int, config: ProbeConfig) -> _Schedule:
+    batch = max(1, min(config.batch_size, count // 8))
+    per_epoch = count // batch
+    return _Schedule(batch, per_epoch, max(config.epochs, math.ceil(config.min_steps / per_epoch)))

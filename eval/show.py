@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -44,10 +45,11 @@ def show_rows(rows: list[dict[str, Any]], columns: list[str], methods: list[str]
     """A suite: one line a model, the best of each column in bold."""
     console = Console(highlight=False)
     for method in methods:
-        table = Table(title=f"{TITLES[method]}, accuracy in percent", title_justify="left")
-        table.add_column("")
+        title = f"{TITLES[method]}, accuracy in percent"
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        table.add_column("", no_wrap=True)
         for column in columns:
-            table.add_column(column, justify="right")
+            table.add_column(column, justify="right", overflow="fold")
         for row in rows:
             cells = []
             for column in columns:

@@ -1,0 +1,156 @@
+"""Features are extracted once, land in whole parts, survive a kill, and leave out what does not decode."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import eval.features as module
+from eval.features import centre_crop, extract, feature_hash
+from eval.models import Transform
+from shards.errors import UserError
+from tests.eval.make_folders import NORMAL, make_model, make_set
+from trainer.augment import decode
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHUNK", 8)
+    monkeypatch.setattr(module, "BATCH", 4)
+
+
+def test_features_are_those_of_the_network(tmp_path: Path) -> None:
+    images, model = make_set(21), make_model()
+    features = extract(model, images, tmp_path)
+    assert len(features.parts) == 3
+    assert not features.reused
+    assert features.ok.all()
+    for i in (0, 7, 8, 20):
+        pixels = torch.from_numpy(decode(images.read(i)).copy()).permute(2, 0, 1)[None] / 255
+        expected = model.network((pixels - 0.5) / 0.5)[0].detach().numpy()
+        np.testing.assert_allclose(features.rows(np.array([i]))[0], expected, atol=1e-5)
+    order = np.array([20, 3, 3, 11])
+    np.testing.assert_array_equal(features.rows(order)[1], features.rows(order)[2])
+    blocks = list(features.blocks(5))
+    assert np.concatenate([rows for rows, _ in blocks]).tolist() == list(range(21))
+    np.testing.assert_array_equal(np.concatenate([x for _, x in blocks]), features.rows(np.arange(21)))
+
+
+def test_a_second_call_reads_what_the_first_left(tmp_path: Path) -> None:
+    images, model = make_set(21), make_model()
+    first = extract(model, images, tmp_path)
+
+    def must_not(i: int) -> bytes:
+        raise AssertionError("read again")
+
+    again = extract(model, dataclasses.replace(images, read=must_not), tmp_path)
+    assert again.reused
+    np.testing.assert_array_equal(again.rows(np.arange(21)), first.rows(np.arange(21)))
+
+
+def test_other_weights_pictures_or_transforms_are_other_features() -> None:
+    images, model = make_set(5), make_model()
+    others = [
+        feature_hash(make_model(sha="1" * 64), images),
+        feature_hash(make_model(size=8), images),
+        feature_hash(model, make_set(5, seed=1)),
+        feature_hash(model, dataclasses.replace(images, prepare=lambda image: image)),
+    ]
+    assert len({feature_hash(model, images), *others}) == 5
+    assert feature_hash(make_model(), make_set(5)) == feature_hash(model, images)
+
+
+def test_a_missing_part_alone_is_made_again(tmp_path: Path) -> None:
+    images, model = make_set(21), make_model()
+    whole = extract(model, images, tmp_path)
+    (tmp_path / whole.hash / "part-000001.npy").unlink()
+    read: list[int] = []
+
+    def watched(i: int) -> bytes:
+        read.append(i)
+        return images.read(i)
+
+    again = extract(model, dataclasses.replace(images, read=watched), tmp_path)
+    assert read == list(range(8, 16))
+    np.testing.assert_array_equal(again.rows(np.arange(21)), whole.rows(np.arange(21)))
+
+
+SLOW = """
+import time, dataclasses
+from pathlib import Path
+import eval.features as module
+from tests.eval.make_folders import make_model, make_set
+module.CHUNK, module.BATCH = 8, 4
+images = make_set(40)
+def slow(i):
+    time.sleep(0.03)
+    return images.read(i)
+module.extract(make_model(), dataclasses.replace(images, read=slow), Path({root!r}))
+"""
+
+
+def test_a_kill_loses_one_part(tmp_path: Path) -> None:
+    root = tmp_path / "features"
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW.format(root=str(root))], env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    deadline = time.monotonic() + 60
+    while not list(root.glob("*/part-000001.npy")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = {path.name: path.stat().st_mtime_ns for path in root.glob("*/part-*.npy")}
+    assert 2 <= len(kept) < 5
+    images, model = make_set(40), make_model()
+    features = extract(model, images, root)
+    assert not features.reused
+    for name, stamp in kept.items():
+        assert (root / features.hash / name).stat().st_mtime_ns == stamp  # not written again
+    np.testing.assert_array_equal(
+        features.rows(np.arange(40)), extract(model, images, tmp_path / "other").rows(np.arange(40))
+    )
+
+
+def test_what_does_not_decode_is_left_out_and_counted(tmp_path: Path) -> None:
+    features = extract(make_model(), make_set(30, bad=(3, 9)), tmp_path)
+    assert np.flatnonzero(~features.ok).tolist() == [3, 9]
+    assert 3 not in np.concatenate([rows for rows, _ in features.blocks()])
+    with pytest.raises(UserError, match=r"11 of the first \d+ samples are unusable \(11 do not decode"):
+        extract(make_model(), make_set(30, bad=tuple(range(12))), tmp_path)
+
+
+def test_prepare_sees_the_decoded_picture(tmp_path: Path) -> None:
+    images = make_set(4)
+    black = dataclasses.replace(images, prepare=np.zeros_like, fingerprint="black")
+    features = extract(make_model(), black, tmp_path)
+    np.testing.assert_allclose(features.rows(np.arange(4)), -1)
+
+
+@pytest.mark.parametrize(("height", "width", "crop"), [(64, 64, 1.0), (60, 90, 0.875), (500, 31, 0.9), (20, 20, 0.875)])
+def test_the_crop_is_central_and_of_the_right_share(height: int, width: int, crop: float) -> None:
+    ramp = np.zeros((height, width, 3), np.uint8)
+    ramp[..., 0] = np.linspace(0, 255, width)[None]
+    ramp[..., 1] = np.linspace(0, 255, height)[:, None]
+    out = centre_crop(ramp, Transform(image_size=32, crop_pct=crop, mean=NORMAL, std=NORMAL))
+    assert out.shape == (32, 32, 3)
+    assert abs(out[..., 0].mean() - 127.5) < 6
+    assert abs(out[..., 1].mean() - 127.5) < 6
+    covered = crop * min(height, width)  # pixels of the original across the crop
+    reach = 255 * covered / width * (31 / 32)
+    assert abs((int(out[16, -1, 0]) - int(out[16, 0, 0])) - reach) < 12
+
+
+def test_a_picture_of_the_right_size_is_untouched() -> None:
+    image = cv2.randu(np.zeros((32, 32, 3), np.uint8), 0, 255)
+    same = centre_crop(np.asarray(image, np.uint8), Transform(image_size=32, crop_pct=1.0, mean=NORMAL, std=NORMAL))
+    np.testing.assert_array_equal(same, image)
