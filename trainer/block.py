@@ -253,7 +253,7 @@ def background(mean: torch.Tensor, deviation: torch.Tensor, tau_s: float) -> tor
     tau_s falls the uncut mean is ever more that of impossible similarities, and would outweigh the sibling.
     """
     m, s = mean.double(), deviation.double().clamp_min(1e-6)
-    cut = torch.special.log_ndtr((1 - m) / s - s / tau_s) - torch.special.log_ndtr((1 - m) / s)
+    cut: torch.Tensor = torch.special.log_ndtr((1 - m) / s - s / tau_s) - torch.special.log_ndtr((1 - m) / s)
     return m + s.square() / (2 * tau_s) + tau_s * cut
 
 

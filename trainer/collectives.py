@@ -38,7 +38,7 @@ def gather(x: torch.Tensor, world: World) -> torch.Tensor:
 
 def gather_with_gradient(x: torch.Tensor, world: World) -> torch.Tensor:
     """[n, ...] of every rank -> [size * n, ...]; backward sums over ranks."""
-    return x if world.size == 1 else cast(torch.Tensor, _Gather.apply(x, world))  # type: ignore[no-untyped-call]
+    return x if world.size == 1 else cast(torch.Tensor, _Gather.apply(x, world))
 
 
 class _Gather(torch.autograd.Function):

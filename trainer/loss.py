@@ -49,7 +49,7 @@ def contrastive_loss(
         columns = gather_with_gradient(rows, world)
         if implementation == "dense":
             return _dense(rows, columns, block, tau)
-        return cast(torch.Tensor, _Tiled.apply(rows, columns, block, tau))  # type: ignore[no-untyped-call]
+        return cast(torch.Tensor, _Tiled.apply(rows, columns, block, tau))
 
 
 def _dense(rows: torch.Tensor, columns: torch.Tensor, block: SimilarityBlock, tau: float) -> torch.Tensor:
