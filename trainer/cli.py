@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -13,10 +13,10 @@ from rich.table import Table
 from shards.errors import UserError, run_cli
 from shards.manifest import Manifest
 from shards.reader import latest_shards
-from trainer.dryrun import Estimate, estimate
-from trainer.loop import Stopped, train
 from trainer.recipe import Recipe, builtin_recipes, changed, load_recipe
-from trainer.world import join_world
+
+if TYPE_CHECKING:
+    from trainer.dryrun import Estimate
 
 __all__ = ["app", "main"]
 
@@ -85,6 +85,11 @@ def command(
     """
     if context.invoked_subcommand:
         return
+    # Here, since they take seconds to import, and --help should not.
+    from trainer.dryrun import estimate
+    from trainer.loop import Stopped, train
+    from trainer.world import join_world
+
     chosen = _recipe(recipe, shards)
     chosen = changed(
         chosen,
