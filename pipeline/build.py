@@ -22,7 +22,7 @@ from pipeline.bars import bar, say
 from pipeline.layout import group_shards, shard_bounds, shuffled
 from pipeline.packing import Packing, packed_order
 from pipeline.parallel import cores, ordered
-from pipeline.scan import NOT_OURS, SCAN_SCHEMA, Limits, scan
+from pipeline.scan import NOT_OURS, SCAN_SCHEMA, Limits, check_room, scan
 from pipeline.sources import Partition, Source
 from pipeline.texts import number_texts
 from pipeline.work import alone, differing, disk_errors, read_settings
@@ -76,6 +76,8 @@ def build_shards(source: Source, out: Path, settings: BuildSettings, processes: 
     Raises UserError where `out` holds, or was begun with, another source or other settings, where too many samples are
     unusable, and where the disk is full.
     """
+    if settings.layout == "in-place":
+        source.check_in_place()
     wanted = _settings(source, settings)
     processes = processes or cores()
     with disk_errors(out), alone(out, "choose another OUT= (--out)") as work:
@@ -84,6 +86,7 @@ def build_shards(source: Source, out: Path, settings: BuildSettings, processes: 
             return False
         sweep(out, out / "index", work, work / "scan", work / "written")
         write_json(work / "settings.json", wanted)
+        check_room(source, out, work / "scan", whole=settings.image_size is None)
         skipped = _scan_all(source, settings, work, processes)
         samples = _number_samples(source, work, out)
         results = _write_all(source, settings, out, work, samples, processes)
@@ -216,7 +219,7 @@ def _places(
 ) -> tuple[list[Positions], list[npt.NDArray[np.int32]]]:
     """Rows of `samples` of each shard, in its order; and, of layout packed alone, the group of each."""
     if settings.layout == "in-place":
-        return _in_place(samples, source), []
+        return _in_place(samples), []
     if settings.packing is None:
         order = shuffled(samples.num_rows, settings.seed)
         return [order[start:stop] for start, stop in shard_bounds(samples.num_rows, settings.shard_size)], []
@@ -227,10 +230,8 @@ def _places(
     return [order[start:stop] for start, stop in bounds], [numbers[start:stop] for start, stop in bounds]
 
 
-def _in_place(samples: pa.Table, source: Source) -> list[Positions]:
+def _in_place(samples: pa.Table) -> list[Positions]:
     """One shard a tar, in the order of the tar; tars without a usable sample have none."""
-    if source.dataset.format == "demo" or any(p.path.is_dir() for p in source.partitions):
-        raise UserError(f"layout in-place needs tars, and {source.where} has none: use --layout shuffled")
     files = samples["file"].combine_chunks().dictionary_encode()
     ids = files.indices.to_numpy()
     return [np.flatnonzero(ids == i) for i in range(len(files.dictionary))]

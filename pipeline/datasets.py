@@ -11,24 +11,36 @@ from shards.config import from_table, read_toml
 from shards.errors import UserError
 from shards.manifest import Split
 
-__all__ = ["Dataset", "builtin_datasets", "load_dataset"]
+__all__ = ["CAPTIONS", "Dataset", "builtin_datasets", "load_dataset"]
+
+CAPTIONS = ("caption",)
+PATTERNS: dict[str, tuple[str, ...]] = {
+    "webdataset": ("*.tar", "train/*.tar"),
+    "table": ("*.csv", "*.tsv", "*.jsonl", "*.json", "data/train-*.parquet", "train-*.parquet", "*.parquet"),
+    "coco": ("annotations/captions_train*.json", "captions_train*.json"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:
     name: str
-    format: Literal["webdataset", "imagefolder", "demo"]
-    """webdataset: tars, as img2dataset writes them. imagefolder: class folders, or a tar of them. demo: generated."""
+    format: Literal["webdataset", "imagefolder", "table", "coco", "demo"]
+    """webdataset: tars, as img2dataset writes them. imagefolder: class folders, or a tar of them. table: rows of an
+    image's path, or its bytes in parquet, and a caption. coco: its captions file. demo: generated."""
     about: str = ""
     """One line for listings."""
     split: Split = "train"
     source: str = ""
     """Where the data lies when no --source is given; empty: it has to be given."""
-    files: tuple[str, ...] = ("*.tar", "train/*.tar")
-    """webdataset: patterns below the source; the first that matches anything counts."""
-    captions: tuple[str, ...] = ("caption",)
-    """webdataset: columns of the parquet files beside the tars, or fields of KEY.json; the first that a sample has.
-    A field may hold several captions. Without any, KEY.txt is the caption."""
+    files: tuple[str, ...] = ()
+    """Patterns of tars or tables below the source; the first that matches anything counts. Empty: the usual ones."""
+    images: tuple[str, ...] = ()
+    """table, coco: folders below the source that paths are relative to. Empty: the table's own, the source, images."""
+    image: str = ""
+    """table: the column of images. Empty: image, path, file_name, ..."""
+    captions: tuple[str, ...] = CAPTIONS
+    """webdataset: columns of the parquet files beside the tars, or fields of KEY.json; table: columns. The first that
+    a sample has; it may hold several captions. Without any, KEY.txt is the caption, or a table's text, title, ..."""
     caption: str = "a photo of a {class}"
     """imagefolder: the text of a class."""
     graph: Literal["encoder", "class", "random", "none"] = "encoder"
@@ -37,6 +49,10 @@ class Dataset:
     def __post_init__(self) -> None:
         if "{class}" not in self.caption:
             raise UserError(f"data set {self.name}: caption must hold {{class}}, not {self.caption!r}")
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        return self.files or PATTERNS.get(self.format, ())
 
 
 def builtin_datasets() -> list[str]:
@@ -50,7 +66,7 @@ def load_dataset(name: str) -> Dataset:
         if name not in builtin_datasets():
             raise UserError(
                 f"unknown data set {name!r}: known are {', '.join(builtin_datasets())}; for data of your own write a"
-                ' file NAME.toml (format = "webdataset" or "imagefolder") and give its path'
+                ' file NAME.toml (format = "webdataset", "imagefolder", "table" or "coco") and give its path'
             )
         path = Path(str(files("pipeline").joinpath(f"datasets/{name}.toml")))
     return from_table(Dataset, {"name": path.stem, **read_toml(path)}, where=f"data set {name}")

@@ -14,13 +14,14 @@ import cv2
 import numpy as np
 from PIL import Image
 
-__all__ = ["EXTENSIONS", "QUALITY", "image_size", "problem", "resized"]
+__all__ = ["EXTENSIONS", "QUALITY", "image_size", "kind", "problem", "resized"]
 
 EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm")
 QUALITY = 95  # JPEG quality of resized copies: img2dataset's default, beyond which files grow and nothing is seen
 TAIL = 4096  # bytes in which a JPEG's end marker is looked for; cameras append a little after it
 # Start-of-frame markers carry the size; C4, C8 and CC of that range mean something else (ITU-T T.81, table B.1).
 FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
+MAGIC = {b"\x89PNG": "png", b"GIF8": "gif", b"BM": "bmp", b"II*\0": "tiff", b"MM\0*": "tiff", b"RIFF": "webp"}
 PIL_ERRORS = (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError, EOFError)
 
 
@@ -46,6 +47,11 @@ def image_size(data: bytes | memoryview) -> tuple[int, int] | None:
             return image.size
     except PIL_ERRORS:
         return None
+
+
+def kind(data: bytes | memoryview) -> str:
+    """The extension that encoded bytes should have, by their first ones; jpg for those not known."""
+    return next((name for magic, name in MAGIC.items() if bytes(data[: len(magic)]) == magic), "jpg")
 
 
 def resized(data: bytes, side: int) -> bytes:

@@ -11,9 +11,8 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, TypedDict
 
 from shards.errors import TornTar
 
@@ -22,6 +21,13 @@ __all__ = ["Member", "Sample", "TarWriter", "groups", "samples", "scan", "split_
 BLOCK = 512
 # A header's own data (a long name, a pax record) is small; more than this is damage, not a name.
 MAX_HEADER_DATA = 1 << 20
+
+
+class _Extra(TypedDict, total=False):
+    """What other headers say of the member that follows them."""
+
+    path: str
+    size: int
 
 
 class Member(NamedTuple):
@@ -57,7 +63,7 @@ def scan(file: BinaryIO) -> Iterator[Member]:
     """
     size_of_file = file.seek(0, 2)
     position, count = 0, 0
-    pax: dict[str, str] = {}
+    pax: _Extra = {}
     while True:
         file.seek(position)
         header = file.read(BLOCK)
@@ -67,6 +73,8 @@ def scan(file: BinaryIO) -> Iterator[Member]:
             return  # some writers leave out the closing zero blocks; every member before is whole
         kind, name, size = _parse(header, file, count)
         data = position + BLOCK
+        if kind not in b"LxgK":
+            size = pax.get("size", size)  # overrides the header's octal one (files of 8 GiB and more)
         end = data + size
         if end > size_of_file:
             raise TornTar(
@@ -77,11 +85,11 @@ def scan(file: BinaryIO) -> Iterator[Member]:
         if kind in b"LxgK":
             if size > MAX_HEADER_DATA:
                 raise TornTar(f"{_name(file)} is damaged: a {size}-byte header at byte {data - BLOCK}")
-            _read_extra(kind, file.read(size), pax)
+            try:
+                _read_extra(kind, file.read(size), pax)
+            except ValueError:
+                raise TornTar(f"{_name(file)} is damaged: no pax records at byte {data}") from None
             continue
-        if "size" in pax:  # a pax size overrides the header's octal one (files of 8 GiB and more)
-            size = int(pax["size"])
-            position = data + -(-size // BLOCK) * BLOCK
         if kind in b"0\x007":
             yield Member(pax.get("path", name), data, size)
             count += 1
@@ -194,6 +202,8 @@ def _parse(header: bytes, file: BinaryIO, count: int) -> tuple[int, str, int]:
             if header[124] & 0x80
             else int(header[124:136].strip(b"\0 ") or b"0", 8)
         )
+        if size < 0:  # would lead backwards, for ever
+            raise ValueError
     except ValueError:
         raise TornTar(
             f"{_name(file)} is torn or no tar: no header at byte {file.tell() - len(header)}; "
@@ -207,23 +217,34 @@ def _parse(header: bytes, file: BinaryIO, count: int) -> tuple[int, str, int]:
     return header[156], name.decode("utf-8", "surrogateescape"), size
 
 
-def _read_extra(kind: int, data: bytes, pax: dict[str, str]) -> None:
-    """Long names (GNU `L`) and pax records (`x`); global pax headers and long links are read over."""
+def _read_extra(kind: int, data: bytes, pax: _Extra) -> None:
+    """Long names (GNU `L`) and pax records (`x`); global pax headers and long links are read over.
+
+    Raises ValueError for records that are none.
+    """
     if kind == ord("L"):
         pax["path"] = data.rstrip(b"\0").decode("utf-8", "surrogateescape")
     elif kind == ord("x"):
-        rest = BytesIO(data)
-        while head := _until_space(rest):
-            record = rest.read(int(head) - len(head) - 1)
-            keyword, _, value = record.rstrip(b"\n").partition(b"=")
-            pax[keyword.decode()] = value.decode("utf-8", "surrogateescape")
+        for keyword, value in _records(data):
+            if keyword == b"path":
+                pax["path"] = value.decode("utf-8", "surrogateescape")
+            elif keyword == b"size":
+                if not (value.isdigit() and len(value) < 20):
+                    raise ValueError
+                pax["size"] = int(value)
 
 
-def _until_space(data: BytesIO) -> bytes:
-    head = b""
-    while (byte := data.read(1)) not in (b" ", b"", b"\0"):
-        head += byte
-    return head if head.isdigit() else b""
+def _records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """`LENGTH KEY=VALUE\\n`, LENGTH of all of it."""
+    position = 0
+    while position < len(data) and data[position]:
+        head = data[position : position + 20].partition(b" ")[0]
+        length = int(head) if head.isdigit() else 0
+        if not len(head) + 1 < length <= len(data) - position:
+            raise ValueError
+        keyword, _, value = data[position + len(head) + 1 : position + length].rstrip(b"\n").partition(b"=")
+        yield keyword, value
+        position += length
 
 
 def _name(file: BinaryIO) -> str:

@@ -52,3 +52,21 @@ def class_folders(root: Path, classes: Sequence[str] = ("n02084071", "n02121808"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(jpeg(rng, hue=hue))
     return root
+
+
+def pictures(root: Path, names: Sequence[str], size: int = 32) -> dict[str, bytes]:
+    """JPEG files of those names below `root`; name -> content."""
+    rng = np.random.default_rng(2)
+    made = {name: jpeg(rng, size) for name in names}
+    for name, content in made.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return made
+
+
+def data_set(path: Path, **values: object) -> str:
+    """A data set file of one's own; returns its path as the command line takes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
+    return str(path)

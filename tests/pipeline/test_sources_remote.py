@@ -1,0 +1,250 @@
+"""Tars that do not lie here: over HTTP from a real server, in fsspec's memory; broken connections and dead hosts."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import remote
+from pipeline.build import BuildSettings, build_shards
+from pipeline.datasets import load_dataset
+from pipeline.sources import open_source
+from shards.errors import UserError
+from shards.manifest import Manifest
+from shards.reader import Shards
+from shards.verify import verify
+from tests.pipeline.sources import data_set, img2dataset, pictures
+
+
+class Files(SimpleHTTPRequestHandler):
+    """A folder, as any server shows it; byte ranges and dropped connections where a test asks for them."""
+
+    ranges = False
+    drops: ClassVar[list[int]] = []  # after how many bytes each of the next answers breaks off
+    asked: ClassVar[list[tuple[str, str]]] = []
+
+    def do_GET(self) -> None:
+        type(self).asked.append((self.path.partition("?")[0], self.headers.get("Range") or ""))
+        path = Path(self.translate_path(self.path))
+        if not path.is_file():
+            super().do_GET()
+            return
+        content = path.read_bytes()
+        begin, end, status = 0, len(content), 200
+        if self.ranges and (asked := self.headers.get("Range")):
+            first, _, last = asked.removeprefix("bytes=").partition("-")
+            begin, end, status = int(first), min(int(last) + 1, end) if last else end, 206
+        self.send_response(status)
+        self.send_header("Content-Length", str(end - begin))
+        if status == 206:
+            self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{len(content)}")
+        self.end_headers()
+        part = content[begin:end]
+        drop = type(self).drops.pop(0) if type(self).drops else len(part)
+        self.wfile.write(part[:drop])
+        self.close_connection = drop < len(part)
+
+    def end_headers(self) -> None:
+        if self.ranges:
+            self.send_header("Accept-Ranges", "bytes")
+        super().end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def handler() -> type[Files]:
+    return type("Handler", (Files,), {"drops": [], "asked": []})
+
+
+@pytest.fixture
+def served(tmp_path: Path, handler: type[Files], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """URL of tmp_path/in, two tars with parquet files beside them."""
+    monkeypatch.setattr(remote, "WAIT", 0.01)
+    img2dataset(tmp_path / "in", samples=6, tars=2, failed=2)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(tmp_path / "in")))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def build(dataset: str, source: str, out: Path, **settings: Any) -> dict[str, tuple[bytes, str]]:
+    """key -> image and text of what was built, checked."""
+    build_shards(open_source(load_dataset(dataset), source), out, BuildSettings(**settings), 1)
+    assert verify(out) == []
+    assert not (out / ".work").exists()
+    shards = Shards.open(out)
+    texts, index = shards.texts(), shards.index
+    return {key: (shards.image(i), texts[index.text_id[i]]) for i, key in enumerate(index.key.to_pylist())}
+
+
+def tars(root: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in root.glob("*.tar")}
+
+
+@pytest.mark.parametrize("address", ["{url}/{{00000..00001}}.tar", "{url}/list.txt", "{url}/*.tar", "{url}/"])
+def test_over_http_equals_local(address: str, tmp_path: Path, served: str, handler: type[Files]) -> None:
+    handler.ranges = "{{" in address
+    (tmp_path / "in" / "list.txt").write_text(f"# two tars\n00001.tar\n\n{served}/00000.tar\n")
+    local = build("flickr8k", str(tmp_path / "in"), tmp_path / "local")
+    assert build("flickr8k", address.format(url=served), tmp_path / "out") == local
+    assert tars(tmp_path / "out") == tars(tmp_path / "local")
+    manifest = Manifest.load(tmp_path / "out")
+    assert manifest.skipped == {"not downloaded": 4}  # that is known from the parquet files alone
+    assert manifest.settings["files_sha256"] == Manifest.load(tmp_path / "local").settings["files_sha256"]
+
+
+def test_a_single_tar_keeps_its_secrets(tmp_path: Path, served: str) -> None:
+    url = served.replace("//", "//user:pass@") + "/00001.tar?X-Signature=secret"
+    assert len(build("flickr8k", url, tmp_path / "out")) == 6
+    for path in tmp_path.glob("out/**/*"):
+        assert path.is_dir() or not any(word in path.read_bytes() for word in (b"secret", b"pass@"))
+    assert Manifest.load(tmp_path / "out").source == f"{served}/00001.tar"
+    with pytest.raises(UserError) as error:
+        open_source(load_dataset("flickr8k"), url.replace("00001", "00009"))
+    assert "there is no http" in str(error.value)
+    assert "secret" not in str(error.value)
+
+
+def test_local_lists_braces_and_globs(tmp_path: Path) -> None:
+    img2dataset(tmp_path / "in", samples=3, tars=3)
+    whole = build("flickr8k", str(tmp_path / "in"), tmp_path / "whole")
+    (tmp_path / "list.txt").write_text(f"in/00000.tar\n{tmp_path}/in/00001.tar\nfile://{tmp_path}/in/00002.tar\n")
+    for i, source in enumerate(("in/*.tar", "in/0000{0..2}.tar", "list.txt")):
+        found = build("flickr8k", str(tmp_path / source), tmp_path / f"out{i}", layout="in-place")
+        assert found == whole, source
+
+
+def test_memory(tmp_path: Path) -> None:
+    img2dataset(tmp_path / "in", samples=4, tars=2, parquet=False)
+    memory = fsspec.filesystem("memory")
+    memory.put(str(tmp_path / "in"), "/bucket/tars", recursive=True)
+    try:
+        local = build("flickr8k", str(tmp_path / "in"), tmp_path / "local")
+        for i, source in enumerate(("memory://bucket/tars", "memory://bucket/*/*.tar")):
+            assert build("flickr8k", source, tmp_path / f"out{i}") == local
+        with pytest.raises(UserError, match=r"in-place needs tars on a local disk, not memory://"):
+            build("flickr8k", "memory://bucket/tars", tmp_path / "no", layout="in-place")
+        before = open_source(load_dataset("flickr8k"), "memory://bucket/tars").fingerprint()
+        memory.pipe("/bucket/tars/00001.tar", memory.cat("/bucket/tars/00001.tar") + bytes(512))
+        assert open_source(load_dataset("flickr8k"), "memory://bucket/tars").fingerprint() != before
+        with pytest.raises(UserError, match=r"holds no file like \*\.tar"):
+            open_source(load_dataset("flickr8k"), "memory://bucket/empty")
+        with pytest.raises(UserError, match="is read from a local disk, not from memory://"):
+            open_source(load_dataset("imagenet"), "memory://bucket/tars")
+    finally:
+        memory.rm("/bucket", recursive=True)
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_broken_connection_is_taken_up(
+    ranges: bool, tmp_path: Path, served: str, handler: type[Files], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "CHUNK", 4096)
+    handler.ranges = ranges
+    (whole,) = tars(tmp_path / "in").keys() & {"00000.tar"}
+    content = (tmp_path / "in" / whole).read_bytes()
+    handler.drops = [1000, 4096, 100, 4096] if ranges else [6000, 100, 9000]
+    remote.fetch(f"{served}/{whole}", len(content), tmp_path / "got.tar")
+    assert (tmp_path / "got.tar").read_bytes() == content
+    assert handler.drops == []
+    starts = [int(asked[6:].partition("-")[0]) for _, asked in handler.asked if asked]
+    assert not ranges or max(starts) == (len(content) - 1) // 4096 * 4096
+
+
+def test_a_connection_that_stays_broken_is_given_up(tmp_path: Path, served: str, handler: type[Files]) -> None:
+    handler.drops = [10_000] * 50
+    source = open_source(load_dataset("flickr8k"), f"{served}/00000.tar")
+    with pytest.raises(UserError, match=r"00000\.tar: it cannot be read .*SOURCE="):
+        build_shards(source, tmp_path / "out", BuildSettings(), 1)
+    assert 0 < 50 - len(handler.drops) < 2 * remote.ATTEMPTS + 5
+    assert not list((tmp_path / "out").rglob("*.tar"))
+    handler.drops.clear()
+    assert len(build("flickr8k", f"{served}/00000.tar", tmp_path / "out")) == 6
+
+
+def test_a_stopped_build_fetches_no_tar_twice(
+    tmp_path: Path, served: str, handler: type[Files], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pipeline.build
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    source = open_source(load_dataset("flickr8k"), f"{served}/{{00000..00001}}.tar")
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.build, "_number_samples", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build_shards(source, tmp_path / "out", BuildSettings(), 1)
+    handler.asked.clear()
+    build_shards(source, tmp_path / "out", BuildSettings(), 1)
+    assert handler.asked == []
+    assert tars(tmp_path / "out") != {}
+
+
+def test_a_torn_remote_tar_is_named_by_its_address(tmp_path: Path, served: str) -> None:
+    torn = tmp_path / "in" / "00001.tar"
+    torn.write_bytes(torn.read_bytes()[:3000])
+    with pytest.raises(UserError, match=rf"{served}/00001\.tar: .* is torn"):
+        build("flickr8k", f"{served}/00001.tar", tmp_path / "out")
+
+
+def test_no_room(tmp_path: Path, served: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=20_000))
+    with pytest.raises(UserError, match=r"takes 0 GB more, fetched and as shards; .* make room"):
+        build("flickr8k", f"{served}/00001.tar", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("http://127.0.0.1:9/a.tar", r"http://127\.0\.0\.1:9/a\.tar: it cannot be read .*SOURCE="),
+        ("hf://datasets/nobody/nothing", "the Hugging Face hub cannot be reached"),
+        ("carrier-pigeon://a/b.tar", "Protocol not known"),
+        ("memory://a/{1..", "braces|holds no file"),
+    ],
+)
+def test_what_cannot_be_reached(source: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "WAIT", 0.01)
+    with pytest.raises(UserError, match=message) as error:
+        open_source(load_dataset("cc12m"), source)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec.core
+
+    def without(*_: Any, **__: Any) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", without)
+    for url, package in (("s3://b/a.tar", "s3fs"), ("https://b/a.tar", "aiohttp"), ("gs://b/a.tar", "gcsfs")):
+        with pytest.raises(UserError, match=f"not installed: pip install {package}"):
+            open_source(load_dataset("cc12m"), url)
+
+
+def test_remote_parquet_with_images(tmp_path: Path, served: str) -> None:
+    made = pictures(tmp_path / "p", ["a.jpg", "b.jpg"])
+    cells = [{"bytes": content, "path": name} for name, content in made.items()]
+    pq.write_table(pa.table({"image": cells, "text": ["one", "two"]}), tmp_path / "in" / "train-0.parquet")
+    mine = data_set(tmp_path / "mine.toml", format="table")
+    found = build(mine, f"{served}/train-0.parquet", tmp_path / "out")
+    assert sorted(found.values()) == sorted((made[name], text) for name, text in (("a.jpg", "one"), ("b.jpg", "two")))
+    (tmp_path / "in" / "t.csv").write_text("image,caption\na.jpg,x\n")
+    with pytest.raises(UserError, match=r"t\.csv .*only parquet with images inside"):
+        open_source(load_dataset(mine), f"{served}/t.csv")
