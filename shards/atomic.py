@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
-__all__ = ["TEMPORARY", "atomic_file", "sha256_file", "sweep", "write_json"]
+__all__ = ["TEMPORARY", "atomic_file", "json_bytes", "sha256_file", "sweep", "write_json"]
 
 TEMPORARY = ".partial-"  # prefix of unfinished files; safe to delete whenever no writer runs
 
@@ -42,9 +42,13 @@ def sweep(*folders: Path) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Sorted keys and a final newline, so that equal values are equal bytes."""
     with atomic_file(path) as file:
-        file.write((json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+        file.write(json_bytes(value))
+
+
+def json_bytes(value: object) -> bytes:
+    """Sorted keys and a final newline, so that equal values are equal bytes."""
+    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
 def sha256_file(path: Path) -> str:

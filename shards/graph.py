@@ -18,9 +18,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.atomic import sha256_file, write_json
+from shards.atomic import sha256_file
 from shards.errors import UserError
 from shards.index import write_table
+from shards.sealed import write_sealed
 
 __all__ = ["GRAPH_SCHEMA", "Graph", "read_graph", "write_graph"]
 
@@ -84,7 +85,7 @@ def write_graph(root: Path, name: str, graph: Graph, home: npt.NDArray[np.int32]
         path = folder / f"{shard}.parquet"
         write_table(path, _rows(graph, np.flatnonzero(home == position)))
         files[path.name] = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
-    write_json(folder / META, {**graph.meta, "texts": len(graph), "files": files})
+    write_sealed(folder / META, {**graph.meta, "texts": len(graph), "files": files})
     return folder
 
 

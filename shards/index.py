@@ -20,6 +20,7 @@ __all__ = [
     "TEXTS_SCHEMA",
     "Index",
     "read_index",
+    "read_text_table",
     "read_texts",
     "write_index",
     "write_table",
@@ -120,8 +121,13 @@ def read_index(root: Path, manifest: Manifest) -> Index:
 
 def read_texts(root: Path) -> list[str]:
     """Text of text_id 0, 1, ..."""
-    texts: list[str] = _read(root / "texts.parquet", TEXTS_SCHEMA)["text"].to_pylist()
+    texts: list[str] = read_text_table(root)["text"].to_pylist()
     return texts
+
+
+def read_text_table(root: Path) -> pa.Table:
+    """texts.parquet whole, TEXTS_SCHEMA."""
+    return _read(root / "texts.parquet", TEXTS_SCHEMA)
 
 
 def _filled(column: pa.ChunkedArray) -> npt.NDArray[np.int32]:

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from shards.atomic import write_json
 from shards.errors import UserError
+from shards.sealed import CHECKSUM, write_sealed
 
 __all__ = ["FORMAT", "FileEntry", "Layout", "Manifest", "ShardEntry", "Split"]
 
@@ -83,6 +83,7 @@ class Manifest:
                 f"{path} is of format {version}; this version reads format {FORMAT}: build the shards again"
             )
         try:
+            data.pop(CHECKSUM, None)  # `xclr-shards verify` looks at it
             unknown = set(data) - {f.name for f in fields(cls)}
             if unknown:
                 raise TypeError(f"unknown fields {sorted(unknown)}")
@@ -94,4 +95,4 @@ class Manifest:
             raise UserError(f"{path} is damaged ({error}): build the shards again") from None
 
     def save(self, root: Path) -> None:
-        write_json(root / NAME, asdict(self))
+        write_sealed(root / NAME, asdict(self))

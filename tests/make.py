@@ -83,21 +83,26 @@ def make_shards(
 
 
 def make_graph(texts: int, *, dim: int = 16, k: int = 2, seed: int = 0) -> Graph:
-    """Exact top-k lists (not symmetric: tests of that are the pipeline's) and codes of random unit vectors."""
+    """The symmetric union of exact top-k lists, and codes, of random unit vectors."""
     rng = np.random.default_rng(seed)
     vectors = rng.normal(size=(texts, dim)) + 1
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     similarity = vectors @ vectors.T
+    similarity = (similarity + similarity.T) / 2
     np.fill_diagonal(similarity, -np.inf)
     k = min(k, texts - 1)
-    order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+    listed = np.zeros((texts, texts), bool)
+    np.put_along_axis(listed, np.argsort(-similarity, axis=1, kind="stable")[:, :k], True, 1)
+    listed |= listed.T
+    order = np.argsort(-similarity.astype(np.float16), axis=1, kind="stable")  # of equals the lower id first
+    kept = np.take_along_axis(listed, order, 1)
     np.fill_diagonal(similarity, np.nan)
     scale = np.abs(vectors).max(1) / 127
     return Graph(
         meta={"source": "made", "k": k},
-        indptr=np.arange(texts + 1, dtype=np.int64) * k,
-        neighbours=order.ravel().astype(np.int32),
-        similarities=np.take_along_axis(similarity, order, 1).ravel().astype(np.float16),
+        indptr=np.concatenate([[0], np.cumsum(listed.sum(1))]).astype(np.int64),
+        neighbours=order[kept].astype(np.int32),
+        similarities=np.take_along_axis(similarity, order, 1)[kept].astype(np.float16),
         background_mean=np.nanmean(similarity, 1).astype(np.float32),
         background_std=np.nanstd(similarity, 1).astype(np.float32),
         codes=np.round(vectors / scale[:, None]).astype(np.int8),
