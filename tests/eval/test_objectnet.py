@@ -170,6 +170,19 @@ def test_nothing_can_train_on_it(tmp_path: Path) -> None:
         replace(bench, tasks=(*bench.tasks, head))
 
 
+def test_only_the_first_way_chooses_among_the_overlap(tmp_path: Path) -> None:
+    """A tench, which ObjectNet has not, likeliest of all, and the right class next."""
+    make_train(tmp_path / "imagenet", each=1)
+    make_objectnet(tmp_path / "objectnet")
+    bench = open_objectnet(Source(root=tmp_path / "objectnet", benchmarks=tmp_path, partial=True))
+    row = bench.by_name["objectnet"].keys.index("chair/a.png")
+    scores = np.zeros((1, 1000), np.float32)
+    scores[0, names().index("tench, Tinca tinca")] = 2
+    scores[0, names().index("rocking chair, rocker")] = 1
+    hits = {column.name: column.score(scores, np.array([row])).tolist() for column in bench.columns}
+    assert hits == {"objectnet": [1], "objectnet_1000": [0], "objectnet_1000_top5": [1]}
+
+
 def test_layouts_and_wrong_folders(tmp_path: Path) -> None:
     make_train(tmp_path / "imagenet", each=1)
     whole = make_objectnet(tmp_path / "a")
