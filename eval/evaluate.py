@@ -91,7 +91,8 @@ def method_table(method: Method, model: Model, settings: Settings) -> dict[str, 
         "classifier": "softmax regression on standardised features, from zero weights",
         "optimiser": "SGD with momentum, cosine to 0; learning rates relative to 1 / largest eigenvalue of the "
         "features' covariance",
-        "selection": "best accuracy on a stratified part held out of the training images; then trained on all of them",
+        "selection": "by accuracy on a stratified part held out of the training images, in rounds of growing length; "
+        "the winner is trained again on all of them",
         **{key: list(v) if isinstance(v, tuple) else v for key, v in asdict(settings.probe).items()},
     }
 

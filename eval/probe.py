@@ -5,15 +5,18 @@ H is. Plain softmax regression: SGD with momentum and a cosine, on features stan
 Learning rates are given relative to the curvature, 1 / (largest eigenvalue of the features' covariance), so that one
 grid serves features of any width and correlation.
 
-The candidate that is best on a part held out of the training set (stratified, seeded) is trained again on all of it.
-Nothing here sees a test image.
+Candidates compete on a part held out of the training set (stratified, seeded), in rounds: all of them in a short
+training, the best of those in a longer one (successive halving; Jamieson and Talwalkar 2016). A short training imitates
+the long one, its learning rate raised by as much as it is shorter, as far as that is stable. The winner is trained
+again on all training images. Nothing here sees a test image.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from itertools import product
 from typing import Any, Literal, get_args
 
@@ -32,6 +35,8 @@ Ints = npt.NDArray[np.int64]
 Advance = Callable[[int], None]
 EPSILON = 1e-6  # of the deviation: a feature that never changes stays zero
 POWER_STEPS = 20
+STABLE = 10.0  # relative learning rate below which SGD with momentum 0.9 is safe
+SMALL_STEP = 500_000_000  # multiply-adds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,11 +50,15 @@ class ProbeConfig:
     features: tuple[Kind, ...] = ("standardised",)
     """unit: scaled to length 1 before they are standardised."""
     epochs: int = 40
-    min_steps: int = 1000
+    min_steps: int = 500
     """Small training sets are passed over more often, until so many steps are made."""
     batch_size: int = 512
     """At most an eighth of the training set."""
     momentum: float = 0.9
+    rounds: tuple[float, ...] = (0.125, 0.375, 1.0)
+    """Length of each round of the competition, as a share of the whole training; (1.0,): every candidate whole."""
+    survivors: float = 0.25
+    """Share of the candidates that go on to the next round, rounded up."""
     held_out: float = 0.1
     """Share of the training images that select the candidate."""
     seed: int = 0
@@ -62,6 +71,8 @@ class ProbeConfig:
             raise UserError(f"unknown kind of features {sorted(unknown)[0]!r}: give {' or '.join(get_args(Kind))}")
         if min(self.learning_rates) <= 0 or min(self.weight_decays) < 0:
             raise UserError("learning rates are above 0 and weight decays at least 0")
+        if not self.rounds or min(self.rounds) <= 0 or max(self.rounds) > 1 or not 0 < self.survivors <= 1:
+            raise UserError("rounds and survivors are shares, above 0 and at most 1")
         if self.epochs < 1 or self.batch_size < 1 or self.min_steps < 1 or not 0 < self.held_out < 1:
             raise UserError("a probe needs epochs and batch size of at least 1, and a held-out share between 0 and 1")
 
@@ -87,7 +98,7 @@ class Probe:
     """[d + 1, classes]; the last row is the bias."""
     chosen: Candidate
     table: list[dict[str, Any]] = field(default_factory=list)
-    """Each candidate's accuracy on the held-out part, in percent."""
+    """Each candidate, the last round it was in, and its accuracy on the held-out part there, in percent."""
     trained_on: int = 0
     held_out: int = 0
 
@@ -111,18 +122,24 @@ def fit_probe(
     train, held = split(labels, config.held_out, config.seed)
     candidates = [Candidate(features=kind, lr=lr, weight_decay=wd) for kind, lr, wd in _grid(config)]
     raw, y = torch.from_numpy(features).to(_device()), torch.from_numpy(labels).to(_device())
-    accuracy = []
-    for kind in config.features:
-        mean, scale = _moments(raw, kind, train)
-        x = _prepare(raw, kind, mean, scale)
-        group = [c for c in candidates if c.features == kind]
-        weights = _train(x[train], y[train], classes, group, config, advance)
-        accuracy += _accuracies(x[held], y[held], weights)
-    best = max(range(len(candidates)), key=lambda i: (accuracy[i], -i))
-    chosen = candidates[best]
+    best: dict[Candidate, tuple[int, float]] = dict.fromkeys(candidates, (0, 0.0))  # (round reached, accuracy there)
+    alive = candidates
+    for number, share in enumerate(config.rounds):
+        found: dict[Candidate, float] = {}
+        for kind in config.features:
+            group = [c for c in alive if c.features == kind]
+            if group:
+                mean, scale = _moments(raw, kind, train)
+                x = _prepare(raw, kind, mean, scale)
+                weights = _train(x[train], y[train], classes, group, config, share, advance)
+                found.update(zip(group, _accuracies(x[held], y[held], weights), strict=True))
+        best.update({c: (number, accuracy) for c, accuracy in found.items()})
+        ranked = sorted(alive, key=lambda c: -found[c])  # stable: of equals, the first of the grid
+        alive = ranked[: math.ceil(config.survivors * len(ranked))]
+    chosen = ranked[0]
     everything = np.arange(len(labels))
     mean, scale = _moments(raw, chosen.features, everything)
-    weight = _train(_prepare(raw, chosen.features, mean, scale), y, classes, [chosen], config, advance)[0]
+    weight = _train(_prepare(raw, chosen.features, mean, scale), y, classes, [chosen], config, 1.0, advance)[0]
     return Probe(
         kind=chosen.features,
         mean=mean,
@@ -130,8 +147,8 @@ def fit_probe(
         weight=weight,
         chosen=chosen,
         table=[
-            {"features": c.features, "lr": c.lr, "weight_decay": c.weight_decay, "held_out_accuracy": round(100 * a, 3)}
-            for c, a in zip(candidates, accuracy, strict=True)
+            {**asdict(candidate), "round": number + 1, "held_out_accuracy": round(100 * accuracy, 3)}
+            for candidate, (number, accuracy) in best.items()
         ],
         trained_on=len(labels),
         held_out=len(held),
@@ -139,9 +156,10 @@ def fit_probe(
 
 
 def probe_steps(count: int, config: ProbeConfig) -> int:
-    """How many steps fit_probe will report for `count` images, give or take the rounding of the held-out part."""
-    parts = [count - round(config.held_out * count)] * len(config.features) + [count]
-    return sum(schedule.epochs * schedule.per_epoch for schedule in (_schedule(part, config) for part in parts))
+    """How many steps fit_probe will report for `count` images; rounds are counted as if every kind stayed in."""
+    rounds = [_schedule(count - round(config.held_out * count), config, share) for share in config.rounds]
+    parts = [*rounds * len(config.features), _schedule(count, config, 1.0)]
+    return sum(part.epochs * part.per_epoch for part in parts)
 
 
 def split(labels: Ints, share: float, seed: int) -> tuple[Ints, Ints]:
@@ -191,31 +209,51 @@ def _prepare(x: torch.Tensor, kind: Kind, mean: torch.Tensor, scale: torch.Tenso
 
 
 def _train(
-    x: torch.Tensor, y: torch.Tensor, classes: int, candidates: list[Candidate], config: ProbeConfig, advance: Advance
+    x: torch.Tensor,
+    y: torch.Tensor,
+    classes: int,
+    candidates: list[Candidate],
+    config: ProbeConfig,
+    share: float,
+    advance: Advance,
 ) -> list[torch.Tensor]:
     """Softmax regression from zero weights, all candidates together; a [d + 1, classes] each."""
-    heads = len(candidates)
-    curvature = _largest_eigenvalue(x)
-    lr = _row([c.lr / curvature for c in candidates], classes, x.device)  # [1, H * classes]
-    decay = _row([c.weight_decay for c in candidates], classes, x.device).repeat(x.shape[1], 1)
+    heads, width = len(candidates), x.shape[1]
+    rates = [min(c.lr / share, max(c.lr, STABLE)) / _largest_eigenvalue(x) for c in candidates]
+    lr = _row(rates, classes, x.device)  # [1, H * classes]
+    decay = _row([c.weight_decay for c in candidates], classes, x.device).repeat(width, 1)
     decay[-1] = 0  # the bias
-    weight = torch.zeros(x.shape[1], heads * classes, device=x.device)
+    weight = torch.zeros(width, heads * classes, device=x.device)
     velocity = torch.zeros_like(weight)
     generator = torch.Generator().manual_seed(config.seed)
-    schedule = _schedule(len(x), config)
+    schedule = _schedule(len(x), config, share)
     steps = schedule.epochs * schedule.per_epoch
     step = 0
-    for _ in range(schedule.epochs):
-        order = torch.randperm(len(x), generator=generator).to(x.device)
-        # The last, smaller batch is left out: it would weigh its images more.
-        for batch in torch.split(order, schedule.batch)[: schedule.per_epoch]:
-            gradient = _gradient(x[batch], y[batch], weight, heads)
-            gradient.addcmul_(decay, weight)
-            velocity.mul_(config.momentum).add_(gradient)
-            weight.addcmul_(lr * (-0.5 * (1 + math.cos(math.pi * step / steps))), velocity)
-            step += 1
-        advance(schedule.per_epoch)
+    with _threads_for(4 * schedule.batch * weight.numel()):
+        for _ in range(schedule.epochs):
+            order = torch.randperm(len(x), generator=generator).to(x.device)
+            # The last, smaller batch is left out: it would weigh its images more.
+            for batch in torch.split(order, schedule.batch)[: schedule.per_epoch]:
+                gradient = _gradient(x[batch], y[batch], weight, heads)
+                gradient.addcmul_(decay, weight)
+                velocity.mul_(config.momentum).add_(gradient)
+                weight.addcmul_(lr * (-0.5 * (1 + math.cos(math.pi * step / steps))), velocity)
+                step += 1
+            advance(schedule.per_epoch)
     return [part.contiguous() for part in torch.split(weight, classes, dim=1)]
+
+
+@contextmanager
+def _threads_for(work: int) -> Iterator[None]:
+    """One thread for steps of few operations: waiting for each other costs threads more than they gain there, and
+    where other programs use the cores as well, many times more."""
+    before = torch.get_num_threads()
+    if work < SMALL_STEP:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _gradient(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, heads: int) -> torch.Tensor:
@@ -260,7 +298,8 @@ class _Schedule:
     epochs: int
 
 
-def _schedule(count: int, config: ProbeConfig) -> _Schedule:
+def _schedule(count: int, config: ProbeConfig, share: float) -> _Schedule:
     batch = max(1, min(config.batch_size, count // 8))
     per_epoch = count // batch
-    return _Schedule(batch, per_epoch, max(config.epochs, math.ceil(config.min_steps / per_epoch)))
+    whole = max(config.epochs, math.ceil(config.min_steps / per_epoch))
+    return _Schedule(batch, per_epoch, max(1, round(share * whole)))

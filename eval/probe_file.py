@@ -19,7 +19,7 @@ from shards.atomic import atomic_file
 
 __all__ = ["kept_probe"]
 
-VERSION = 1  # of the arithmetic in eval/probe.py: raise it when weights change
+VERSION = 2  # of the arithmetic in eval/probe.py: raise it when weights change
 
 
 def kept_probe(task: Task, features: Features, rows: Ints, config: ProbeConfig, root: Path) -> Probe:

@@ -1,0 +1,130 @@
+"""The linear probe against scikit-learn, and what it promises about its selection."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+
+from eval.probe import ProbeConfig, fit_probe, probe_steps, split
+from shards.errors import UserError
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Floats, Ints, Floats, Ints]:
+    """Real pictures of digits, 64 features: 900 to train on, 897 to test on."""
+    x, y = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(x))
+    x, y = x[order].astype(np.float32), y[order].astype(np.int64)
+    return x[:900], y[:900], x[900:], y[900:]
+
+
+def accuracy(scores: Floats, truth: Ints) -> float:
+    return float((scores.argmax(1) == truth).mean())
+
+
+@pytest.mark.parametrize("decay", [1e-2, 1e-1])
+def test_converges_to_logistic_regression(digits: tuple[Floats, Ints, Floats, Ints], decay: float) -> None:
+    x, y, test, truth = digits
+    probe = fit_probe(x, y, 10, ProbeConfig(learning_rates=(1.0,), weight_decays=(decay,), epochs=300, batch_size=450))
+    deviation = np.where(x.std(0) > 0, x.std(0), np.inf)
+    reference = LogisticRegression(C=1 / (decay * len(x)), max_iter=2000)
+    reference.fit((x - x.mean(0)) / deviation, y)
+    expected = reference.decision_function((test - x.mean(0)) / deviation)
+    scores = probe.scores(test)
+    assert abs(accuracy(scores, truth) - accuracy(expected, truth)) <= 0.003
+    centred = scores - scores.mean(1, keepdims=True)  # softmax regression knows scores up to a constant
+    assert np.abs(centred - (expected - expected.mean(1, keepdims=True))).mean() < 0.06
+
+
+def test_the_sweep_is_as_good_as_scikit_learns(digits: tuple[Floats, Ints, Floats, Ints]) -> None:
+    x, y, test, truth = digits
+    deviation = np.where(x.std(0) > 0, x.std(0), np.inf)
+    train, held = split(y, 0.1, 0)
+    standard = (x - x.mean(0)) / deviation
+    fits = {c: LogisticRegression(C=c, max_iter=500).fit(standard[train], y[train]) for c in (0.01, 0.1, 1.0)}
+    best = max(fits, key=lambda c: fits[c].score(standard[held], y[held]))
+    expected = LogisticRegression(C=best, max_iter=500).fit(standard, y)
+    probe = fit_probe(x, y, 10, ProbeConfig())
+    assert accuracy(probe.scores(test), truth) >= expected.score((test - x.mean(0)) / deviation, truth) - 0.003
+
+
+def test_all_candidates_together_are_each_alone(digits: tuple[Floats, Ints, Floats, Ints]) -> None:
+    x, y, _, _ = digits
+    once = ProbeConfig(min_steps=20, epochs=5, rounds=(1.0,))
+    grid = replace(once, learning_rates=(0.1, 1.0), weight_decays=(0.0, 0.1), features=("standardised", "unit"))
+    together = {
+        (row["features"], row["lr"], row["weight_decay"]): row["held_out_accuracy"]
+        for row in fit_probe(x, y, 10, grid).table
+    }
+    assert len(together) == 8
+    for (kind, lr, decay), value in together.items():
+        alone = replace(once, learning_rates=(lr,), weight_decays=(decay,), features=(kind,))
+        assert fit_probe(x, y, 10, alone).table[0]["held_out_accuracy"] == pytest.approx(value, abs=1.2)  # one of 90
+
+
+def test_equal_calls_give_equal_weights(digits: tuple[Floats, Ints, Floats, Ints]) -> None:
+    x, y, test, _ = digits
+    one, two, other = (
+        fit_probe(x, y, 10, ProbeConfig(min_steps=20, epochs=3, seed=seed)).scores(test) for seed in (0, 0, 1)
+    )
+    assert np.array_equal(one, two)
+    assert not np.array_equal(one, other)
+
+
+def test_a_candidate_that_diverges_is_not_chosen(digits: tuple[Floats, Ints, Floats, Ints]) -> None:
+    x, y, test, truth = digits
+    probe = fit_probe(x, y, 10, ProbeConfig(learning_rates=(1e30, 1.0), weight_decays=(0.1,), epochs=10))
+    assert probe.chosen.lr == 1.0
+    assert probe.table[0]["held_out_accuracy"] == 0
+    assert accuracy(probe.scores(test), truth) > 0.9
+
+
+def test_constant_features_and_few_images_do_no_harm() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], 8).astype(np.int64)
+    x = np.concatenate([np.eye(3, dtype=np.float32)[labels], np.full((24, 1), 7, np.float32)], 1)
+    x[:, :3] += 0.01 * rng.normal(size=(24, 3)).astype(np.float32)
+    scores = fit_probe(x, labels, 4, ProbeConfig()).scores(x)  # the fourth class has no image
+    assert np.isfinite(scores).all()
+    assert accuracy(scores, labels) == 1
+
+
+def test_progress_adds_up(digits: tuple[Floats, Ints, Floats, Ints]) -> None:
+    x, y, _, _ = digits
+    config = ProbeConfig(min_steps=20, epochs=3, features=("standardised", "unit"), batch_size=128)
+    done: list[int] = []
+    fit_probe(x, y, 10, config, done.append)
+    assert sum(done) == pytest.approx(probe_steps(len(y), config), rel=0.02)  # the split rounds class by class
+
+
+def test_the_held_out_part_is_stratified_and_leaves_every_class_an_image() -> None:
+    labels = np.repeat(np.arange(5), [1, 2, 10, 100, 1000]).astype(np.int64)
+    train, held = split(labels, 0.1, 0)
+    assert sorted([*train.tolist(), *held.tolist()]) == list(range(len(labels)))
+    assert set(labels[train]) == set(range(5))
+    counts = np.bincount(labels[held], minlength=5)
+    assert counts[0] == 0
+    assert abs(counts[3] - 10) <= 1
+    assert abs(counts[4] - 100) <= 1
+    assert not np.array_equal(held, split(labels, 0.1, 1)[1])
+
+
+def test_wrong_input_is_one_line(digits: tuple[Floats, Ints, Floats, Ints]) -> None:
+    x, y, test, _ = digits
+    probe = fit_probe(x, y, 10, ProbeConfig(min_steps=20, epochs=1))
+    with pytest.raises(UserError, match="trained on 64 features an image, these have 63"):
+        probe.scores(test[:, 1:])
+    with pytest.raises(UserError, match="leave none to select on"):
+        fit_probe(x[:2], np.array([0, 1]), 2, ProbeConfig())
+    with pytest.raises(UserError, match="unknown kind of features 'raw'"):
+        ProbeConfig(features=("raw",))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="learning rates are above 0"):
+        ProbeConfig(learning_rates=(0.0,))
