@@ -211,14 +211,15 @@ def measure(rows: int, methods: list[str], texts: TextTable, rounds: int) -> dic
     steps = {method: MAKERS[method](rows, texts) for method in methods if fits(method, rows)}
     for step in steps.values():
         seconds(step)
-    times: dict[str, list[float]] = {method: [] for method in steps}
+    times: dict[str, list[tuple[float, float]]] = {method: [] for method in steps}
     for _ in range(rounds):
         for method, step in steps.items():
-            times[method].append(seconds(step))
-    return {
-        method: {"seconds": statistics.median(taken), "peak_mb": memory(method, rows)}
-        for method, taken in times.items()
-    }
+            times[method].append(clocks(step))
+    found = {}
+    for method, taken in times.items():
+        wall, busy = (statistics.median(values) for values in zip(*taken, strict=True))
+        found[method] = {"seconds": wall, "cpu": busy, "peak_mb": memory(method, rows)}
+    return found
 
 
 def slope(small: dict[str, float], large: dict[str, float], ratio: float, key: str) -> float:
