@@ -8,6 +8,8 @@ inside the pixel data is met by training, which counts it.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 
 import cv2
@@ -22,7 +24,7 @@ TAIL = 4096  # bytes in which a JPEG's end marker is looked for; cameras append 
 # Start-of-frame markers carry the size; C4, C8 and CC of that range mean something else (ITU-T T.81, table B.1).
 FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 MAGIC = {b"\x89PNG": "png", b"GIF8": "gif", b"BM": "bmp", b"II*\0": "tiff", b"MM\0*": "tiff", b"RIFF": "webp"}
-PIL_ERRORS = (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError, EOFError)
+PIL_ERRORS = (OSError, ValueError, SyntaxError, struct.error, EOFError)
 
 
 def problem(data: bytes | memoryview, max_pixels: int) -> str | None:
@@ -43,7 +45,7 @@ def image_size(data: bytes | memoryview) -> tuple[int, int] | None:
     if found:
         return found
     try:
-        with Image.open(BytesIO(data)) as image:
+        with _opened(data) as image:
             return image.size
     except PIL_ERRORS:
         return None
@@ -93,8 +95,19 @@ def _jpeg_size(data: bytes | memoryview) -> tuple[int, int] | None:
 
 def _decodes(data: bytes | memoryview) -> bool:
     try:
-        with Image.open(BytesIO(data)) as image:
+        with _opened(data) as image:
             image.load()
         return True
     except PIL_ERRORS:
         return False
+
+
+@contextmanager
+def _opened(data: bytes | memoryview) -> Iterator[Image.Image]:
+    """Without PIL's cap on pixels, and its warning half-way there: ours is an option, and looked at before decoding."""
+    cap, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        with Image.open(BytesIO(data)) as image:
+            yield image
+    finally:
+        Image.MAX_IMAGE_PIXELS = cap

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.captions import joined
-from pipeline.images import EXTENSIONS
+from pipeline.images import EXTENSIONS, kind
 from pipeline.samples import NOT_OURS, Limits, Scan, mapped
 from pipeline.sources import Partition, Source
 from pipeline.tables import grouped_rows
@@ -33,7 +33,7 @@ def folder(source: Source, partition: Partition, limits: Limits) -> Scan:
             found.skipped["no extension"] += 1
         elif extension in EXTENSIONS:
             values = of_class(source, partition.number, str(path.relative_to(partition.path.parent)))
-            _keep(found, limits, path, key=f"{partition.number:05d}_{number:07d}", extension=extension, **values)
+            _keep(found, limits, path, key=f"{partition.number:05d}_{number:07d}", **values)
     return found
 
 
@@ -56,7 +56,6 @@ def table(source: Source, partition: Partition, limits: Limits, spool: Path) -> 
             path,
             text=joined(captions, limits.max_caption),
             key=f"{number:08d}",
-            extension=path.suffix[1:].lower() or "jpg",
             meta=meta,
         )
     return found
@@ -79,13 +78,17 @@ def _visible(root: Path) -> Iterator[Path]:
 
 def _keep(found: Scan, limits: Limits, path: Path, *, text: str, **values: Any) -> None:
     """Add a sample, or count why not. Only regular files are opened: reading a pipe would never end."""
+    extension = path.suffix[1:].lower()
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
+        str(path).encode()
+        if not stat.S_ISREG(path.stat().st_mode):
             raise FileNotFoundError
         with mapped(path) as (_, content):
             if found.usable(content, text, limits):
-                found.add(text=text, file=str(path), offset=0, size=status.st_size, **values)
+                extension = extension if extension in EXTENSIONS else kind(content)
+                found.add(text=text, file=str(path), offset=0, size=len(content), extension=extension, **values)
+    except UnicodeEncodeError:
+        found.skipped["file name that is not UTF-8"] += 1
     except OSError:  # a dangling link, or a file that must not be read
         found.skipped["missing file"] += 1
 

@@ -10,6 +10,7 @@ import fcntl
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,8 +62,7 @@ def grouped_rows(
 ) -> tuple[int, Iterator[tuple[bytes, list[Any]]], int]:
     """Number of the part's first image; (name, captions) of each of its images; unreadable rows of the whole."""
     if not cache.exists():
-        with cache.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with _alone(cache.with_suffix(".lock")):
             if not cache.exists():
                 _write(cache, *_grouped([_read(source.dataset, path) for path in source.tables]))
     with pa.memory_map(str(cache)) as file:
@@ -70,6 +70,21 @@ def grouped_rows(
     first, last = (table.num_rows * i // parts for i in (part, part + 1))
     unreadable = int(table.schema.metadata[UNREADABLE])
     return first, _pairs(table.slice(first, last - first)), unreadable
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """One process groups, the others wait. A failure leaves no trace: a mended data set file may begin anew."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with lock.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+    except BaseException:
+        lock.unlink(missing_ok=True)
+        with suppress(OSError):
+            lock.parent.rmdir()
+        raise
 
 
 def _pairs(table: pa.Table) -> Iterator[tuple[bytes, list[Any]]]:

@@ -1,0 +1,221 @@
+"""Tars and folders that would do harm: nothing leaves its folder, nothing runs, nothing hangs or swells."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tarfile
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.build import BuildSettings, build_shards
+from pipeline.datasets import load_dataset
+from pipeline.images import problem
+from pipeline.samples import Limits
+from pipeline.scan_tars import MAX_KEY, MAX_TEXT_MEMBER
+from pipeline.sources import open_source
+from shards.errors import UserError
+from shards.manifest import Manifest
+from shards.reader import Shards
+from shards.verify import verify
+from tests.make import jpeg
+from tests.pipeline.sources import class_folders, pictures, write_tar
+
+IMAGE = jpeg(np.random.default_rng(0))
+GOOD = [("good.jpg", IMAGE), ("good.txt", b"good")]
+
+
+def build(dataset: str, source: Path, out: Path, **settings: Any) -> Manifest:
+    build_shards(open_source(load_dataset(dataset), str(source)), out, BuildSettings(**settings), 1)
+    assert verify(out) == []
+    return Manifest.load(out)
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os._exit, (66,)
+
+
+def test_nothing_is_unpickled_or_copied_unread(tmp_path: Path) -> None:
+    bomb = pickle.dumps(Bomb())
+    members = [("a.jpg", IMAGE), ("a.json", b'{"caption": "a"}'), ("a.txt", b"t")]
+    members += [(f"a.{extension}", bomb) for extension in ("pickle", "pkl", "pyd", "pth", "npy", "cls", "mp4")]
+    write_tar(tmp_path / "in" / "0.tar", [*members, ("b.pkl", bomb), ("c.jpg", bomb), ("c.json", bomb)])
+    manifest = build("flickr8k", tmp_path / "in", tmp_path / "out")
+    assert manifest.skipped == {"no caption": 1, "no image": 1}
+    (sample,) = Shards.open(tmp_path / "out").samples()
+    assert set(sample.parts) == {"jpg", "txt", "json"}
+
+
+def test_names_cannot_leave_the_tar(tmp_path: Path) -> None:
+    strange = ("/etc/passwd", "../../up", "a/../b", "with blank\n", "dot.ted/x", "nul\ud800"[:3], "ü", "~root", "$(id)")
+    members = [m for name in strange for m in ((f"{name}.jpg", IMAGE), (f"{name}.txt", name.encode()))]
+    write_tar(tmp_path / "in" / "0.tar", members)
+    build("flickr8k", tmp_path / "in", tmp_path / "out")
+    keys = Shards.open(tmp_path / "out").index.key.to_pylist()
+    assert len(set(keys)) == len(strange)
+    assert all(not set(key) & set("/\\.\n $~\0") for key in keys)
+    with tarfile.open(tmp_path / "out" / "train-000000.tar") as tar:
+        tar.extractall(tmp_path / "extracted", filter="data")
+    assert len(list((tmp_path / "extracted").iterdir())) == 3 * len(strange)
+
+
+def test_names_that_are_no_text_or_endless(tmp_path: Path) -> None:
+    long = "x" * 5000
+    names = ["caf\udce9", f"{long}1", f"{long}2"]
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT, errors="surrogateescape") as tar:
+        for name in names:
+            for extension, data in (("jpg", IMAGE), ("txt", b"text")):
+                info = tarfile.TarInfo(f"{name}.{extension}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "0.tar").write_bytes(buffer.getvalue())
+    assert build("flickr8k", tmp_path / "in", tmp_path / "out").samples == 3
+    keys = Shards.open(tmp_path / "out").index.key.to_pylist()
+    assert sorted(keys)[0] == "00000_caf_"
+    assert len(set(keys)) == 3
+    assert max(map(len, keys)) == MAX_KEY + len("00000_")
+
+
+def test_names_that_become_one_are_counted(tmp_path: Path) -> None:
+    members = [m for name in ("a/b", "a_b", "c") for m in ((f"{name}.jpg", IMAGE), (f"{name}.txt", b"t"))]
+    write_tar(tmp_path / "in" / "0.tar", members)
+    assert build("flickr8k", tmp_path / "in", tmp_path / "out").skipped == {"repeated key": 1}
+
+
+def test_huge_and_many_members(tmp_path: Path) -> None:
+    padded = json.dumps({"caption": "padded", "pad": "x" * MAX_TEXT_MEMBER}).encode()
+    deep = b"[" * 1_000_000
+    members = [("huge.jpg", IMAGE), ("huge.json", padded), ("deep.jpg", IMAGE), ("deep.json", deep), ("deep.txt", b"d")]
+    members += [("long.jpg", IMAGE), ("long.txt", b"word " * 2_000_000)]
+    members += [("many.jpg", IMAGE), ("many.txt", b"many"), *((f"many.{i}", b"x") for i in range(10_000))]
+    members += [("twin.jpg", IMAGE), ("twin.JPG", b"<html>"), ("twin.txt", b"t")]
+    write_tar(tmp_path / "in" / "0.tar", members)
+    manifest = build("flickr8k", tmp_path / "in", tmp_path / "out", max_skipped=1.0)
+    assert manifest.skipped == {"metadata of too many bytes": 1, "undecodable image": 1}
+    texts = sorted(Shards.open(tmp_path / "out").texts())
+    assert [text[:6] for text in texts] == ["d", "many", "word w"]
+    assert len(texts[2]) == 1999  # of 2,000, the last a blank
+
+
+def header(name: str, kind: bytes, data: bytes, size: bytes | None = None) -> bytes:
+    """A tar member with any size field."""
+    info = tarfile.TarInfo(name)
+    info.size, info.type = len(data), kind
+    block = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
+    if size is not None:
+        block[124:136] = size.ljust(12, b"\0")
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block) + data + bytes(-len(data) % 512)
+
+
+@pytest.mark.parametrize(
+    ("member", "message"),
+    [
+        (header("x.jpg", b"0", b"", b"-0000001000"), "is torn or no tar"),
+        (header("x.jpg", b"0", b"", b"\x80" + b"\xff" * 11), "is torn"),
+        (header("p", b"x", b"20 size=-0000000512\n") + header("x.jpg", b"0", b""), "no pax records"),
+        (header("p", b"x", b"12 size=1e9\n") + header("x.jpg", b"0", b""), "no pax records"),
+        (header("p", b"x", b"22 size=9999999999999\n") + header("x.jpg", b"0", b""), "is torn"),
+        (header("p", b"x", b"9" * 900_000), "no pax records"),
+        (header("p", b"x", b"8 x=123\n" * 1000 + b"0 a=b"), "no pax records"),
+        (header("p", b"x", b"x" * 1_000_000), "no pax records"),
+        (header("p", b"x", bytes(2 << 20)), "2097152-byte header"),
+        (header("p", b"L", bytes(2 << 20)), "2097152-byte header"),
+    ],
+)
+def test_headers_that_lie(member: bytes, message: str, tmp_path: Path) -> None:
+    good = b"".join(header(name, b"0", data) for name, data in [*GOOD, ("last.jpg", IMAGE), ("last.txt", b"x")])
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "0.tar").write_bytes(good + member + bytes(1024))
+    with pytest.raises(UserError, match=message):
+        build("flickr8k", tmp_path / "in", tmp_path / "out")
+    kept = build("flickr8k", tmp_path / "in", tmp_path / "out2", limits=Limits(use_torn=True))
+    assert kept.samples == 1  # more of "last" might have come
+
+
+def test_a_pax_header_of_many_records_takes_no_time(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    whole = write_tar(tmp_path / "good.tar", GOOD).read_bytes()
+    (tmp_path / "in" / "0.tar").write_bytes(header("p", b"x", b"8 x=123\n" * 100_000) + whole)
+    assert build("flickr8k", tmp_path / "in", tmp_path / "out").samples == 1
+
+
+def test_memory_of_a_scan_is_bounded(tmp_path: Path) -> None:
+    """A member of 1.5 GB is skipped by its size, unread."""
+    path = tmp_path / "in" / "0.tar"
+    path.parent.mkdir()
+    size = 1500 << 20
+    with path.open("wb") as file:
+        for name, length in (("big.jpg", size), ("big.txt", 3)):
+            info = tarfile.TarInfo(name)
+            info.size = length
+            file.write(info.tobuf(tarfile.USTAR_FORMAT))
+            file.write(b"abc")
+            file.seek(-(-length // 512) * 512 - 3, 1)  # a hole
+        file.write(bytes(1024))
+    code = (
+        "import sys, resource; from pathlib import Path\n"
+        "from pipeline.datasets import load_dataset; from pipeline.sources import open_source\n"
+        "from pipeline.scan import Limits, scan\n"
+        "source = open_source(load_dataset('flickr8k'), sys.argv[1])\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "found = scan(source, source.partitions[0], Limits(), Path('unused'))\n"
+        "print(dict(found.skipped), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    output = subprocess.run([sys.executable, "-c", code, str(path.parent)], check=True, capture_output=True, text=True)
+    reasons, grown = output.stdout.rsplit(" ", 1)
+    assert reasons == "{'image of too many bytes': 1}"
+    assert int(grown) < 50_000  # KB
+
+
+def test_a_bomb_of_pixels_neither_decodes_nor_warns() -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(buffer, "PNG")
+    for side in (11_000, 60_000):
+        data = bytearray(buffer.getvalue())
+        data[16:24] = side.to_bytes(4, "big") * 2
+        data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert problem(bytes(data), 10**8) == "image of too many pixels"
+            assert problem(bytes(data), side * side) is None  # whoever raises the cap means it
+
+
+def test_what_lies_in_class_folders(tmp_path: Path) -> None:
+    """Equal stems, links, hidden files, files without an extension, and what is no picture."""
+    root = class_folders(tmp_path / "in", ["a", "b"], images=2) / "train"
+    made = pictures(root / "a", ["same.jpg", "same.jpeg", "same.png", ".hidden.jpg", "._same.jpg", "noext", "x.txt"])
+    pictures(root / "a" / ".cache", ["x.jpg"])
+    pictures(tmp_path / "elsewhere", ["linked.jpg"])
+    (root / "a" / "link.jpg").symlink_to(tmp_path / "elsewhere" / "linked.jpg")
+    (root / "a" / "dangling.jpg").symlink_to(tmp_path / "gone.jpg")
+    (root / "a" / "circle").symlink_to(root)
+    (root / "c").symlink_to(tmp_path / "elsewhere")
+    os.mkfifo(root / "b" / "pipe.jpg")
+    Path(os.fsdecode(os.fsencode(root / "b") + b"/caf\xe9.jpg")).write_bytes(IMAGE)
+    manifest = build("imagenet", tmp_path / "in", tmp_path / "out", max_skipped=0.5)
+    assert manifest.skipped == {"file name that is not UTF-8": 1, "missing file": 2, "no extension": 1}
+    found = list(Shards.open(tmp_path / "out").samples())
+    paths = [json.loads(sample.parts["json"])["path"] for sample in found]
+    assert {path for path in paths if "JPEG" not in path} == {
+        "a/same.jpg", "a/same.jpeg", "a/same.png", "a/link.jpg", "c/linked.jpg",
+    }  # fmt: skip
+    assert len(found) == manifest.samples == 9
+    assert made["same.png"] in [sample.parts.get("png") for sample in found]
+    before = open_source(load_dataset("imagenet"), str(tmp_path / "in")).fingerprint()
+    pictures(root / "b" / "deep", ["new.jpg"])
+    assert open_source(load_dataset("imagenet"), str(tmp_path / "in")).fingerprint() != before

@@ -1,0 +1,279 @@
+"""Tables of images and captions in every format that is read, and what is wrong with real ones."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import sources
+from pipeline.build import BuildSettings, build_shards
+from pipeline.datasets import load_dataset
+from pipeline.sources import open_source
+from shards.errors import UserError
+from shards.manifest import Manifest
+from shards.reader import Shards
+from tests.pipeline.sources import data_set, pictures
+
+NAMES = ("a.jpg", "b.jpg", "sub/c.jpg")
+ROWS = (("a.jpg", "one"), ("b.jpg", "two, with a comma"), ("a.jpg", 'a "quoted" one'), ("sub/c.jpg", "drei: ü"))
+EXPECTED = {"a.jpg": 'one\na "quoted" one', "b.jpg": "two, with a comma", "sub/c.jpg": "drei: ü"}
+
+
+def build(dataset: str, source: Path, out: Path, **settings: Any) -> dict[str, tuple[bytes, str]]:
+    """Path that KEY.json names -> image and text."""
+    build_shards(open_source(load_dataset(dataset), str(source)), out, BuildSettings(**settings), 1)
+    found = {json.loads(s.parts["json"])["path"]: s for s in Shards.open(out).samples()}
+    images = {path: next(p for e, p in s.parts.items() if e not in ("json", "txt")) for path, s in found.items()}
+    return {path: (images[path], sample.parts["txt"].decode()) for path, sample in found.items()}
+
+
+def delimited(rows: Sequence[Sequence[str]], mark: str, header: str) -> bytes:
+    def cell(text: str) -> str:
+        return '"' + text.replace('"', '""') + '"' if mark in text or '"' in text else text
+
+    return "\r\n".join([header, *(mark.join(map(cell, row)) for row in rows), ""]).encode()
+
+
+def write_table(path: Path, rows: Sequence[tuple[str, str]] = ROWS) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    objects = [{"id": i, "image": image, "caption": caption} for i, (image, caption) in enumerate(rows)]
+    match path.suffix:
+        case ".csv":
+            path.write_bytes(b"\xef\xbb\xbf" + delimited(rows, ",", "image,caption"))
+        case ".tsv":
+            path.write_bytes(delimited(rows, "\t", "image\tcaption"))
+        case ".jsonl":
+            path.write_text("".join(json.dumps(row) + "\n" for row in objects))
+        case ".json":
+            path.write_text(json.dumps(objects, ensure_ascii=False))
+        case ".parquet":
+            pq.write_table(pa.Table.from_pylist(objects), path)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "json", "parquet"])
+def test_every_kind_of_table(suffix: str, tmp_path: Path) -> None:
+    made = pictures(tmp_path / "in", NAMES)
+    write_table(tmp_path / "in" / f"table.{suffix}")
+    found = build(data_set(tmp_path / "mine.toml", format="table"), tmp_path / "in", tmp_path / "out")
+    assert found == {name: (made[name], EXPECTED[name]) for name in NAMES}
+
+
+def test_columns_lists_and_folders_of_ones_own(tmp_path: Path) -> None:
+    made = pictures(tmp_path / "in" / "pixels", NAMES)
+    rows = [{"pic": "a.jpg", "de": ["eins", "zwei"]}, {"pic": "b.jpg", "de": []}, {"pic": "sub/c.jpg", "de": ["drei"]}]
+    values = {"format": "table", "image": "pic", "captions": ["DE"], "images": ["nowhere", "pixels"]}
+    mine = data_set(tmp_path / "mine.toml", **values)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in" / "t.parquet")
+    expected = {"a.jpg": (made["a.jpg"], "eins\nzwei"), "sub/c.jpg": (made["sub/c.jpg"], "drei")}
+    assert build(mine, tmp_path / "in", tmp_path / "out", max_skipped=0.5) == expected
+    assert Manifest.load(tmp_path / "out").skipped == {"no caption": 1}
+    (tmp_path / "in" / "t.parquet").unlink()
+    (tmp_path / "in" / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert build(mine, tmp_path / "in", tmp_path / "out2", max_skipped=0.5) == expected
+    other = data_set(tmp_path / "other.toml", format="table", captions=["en"])
+    with pytest.raises(UserError, match=r"t\.jsonl has no column image or path .*it has pic, de: .*image = "):
+        build(other, tmp_path / "in", tmp_path / "out3")
+    wrong = data_set(tmp_path / "wrong.toml", format="table", image="pic", images=["nowhere"])
+    with pytest.raises(UserError, match="has no folder nowhere"):
+        build(wrong, tmp_path / "in", tmp_path / "out3")
+
+
+def test_many_parts_and_many_tables_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"{i}.jpg" for i in range(20)]
+    pictures(tmp_path / "in", names)
+    rows = [(name, f"{name} for the {i}. time") for i in range(3) for name in names]
+    write_table(tmp_path / "in" / "one.csv", rows)
+    mine = data_set(tmp_path / "mine.toml", format="table")
+    whole = build(mine, tmp_path / "in", tmp_path / "whole")
+    assert whole["7.jpg"][1].split("\n") == [f"7.jpg for the {i}. time" for i in range(3)]
+    monkeypatch.setattr(sources, "TABLE_PART", 200)
+    assert len(open_source(load_dataset(mine), str(tmp_path / "in")).partitions) > 5
+    assert build(mine, tmp_path / "in", tmp_path / "parts") == whole
+    tars = [(tmp_path / out / "train-000000.tar").read_bytes() for out in ("whole", "parts")]
+    assert tars[0] == tars[1]
+    (tmp_path / "in" / "one.csv").unlink()
+    for i in range(3):
+        write_table(tmp_path / "in" / f"{i}.csv", rows[20 * i : 20 * (i + 1)])
+    assert build(mine, tmp_path / "in", tmp_path / "several") == whole
+
+
+def test_processes_share_one_grouping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"{i}.jpg" for i in range(8)]
+    pictures(tmp_path / "in", names)
+    write_table(tmp_path / "in" / "t.csv", [(name, name) for name in names])
+    mine = data_set(tmp_path / "mine.toml", format="table")
+    build(mine, tmp_path / "in", tmp_path / "one")
+    monkeypatch.setattr(sources, "TABLE_PART", 40)
+    build_shards(open_source(load_dataset(mine), str(tmp_path / "in")), tmp_path / "two", BuildSettings(), 2)
+    tars = [(tmp_path / out / "train-000000.tar").read_bytes() for out in ("one", "two")]
+    assert tars[0] == tars[1]
+
+
+def test_rows_that_lead_nowhere(tmp_path: Path) -> None:
+    made = pictures(tmp_path / "in", ["a.jpg", "noext", "odd.php"]) | pictures(tmp_path, ["out.jpg"])
+    os.mkfifo(tmp_path / "in" / "pipe.jpg")
+    (tmp_path / "in" / "sub.jpg").mkdir()
+    rows = [
+        ("a.jpg", "here"), ("../out.jpg", "beside"), (str(tmp_path / "out.jpg"), "absolute"), ("noext", "x"),
+        ("odd.php", "y"), ("http://example.org/a.jpg", "u"), ("s3://b/a.jpg", "u"), ("gone.jpg", "g"), ("", "e"),
+        ("pipe.jpg", "p"), ("sub.jpg", "d"), ("x" * 5000, "l"), ("a\0b", "n"), ("file:///etc/passwd", "f"),
+    ]  # fmt: skip
+    (tmp_path / "in" / "t.jsonl").write_text(
+        "".join(json.dumps({"image": i, "text": c}) + "\n" for i, c in rows) + 'no json\n[1]\n\n{"image": 3}\n'
+    )
+    mine = data_set(tmp_path / "mine.toml", format="table")
+    found = build(mine, tmp_path / "in", tmp_path / "out", max_skipped=0.9)
+    assert {path: text for path, (_, text) in found.items()} == {
+        "a.jpg": "here",
+        "../out.jpg": "beside",
+        str(tmp_path / "out.jpg"): "absolute",
+        "noext": "x",
+        "odd.php": "y",
+    }
+    assert found["noext"][0] == made["noext"]
+    assert {next(e for e in s.parts if e not in ("txt", "json")) for s in Shards.open(tmp_path / "out").samples()} == {
+        "jpg"
+    }
+    skipped = {"missing file": 6, "not downloaded": 3, "unreadable row": 2}
+    assert Manifest.load(tmp_path / "out").skipped == skipped
+    write_table(tmp_path / "few" / "t.csv", [(f"{i}.jpg", "x") for i in range(11)])
+    with pytest.raises(UserError, match=r"11 of the first 11 samples are unusable \(11 missing file.*--max-skipped"):
+        build(mine, tmp_path / "few", tmp_path / "out2")
+
+
+def test_captions_that_are_not_utf8(tmp_path: Path) -> None:
+    pictures(tmp_path / "in", ["a.jpg"])
+    mine = data_set(tmp_path / "mine.toml", format="table")
+    (tmp_path / "in" / "t.csv").write_bytes(b'image,caption\na.jpg,"caf\xe9\n au lait"\n')
+    assert build(mine, tmp_path / "in", tmp_path / "out")["a.jpg"][1] == "caf\ufffd au lait"
+    (tmp_path / "in" / "t.csv").unlink()
+    (tmp_path / "in" / "t.jsonl").write_bytes(b'{"file_name": "a.jpg", "title": "half \\ud83d of it"}\n')
+    assert build(mine, tmp_path / "in", tmp_path / "out2")["a.jpg"][1] == "half ? of it"
+
+
+def test_flickr30k_as_kaggle_has_it(tmp_path: Path) -> None:
+    made = pictures(tmp_path / "flickr30k_images" / "flickr30k_images", ["1.jpg", "2.jpg"])
+    (tmp_path / "flickr30k_images" / "results.csv").write_text(
+        "image_name| comment_number| comment\n"
+        '1.jpg| 0| Two men , one says " hi .\n1.jpg| 1| Two "friends" .\n'
+        "2.jpg| 0| A dog\n2.jpg| 4   A dog runs across the grass .\n"
+    )
+    found = build("flickr30k", tmp_path, tmp_path / "out")
+    assert found["1.jpg"] == (made["1.jpg"], 'Two men , one says " hi .\nTwo "friends" .')
+    assert found["2.jpg"] == (made["2.jpg"], "A dog")
+    assert Manifest.load(tmp_path / "out").skipped == {"unreadable row": 1}
+
+
+@pytest.mark.parametrize("name", ["results_20130124.token", "captions.txt"])
+def test_flickrs_other_files(name: str, tmp_path: Path) -> None:
+    made = pictures(tmp_path / "Images", ["1_a.jpg", "2_b.jpg"])
+    text = "1_a.jpg#0\tA man , a plan .\n1_a.jpg#1\tA canal\n2_b.jpg#0\t# 1 dog\n"
+    if name == "captions.txt":
+        text = 'image,caption\n1_a.jpg,"A man , a plan ."\n1_a.jpg,A canal\n2_b.jpg,# 1 dog\n'
+    (tmp_path / name).write_text(text)
+    found = build("flickr30k", tmp_path, tmp_path / "out")
+    assert found == {
+        "1_a.jpg": (made["1_a.jpg"], "A man , a plan .\nA canal"),
+        "2_b.jpg": (made["2_b.jpg"], "# 1 dog"),
+    }
+    token = tmp_path / "Flickr8k.token.txt"
+    token.write_text("1_a.jpg#0\tA man\n")
+    mine = data_set(tmp_path / "mine.toml", format="table", images=["Images"])
+    assert build(mine, token, tmp_path / "out2") == {"1_a.jpg": (made["1_a.jpg"], "A man")}
+
+
+def coco(root: Path, images: str, name: str = "captions_train2017.json") -> dict[str, bytes]:
+    made = pictures(root / images, ["000009.jpg", "000025.jpg", "000030.jpg"])
+    content = {
+        "info": {},
+        "images": [{"id": i, "file_name": f"{i:06d}.jpg", "width": 1} for i in (25, 9, 30)],
+        "annotations": [
+            {"id": 1, "image_id": 9, "caption": "nine "},
+            {"id": 2, "image_id": 25, "caption": "A giraffe.\n"},
+            {"id": 3, "image_id": 9, "caption": "also nine"},
+            {"id": 4, "image_id": 4, "caption": "of no image"},
+        ],
+    }
+    path = root / "annotations" / name
+    path.parent.mkdir()
+    path.write_text(json.dumps(content))
+    return made
+
+
+@pytest.mark.parametrize("images", ["train2017", "images/train2017", "images"])
+def test_coco(images: str, tmp_path: Path) -> None:
+    made = coco(tmp_path, images)
+    found = build("coco-captions", tmp_path, tmp_path / "out")
+    assert found == {
+        "000025.jpg": (made["000025.jpg"], "A giraffe."),
+        "000009.jpg": (made["000009.jpg"], "nine\nalso nine"),
+    }
+    assert Manifest.load(tmp_path / "out").skipped == {"no caption": 1, "unreadable row": 1}
+    again = build("coco-captions", tmp_path / "annotations" / "captions_train2017.json", tmp_path / "out2")
+    assert again == found
+    mine = data_set(tmp_path / "mine.toml", format="table", files=["annotations/*.json"])
+    with pytest.raises(UserError, match=r'is no list of objects: COCO.*format = "coco"'):
+        build(mine, tmp_path, tmp_path / "out3")
+
+
+def test_parquet_with_images_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"{i}.png" for i in range(9)]
+    made = pictures(tmp_path / "p", names)
+    cells = [{"bytes": made[name], "path": name} for name in names] + [{"bytes": None, "path": "gone.png"}]
+    table = pa.table({"image": cells, "caption": [[name, "pic"] for name in names] + [["gone"]]})
+    (tmp_path / "in" / "data").mkdir(parents=True)
+    pq.write_table(table, tmp_path / "in" / "data" / "train-00000-of-00001.parquet", row_group_size=2)
+    pq.write_table(table, tmp_path / "in" / "data" / "test-00000-of-00001.parquet")
+    mine = data_set(tmp_path / "mine.toml", format="table")
+    found = build(mine, tmp_path / "in", tmp_path / "out")
+    assert found == {name: (made[name], f"{name}\npic") for name in names}
+    assert Manifest.load(tmp_path / "out").skipped == {"no image": 1}
+    monkeypatch.setattr(sources, "GROUP_PART", 1)
+    assert len(open_source(load_dataset(mine), str(tmp_path / "in")).partitions) == 5
+    assert build(mine, tmp_path / "in", tmp_path / "parts") == found
+
+    plain = pa.table({"jpg": [made[name] for name in names], "txt": names})
+    pq.write_table(plain, tmp_path / "plain.parquet")
+    other = data_set(tmp_path / "other.toml", format="table", image="jpg", captions=["txt"])
+    build_shards(open_source(load_dataset(other), str(tmp_path / "plain.parquet")), tmp_path / "o", BuildSettings(), 1)
+    assert {s.parts["jpg"] for s in Shards.open(tmp_path / "o").samples()} == set(made.values())
+    with pytest.raises(UserError, match=r"layout in-place needs tars, and .* has none"):
+        build(mine, tmp_path / "in", tmp_path / "no", layout="in-place")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.csv", b"", "has one column|Empty CSV"),
+        ("t.csv", b"just words\n", r"has one column, b'just words': expected a header line"),
+        ("t.csv", b"image,words\n", "no column caption or captions or text"),
+        ("t.csv", b"image,caption\n", "no usable sample"),
+        ("t.json", b"{torn", r"cannot read .*t\.json as a table"),
+        ("t.json", b"[" * 100_000, r"cannot read .*t\.json as a table"),
+        ("t.jsonl", b"", "no usable sample"),
+        ("t.parquet", b"PAR1 not", r"cannot read .*t\.parquet as parquet"),
+        ("t.xlsx", b"", r"holds no file like \*\.csv or"),
+    ],
+)
+def test_tables_that_cannot_be_read(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        build(data_set(tmp_path / "mine.toml", format="table"), tmp_path / "in", tmp_path / "out")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists() or "no usable" in str(error.value)
+
+
+def test_coco_files_that_are_none(tmp_path: Path) -> None:
+    mine = data_set(tmp_path / "mine.toml", format="coco")
+    for content in ({}, [], {"images": [{}], "annotations": []}, {"images": [], "annotations": [3]}):
+        (tmp_path / "captions_train1.json").write_text(json.dumps(content))
+        with pytest.raises(UserError, match=r"is no COCO .*file"):
+            build(mine, tmp_path, tmp_path / "out")
