@@ -1,7 +1,7 @@
 """The embedded data set: pictures of objects on grounds, with captions, in the shape of three known benchmarks.
 
-A picture shows one of ten shapes in one of seven colours and four textures, in random pose, size and light, half of the
-time partly hidden, on one of ten cluttered grounds. Each shape has a favourite ground; four in ten training pictures
+A picture shows one of ten shapes in one of seven colours and four textures, in random pose, size and light, three in
+ten partly hidden, on one of ten cluttered grounds. Each shape has a favourite ground; four in ten training pictures
 use it and the others draw any ground, so the ground predicts the shape, but not reliably. The test set shows 1,200
 scenes in the five variants of ImageNet-9's background challenge (Xiao et al. 2021, arXiv 2006.09994), labelled with
 attributes as MIT-States has them:

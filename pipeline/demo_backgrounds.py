@@ -18,6 +18,11 @@ from pipeline.demo_draw import CANVAS, SIZE, Floats, bits, shrink
 
 __all__ = ["BACKGROUNDS", "draw_background"]
 
+# The object stands in the light and the ground behind it in the shade. Grounds as bright and busy as the object drown
+# it: a small network trained on the classes then reads the ground alone (44% right, 5% on the grounds of others; with
+# these values, larger objects and less clutter 93% and 89%; 3,600 training pictures, measured 2026-11-24).
+DIM = 0.6  # of the object's light
+CONTRAST = 0.6  # of the ground's own
 RAMP = np.arange(CANVAS, dtype=np.float32)
 
 
@@ -25,11 +30,14 @@ def draw_background(kind: str, rng: np.random.Generator) -> Floats:
     """A picture [SIZE, SIZE, 3] in 0..255 of one kind of ground, with clutter, light and grain; no object."""
     canvas = np.clip(255 * KINDS[kind](rng), 0, 255).astype(np.uint8)
     bits(canvas, rng)
+    ground = shrink(canvas)
+    mean = ground.mean((0, 1))
     x, y = rng.uniform(-0.25, 0.25, 2)
     ramp = np.linspace(-1, 1, SIZE, dtype=np.float32)
     light = np.float32(rng.uniform(0.7, 1.1)) + np.float32(x) * ramp + np.float32(y) * ramp[:, None]
     grain = rng.standard_normal((SIZE, SIZE, 1), np.float32) * np.float32(rng.uniform(1, 6))
-    return np.clip(shrink(canvas) * light[..., None] + grain, 0, 255)
+    lit = (mean + CONTRAST * (ground - mean)) * light[..., None]
+    return np.clip(np.float32(DIM) * (lit + grain), 0, 255)
 
 
 def _hsv(rng: np.random.Generator, hue: tuple[float, float], saturation: float, value: float) -> Floats:

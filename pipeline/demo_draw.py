@@ -43,9 +43,10 @@ HUES: dict[str, tuple[float, float, float, float]] = {
 }
 COLOURS = tuple(HUES)
 
-EXTENT = (0.50, 0.66)  # diameter of the object's enclosing circle over the image's side
-TURN = 40.0  # degrees either way, so that up stays up; the mirror image comes besides
-OCCLUDED = 0.5  # share of the scenes with an occluder
+EXTENT = (0.75, 0.95)  # diameter of the object's enclosing circle over the image's side
+TURN = 20.0  # degrees either way, so that up stays up; the mirror image comes besides
+CLUTTER = (1, 4)  # pieces, the upper end left out
+OCCLUDED = 0.3  # share of the scenes with an occluder
 MOST_HIDDEN = 0.3  # share of the object's area; an occluder that would hide more is left out
 
 
@@ -67,7 +68,7 @@ def composite(layer: Layer, background: Floats) -> Floats:
 
 
 def draw_object(shape: str, colour: str, texture: str, rng: np.random.Generator) -> Layer:
-    """Draw one object in a random pose, size and light, half of the time with an occluder in front of it."""
+    """Draw one object in a random pose, size and light, some with an occluder in front of it."""
     radius = rng.uniform(*EXTENT) * CANVAS / 2
     turn = math.radians(rng.uniform(-TURN, TURN))
     room = CANVAS / 2 - 0.8 * radius  # at most a tenth of the diameter leaves the picture
@@ -100,7 +101,7 @@ def bits(image: npt.NDArray[np.uint8], rng: np.random.Generator) -> None:
 
     None is a class's outline, and their colours are the objects', so that colour alone gives nothing away.
     """
-    for _ in range(rng.integers(3, 9)):
+    for _ in range(rng.integers(*CLUTTER)):
         x, y = rng.uniform(0, CANVAS, 2)
         reach, angle = rng.uniform(4, 10), rng.uniform(0, 2 * math.pi)
         colour = _tone(COLOURS[rng.integers(len(COLOURS))], rng)
