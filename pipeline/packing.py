@@ -28,6 +28,7 @@ __all__ = ["Packing", "batch_edges", "in_groups", "neighbour_groups", "packed_or
 
 Ints = npt.NDArray[Any]
 GROWTH = 1.5  # 160,096 captions, groups of 32, edges a row at growth 1.25, 1.5, 2, 8: see benchmarks/packed.py
+SWAPS = 64  # rounds in which a group of several copies of a text changes one of them for a sample of another group
 REPORT = 1 << 14  # samples between two moves of the progress bar
 
 
@@ -101,7 +102,7 @@ def neighbour_groups(indptr: Ints, neighbours: Ints, similarities: Ints, counts:
             else:
                 left[members] -= 1
                 pieces.append(members)
-    return _joined(pieces, rng)
+    return _parted(_joined(pieces, rng), size, rng)
 
 
 def in_groups(text_ids: Ints, sequence: Ints, size: int, seed: int) -> Ints:
@@ -150,6 +151,25 @@ def _joined(pieces: list[Ints], rng: np.random.Generator) -> Ints:
     mixed = rng.permutation(len(pieces))
     order = mixed[np.argsort(-lengths[mixed], kind="stable")]
     return np.concatenate([pieces[i] for i in order])
+
+
+def _parted(sequence: Ints, size: int, rng: np.random.Generator) -> Ints:
+    """Swap copies of a text that share a group with random samples of other groups, where there are groups without."""
+    whole = sequence[: len(sequence) // size * size].reshape(-1, size)
+    for _ in range(SWAPS if len(whole) > 1 else 0):
+        order = np.argsort(whole, axis=1, kind="stable")
+        row, place = np.nonzero(np.diff(np.take_along_axis(whole, order, axis=1), axis=1) == 0)
+        if not len(row):
+            break
+        # One swap a group and round, so that no two of them meet.
+        row, first = np.unique(row, return_index=True)
+        column = order[row, place[first] + 1]
+        free = rng.permutation(np.setdiff1d(np.arange(len(whole)), row))[: len(row)]
+        row, column, other = row[: len(free)], column[: len(free)], rng.integers(0, size, len(free))
+        here, there = whole[row, column], whole[free, other]
+        fits = ~((whole[free] == here[:, None]).any(axis=1) | (whole[row] == there[:, None]).any(axis=1))
+        whole[row[fits], column[fits]], whole[free[fits], other[fits]] = there[fits], here[fits]
+    return np.concatenate([whole.ravel(), sequence[whole.size :]])
 
 
 def _places(indptr: Ints, rows: Ints) -> Ints:
