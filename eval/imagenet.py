@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from eval.bars import say
 from eval.bench import ImageSet, Ints, Source, Task
 from eval.benchmarks_imagefolder import Pictures, is_picture, list_folder, list_tar
 from eval.imagenet_labels import IMAGES, check_against_real, class_index, flat_labels, image_number, wnids
@@ -125,6 +126,7 @@ def splits(root: Path, *names: str) -> list[list[Path]]:
 
 def _class_folders(root: Path, split: str) -> Pictures:
     folder, tar = root / split, root / f"{split}.tar"
+    say(f"listing {folder if folder.is_dir() else tar}")  # 1.3 million names take a while on a slow disk
     pictures = list_folder(folder) if folder.is_dir() else list_tar(tar)
     if not pictures.keys:
         raise UserError(f"{pictures.where} holds no pictures: it must look like {folder}/n01440764/*.JPEG")
