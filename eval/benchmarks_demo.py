@@ -95,19 +95,25 @@ class _Set:
 
 
 def _train_folder(source: Source) -> Path:
+    """The first place that holds both folders of shards."""
     candidates = [source.root, source.root / "demo", source.shards, Path("data/demo")]
-    for folder in candidates:
-        if folder is not None and (folder / "manifest.json").is_file():
-            test = folder.with_name(folder.name + TEST)
-            if not (test / "manifest.json").is_file():
-                raise UserError(
-                    f"{test} is missing, which the benchmark demo tests on: run `xclr-shards build demo-test`"
-                )
-            return folder
+    there = [folder for folder in candidates if folder is not None and _finished(folder)]
+    whole = [folder for folder in there if _finished(folder.with_name(folder.name + TEST))]
+    if whole:
+        return whole[0]
+    halves = [folder for folder in there if Manifest.load(folder).dataset == "demo"]
+    if halves:
+        raise UserError(
+            f"{halves[0]}{TEST} is missing, which the benchmark demo tests on: run `xclr-shards build demo-test`"
+        )
     raise UserError(
         f"the benchmark demo needs the shards demo and demo-test, and there are none in {source.root} or data/: "
         "run `make demo`, or `xclr-shards build demo` and `xclr-shards build demo-test`"
     )
+
+
+def _finished(folder: Path) -> bool:
+    return (folder / "manifest.json").is_file()
 
 
 def _rows(folder: Path) -> list[_Row]:

@@ -101,7 +101,7 @@ def run_suite(
             if name not in benches:
                 benches[name] = open_bench(name, data, partial=settings.partial, shards=model.shards)
         evaluated.append(_evaluate_row(row, model, list(benches.values()), out, settings))
-    results = _results(suite, evaluated)
+    results = _results(suite, evaluated, benches)
     write_json(out / "results.json", results)
     trained = {row.method: models[row.method] for row in rows if not row.untrained}
     write_report(
@@ -137,9 +137,10 @@ def _evaluate_row(row: Row, model: Model, benches: list[Bench], out: Path, setti
     return {"method": row.method, "model": dict(model.about), "evaluations": evaluations}
 
 
-def _results(suite: Suite, evaluated: list[dict[str, Any]]) -> dict[str, Any]:
+def _results(suite: Suite, evaluated: list[dict[str, Any]], benches: dict[str, Bench]) -> dict[str, Any]:
     """What results.json holds: figures by row, method and column, then everything about them."""
-    several = len(suite.benches) > 1
+    several = len(benches) > 1
+    columns = [f"{bench.name}/{c.name}" if several else c.name for bench in benches.values() for c in bench.columns]
     rows = []
     for row in evaluated:
         figures: dict[str, dict[str, float]] = {method: {} for method in METHODS}
@@ -156,7 +157,7 @@ def _results(suite: Suite, evaluated: list[dict[str, Any]]) -> dict[str, Any]:
         "suite": suite.name,
         "title": suite.title,
         "rows": rows,
-        "columns": list(rows[0]["linear_probe"]),
+        "columns": columns,
         "protocol": {e["method"]: e["protocol"] for e in evaluated[0]["evaluations"]},
         "benches": {e["bench"]: {"root": e["root"], "notes": e["notes"]} for e in evaluated[0]["evaluations"]},
         "partial": sorted({reason for e in evaluations for reason in e["partial"]}),

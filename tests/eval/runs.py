@@ -1,0 +1,42 @@
+"""Runs of seconds, and the command line in this process."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from eval.cli import main
+from trainer.loop import train
+from trainer.recipe import Recipe, from_table
+from trainer.world import World
+
+
+def train_run(shards: Path, run: Path, objective: str = "simclr", *, epochs: int = 1) -> Path:
+    """A miniature run with checkpoints and metrics; all objectives start from the same weights."""
+    table: dict[str, Any] = {
+        "name": "test",
+        "epochs": epochs,
+        "precision": "float32",
+        "data": {"shards": str(shards), "batch_size": 8},
+        "augment": {"image_size": 16, "blur": 0.0},
+        "model": {"backbone": "test_vit", "projector_norm": "layer", "projector_hidden": 32, "projector_dim": 16},
+        "objective": {"name": objective},
+        "optimiser": {"name": "adamw", "lr": 1e-3, "lr_scaling": "none", "warmup_epochs": 0.5},
+        "run": {"workers": 0, "log_every": 1, "checkpoint_every": 100, "knn_every": 1},
+    }
+    train(from_table(Recipe, table, where="test"), run, World(device=torch.device("cpu")))
+    return run
+
+
+def run_eval(arguments: list[str]) -> int:
+    """The exit code of `xclr-eval ARGUMENTS`."""
+    with mock.patch.object(sys, "argv", ["xclr-eval", *arguments]):
+        try:
+            main()
+        except SystemExit as end:
+            return int(end.code or 0)
+    return 0

@@ -1,0 +1,186 @@
+"""`imagefolder` from the command line: folders and tars, nested, damaged, and every way to give it wrongly."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.benchmarks_imagefolder import list_tar
+from eval.registry import open_bench
+from shards.errors import UserError
+from tests.eval.make_folders import as_tars, make_folders
+from tests.eval.runs import run_eval, train_run
+from tests.make import make_shards
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("imagefolder")
+    return train_run(make_shards(root / "shards", sizes=(24,)), root / "runs" / "one")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folders(tmp_path_factory.mktemp("folders"), nested=True)
+
+
+def read(path: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(path.read_text())
+    return value
+
+
+@pytest.mark.parametrize("method", ["linear-probe", "knn"])
+def test_folders_and_tars_give_the_same_figures(
+    run: Path,
+    folders: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    method: str,
+) -> None:
+    tars = as_tars(folders, tmp_path / "tars")
+    monkeypatch.chdir(run.parent.parent)  # the newest run below runs/ is the default
+    options = ["--k", "3"] if method == "knn" else []
+    cache = ["--features", str(tmp_path / "cache")]
+    results = []
+    for data in (folders, tars):
+        out = tmp_path / f"{data.name}.json"
+        assert (
+            run_eval([method, "--bench", "imagefolder", "--data", str(data), "--out", str(out), *cache, *options]) == 0
+        )
+        results.append(read(out))
+        assert str(out) in capsys.readouterr().out
+    first, second = results
+    assert first["columns"] == second["columns"]
+    assert first["columns"]["top1"]["n"] == 20
+    assert first["columns"]["top1"]["accuracy"] > 60  # colours are easy, even with the weights of a miniature run
+    assert first["pictures"]["train"]["features"] == second["pictures"]["train"]["features"]  # equal names and sizes
+    assert first["protocol"]["k" if method == "knn" else "epochs"] == (3 if method == "knn" else 40)
+    assert len(first["model"]["checkpoint_sha256"]) == 64
+    assert {"torch", "timm", "xclr"} <= set(first["versions"])
+
+
+def test_results_lie_beside_the_checkpoint_and_a_second_call_says_it_reuses(
+    run: Path, folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["linear-probe", "--bench", "imagefolder", "--data", str(folders), "--checkpoint", str(run)]
+    call += ["--features", str(tmp_path)]
+    assert run_eval(call) == 0
+    path = run / "eval" / f"linear-probe-imagefolder-{folders.name}.json"
+    trained = read(path)
+    assert "used again" not in capsys.readouterr().err
+    assert run_eval(call) == 0
+    said = capsys.readouterr().err
+    assert "features from before are used again" in said
+    assert "the probe trained before is used again" in said
+    assert read(path) == trained
+    assert run_eval([*call, "--untrained"]) == 0
+    untrained = read(run / "eval" / f"linear-probe-imagefolder-{folders.name}-untrained.json")
+    assert untrained["model"]["objective"] == "untrained"
+    assert untrained["pictures"]["train"]["features"] != trained["pictures"]["train"]["features"]
+
+
+def test_unreadable_pictures_are_counted_and_left_out(run: Path, folders: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(folders, data)
+    (data / "val" / "class1" / "images" / "0.JPEG").write_bytes(b"torn")
+    (data / "train" / "class0" / "images" / "3.JPEG").write_bytes(b"")
+    out = tmp_path / "out.json"
+    call = ["knn", "--bench", "imagefolder", "--data", str(data), "--checkpoint", str(run), "--out", str(out)]
+    assert run_eval([*call, "--k", "1", "--features", str(tmp_path / "cache")]) == 0
+    result = read(out)
+    assert result["columns"]["top1"]["n"] == 19
+    assert result["columns"]["top1"]["unreadable"] == 1
+    assert result["pictures"]["train"]["unreadable"] == 1
+    assert result["chosen"]["class"]["trained_on"] == 47
+
+
+def test_classes_are_matched_by_name(folders: Path) -> None:
+    bench = open_bench("imagefolder", folders)
+    assert bench.tasks[0].classes == ["class0", "class1", "class2", "class3"]
+    assert bench.tasks[0].labels.tolist() == [i // 12 for i in range(48)]
+    assert bench.by_name["val"].keys[7] == "class1/images/2.JPEG"
+    assert bench.by_name["val"].read(7) == (folders / "val/class1/images/2.JPEG").read_bytes()
+
+
+def test_real_tars_open(data_root: Path | None, folders: Path, tmp_path: Path) -> None:
+    root = data_root / "tiny-imagenet-100" if data_root else as_tars(folders, tmp_path / "tars")
+    bench = open_bench("imagefolder", root)
+    images, classes = bench.by_name["train"], bench.tasks[0].classes
+    assert (len(images), len(bench.by_name["val"]), len(classes)) == ((30000, 5000, 100) if data_root else (48, 20, 4))
+    assert images.read(len(images) - 1)[:2] == b"\xff\xd8"
+    assert images.keys[0].startswith(f"{classes[0]}/")
+    assert len(list_tar(root / "val.tar").keys) == len(bench.by_name["val"])
+
+
+def broken(folders: Path, data: Path, what: str) -> None:
+    shutil.copytree(folders, data)
+    if what == "no val":
+        shutil.rmtree(data / "val")
+    elif what == "empty train":
+        shutil.rmtree(data / "train")
+        (data / "train").mkdir()
+    elif what == "no classes":
+        for path in (data / "train").rglob("*.JPEG"):
+            path.rename(data / "train" / f"{path.parent.parent.name}-{path.name}")
+    elif what == "foreign class":
+        (data / "val" / "class1").rename(data / "val" / "zebra")
+    elif what == "one class":
+        for split in ("train", "val"):
+            for label in (1, 2, 3):
+                shutil.rmtree(data / split / f"class{label}")
+    elif what == "torn tar":
+        shutil.rmtree(data / "train")
+        (data / "train.tar").write_bytes(b"x" * 700)
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("no val", r"has no val/, val\.tar or test/, test\.tar: give --data DIR"),
+        ("empty train", r"train holds no pictures in class folders: it must look like .*/CLASS/\*\.jpg"),
+        ("no classes", r"train holds no pictures in class folders"),
+        ("foreign class", r"has the class 'zebra' \(5 pictures\), which .*train lacks \(1 such of 4\)"),
+        ("one class", r"has one class, 'class0': a probe needs two"),
+        ("torn tar", r"train\.tar is torn or no tar"),
+    ],
+)
+def test_wrong_folders_are_one_line(folders: Path, tmp_path: Path, what: str, message: str) -> None:
+    broken(folders, tmp_path / "data", what)
+    with pytest.raises(UserError, match=message):
+        open_bench("imagefolder", tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--bench", "imagefolder", "--data", "nowhere"], "there is no folder nowhere: give --data DIR"),
+        (["--bench", "imagefolder"], "there is no folder benchmarks/imagefolder"),
+        (["--bench", "imagefolders"], "unknown benchmark 'imagefolders': give one of demo, imagefolder"),
+        (["--bench", "demo", "--checkpoint", "nowhere"], "there is no checkpoint or run folder nowhere"),
+        (["--bench", "demo"], "the benchmark demo needs the shards demo and demo-test"),
+        (["--bench", "demo", "--learning-rates", "a,b"], "--learning-rates takes numbers separated by commas"),
+    ],
+)
+def test_wrong_options_are_one_line(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    monkeypatch.chdir(run.parent.parent)
+    monkeypatch.setenv("XCLR_BENCHMARKS", "benchmarks")
+    assert run_eval(["linear-probe", *options]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert said.startswith("error: ")
+
+
+def test_a_run_without_checkpoints_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_eval(["knn", "--bench", "demo", "--checkpoint", str(tmp_path)]) == 2
+    assert "holds no checkpoints/step-*.pt" in capsys.readouterr().err
+    (tmp_path / "other.pt").write_bytes(b"x")
+    assert run_eval(["knn", "--bench", "demo", "--checkpoint", str(tmp_path / "other.pt")]) == 2
+    assert "is not a readable checkpoint" in capsys.readouterr().err

@@ -1,0 +1,189 @@
+"""The benchmark `demo` and the suite on miniature runs: figures, page, resuming, and what is given wrongly."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import eval.suite as module
+from eval.bench import Source
+from eval.benchmarks_demo import VARIANTS, open_demo
+from eval.charts import line_chart, ticks
+from eval.claims import verdicts
+from eval.suite import load_suite
+from shards.errors import UserError
+from tests.eval.demo_shards import make_demo
+from tests.eval.runs import run_eval, train_run
+
+COLUMNS = ["object", "mixed_same", "mixed_rand", "only_fg", "only_bg", "colour", "texture"]
+SCENES = 20
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """data/demo, data/demo-test and the three runs of `make demo`, in miniature."""
+    root = tmp_path_factory.mktemp("suite")
+    shards, _ = make_demo(root / "data", 96, SCENES)
+    for objective in ("simclr", "supcon", "xclr"):
+        train_run(shards, root / "runs/demo" / objective, objective)
+    return root
+
+
+@pytest.fixture(scope="module")
+def results(world: Path) -> dict[str, Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(world)
+        assert run_eval(["suite", "--config", "demo", "--out", "runs/demo"]) == 0
+    value: dict[str, Any] = json.loads((world / "runs/demo/results.json").read_text())
+    return value
+
+
+def test_the_benchmark_has_the_variants_and_labels_of_the_shards(world: Path) -> None:
+    bench = open_demo(Source(root=world / "data/demo", benchmarks=world))
+    assert [column.name for column in bench.columns] == COLUMNS
+    assert [len(bench.by_name[variant]) for variant in VARIANTS] == [SCENES] * 5
+    assert len(bench.by_name["train"]) == 96
+    assert [images.name for images in bench.sets if images.may_train] == ["train"]
+    assert bench.tasks[0].classes[bench.tasks[0].labels[0]] == "arrow" or len(set(bench.tasks[0].classes)) == 10
+    by_name = {column.name: column for column in bench.columns}
+    rows = np.arange(SCENES)
+    for name in COLUMNS:  # the labels are those of the test pictures: scores that say so are right everywhere
+        classes = len(next(t.classes for t in bench.tasks if t.name == by_name[name].task))
+        right = [
+            label
+            for i in rows
+            for label in range(classes)
+            if by_name[name].score(np.eye(classes, dtype=np.float32)[[label]], rows[i : i + 1])[0] == 1
+        ]
+        assert len(right) == SCENES
+
+
+def test_every_row_has_every_column(results: dict[str, Any]) -> None:
+    assert [row["method"] for row in results["rows"]] == ["untrained", "simclr", "supcon", "xclr"]
+    assert results["columns"] == COLUMNS
+    for row in results["rows"]:
+        for method in ("linear_probe", "knn"):
+            assert set(row[method]) == set(COLUMNS)
+            assert all(0 <= value <= 100 for value in row[method].values())
+            assert all(detail["n"] == SCENES for detail in row["details"][method].values())
+    assert results["rows"][0]["model"]["objective"] == "untrained"
+    assert results["rows"][3]["model"]["objective"] == "xclr"
+    assert results["protocol"]["knn"]["k"] == 20
+    assert "held out of the training images" in results["protocol"]["linear_probe"]["selection"]
+
+
+class Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+
+def test_the_page_holds_everything_in_itself(world: Path, results: dict[str, Any]) -> None:
+    text = (world / "runs/demo/report.html").read_text()
+    page = Page()
+    page.feed(text)
+    sources = [attrs["src"] for tag, attrs in page.tags if tag == "img"]
+    assert len(sources) >= 6 * 2 + 6 * (1 + 3 * 6)
+    assert all(source and source.startswith("data:image/jpeg;base64,") for source in sources)
+    assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe")]
+    assert not re.search(r"(https?:)?//[a-z]", re.sub(r"data:[^\"]*", "", text))
+    assert sum(tag == "polyline" for tag, _ in page.tags) >= 6  # loss and kNN of three runs
+    for row in results["rows"]:
+        assert f">{row['knn']['texture']:.1f}<" in text
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_a_second_run_evaluates_nothing(
+    world: Path, results: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def must_not(*args: object) -> None:
+        raise AssertionError("evaluated again")
+
+    monkeypatch.chdir(world)
+    monkeypatch.setattr(module, "evaluate", must_not)
+    assert run_eval(["suite", "--config", "demo", "--out", "runs/demo"]) == 0
+    assert json.loads((world / "runs/demo/results.json").read_text()) == results
+    shown = capsys.readouterr().out
+    assert "mixed_rand" in shown
+    assert "untrained" in shown
+
+
+def test_checkpoints_can_be_named_instead(
+    world: Path, results: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(world)
+    call = ["suite", "--config", "demo", "--out", str(tmp_path)]
+    assert run_eval([*call, "--checkpoint", "runs/demo/xclr", "--checkpoint", "runs/demo/simclr"]) == 0
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert [row["method"] for row in rows] == ["xclr", "simclr"]
+    assert rows[0]["knn"] == results["rows"][3]["knn"]
+    assert rows[1]["linear_probe"] == results["rows"][1]["linear_probe"]
+
+
+def table(**figures: tuple[float, float]) -> dict[str, Any]:
+    rows = [
+        {"method": name, **{m: {"object": a, "only_fg": a, "colour": b} for m in ("linear_probe", "knn")}}
+        for name, (a, b) in figures.items()
+    ]
+    return {"rows": rows, "columns": ["object", "only_fg", "colour"]}
+
+
+def test_claims_are_read_off_the_figures() -> None:
+    good = verdicts(table(untrained=(10, 10), simclr=(20, 50), supcon=(30, 40), xclr=(25, 45)))
+    assert [bool(verdict.failures) for verdict in good] == [False, False, False]
+    bad = verdicts(table(untrained=(10, 10), simclr=(26, 50), supcon=(30, 45), xclr=(25, 45)))
+    assert [len(verdict.failures) for verdict in bad] == [0, 4, 2]  # two columns or one, by two methods
+    assert bad[1].failures[0] == "linear probe on object: X-CLR 25.0, simclr 26.0"
+    assert verdicts(table(simclr=(1, 1), other=(2, 2))) == []
+
+
+def test_charts() -> None:
+    assert ticks(0, 10) == [0, 2, 4, 6, 8, 10]
+    assert ticks(0.31, 0.32)[0] <= 0.31
+    assert ticks(5, 5)[0] < 5 < ticks(5, 5)[-1]
+    chart = line_chart({"a<b": [(0, 1), (10, 2)]}, x_title="step", y_title="loss", colours={"a<b": 2})
+    assert 'class="line s2"' in chart
+    assert "a&lt;b" in chart
+    assert line_chart({"a": []}, x_title="x", y_title="y", colours={"a": 0}) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("benches = ['demo']\nrow = 1", "unknown row; known are"),
+        ("title = 'x'", "'benches' is missing"),
+        ("benches = ['demon']", "unknown benchmark 'demon'"),
+        ("benches = []", "names no benchmark"),
+        ("benches = [", "suite .*toml: "),
+        ("benches = ['demo']\n[[rows]]\nmethod = 'a'", "'checkpoint' is missing"),
+        ("benches = ['demo']\n[[rows]]\nmethod = 'a'\ncheckpoint = 'b'\nk = 1", "unknown k in a row"),
+    ],
+)
+def test_wrong_suite_files_are_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_suite(str(path))
+
+
+def test_missing_runs_and_shards_are_one_line(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_eval(["suite", "--config", "demo", "--out", "runs/demo"]) == 2
+    assert "runs that are not there: runs/demo/simclr, runs/demo/supcon, runs/demo/xclr" in capsys.readouterr().err
+    assert run_eval(["suite", "--config", "nothing"]) == 2
+    assert "unknown suite 'nothing': give a .toml file or one of demo" in capsys.readouterr().err
+    shutil.copytree(world / "data/demo", tmp_path / "data/demo")
+    with pytest.raises(UserError, match=r"demo-test is missing.*xclr-shards build demo-test"):
+        open_demo(Source(root=tmp_path / "data/demo", benchmarks=tmp_path))
