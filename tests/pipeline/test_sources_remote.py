@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -92,6 +96,52 @@ def build(dataset: str, source: str, out: Path, **settings: Any) -> dict[str, tu
     return {key: (shards.image(i), texts[index.text_id[i]]) for i, key in enumerate(index.key.to_pylist())}
 
 
+class Hub(Files):
+    """What the Hugging Face hub answers for one data set, whose files are those of the folder."""
+
+    ranges = True
+
+    def do_GET(self) -> None:
+        place, _, rest = self.path.partition("/api/datasets/owner/name")
+        if place:
+            self.path = self.path.replace("/datasets/owner/name/resolve/main", "")
+            super().do_GET()
+        elif rest.startswith("/tree/main"):
+            files = sorted(Path(self.directory).iterdir())
+            self._json([{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0"} for f in files])
+        else:
+            self._json({"id": "owner/name", "sha": "main", "siblings": []})
+
+    def _json(self, value: object) -> None:
+        content = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+
+def test_a_repository_on_the_hub(tmp_path: Path) -> None:
+    """In a process of its own: the hub's address is read when its package is imported."""
+    img2dataset(tmp_path / "in", samples=3, tars=2)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, directory=str(tmp_path / "in")))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        arguments = ["build", "flickr8k", "--source", "hf://datasets/owner/name", "--graph", "none"]
+        subprocess.run(
+            [sys.executable, "-m", "pipeline.cli", *arguments, "--out", str(tmp_path / "out"), "--processes", "1"],
+            env={**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}"},
+            check=True,
+        )
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    build("flickr8k", str(tmp_path / "in"), tmp_path / "local")
+    assert tars(tmp_path / "out") == tars(tmp_path / "local")
+
+
 def tars(root: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in root.glob("*.tar")}
 
@@ -163,7 +213,10 @@ def test_a_broken_connection_is_taken_up(
     assert (tmp_path / "got.tar").read_bytes() == content
     assert handler.drops == []
     starts = [int(asked[6:].partition("-")[0]) for _, asked in handler.asked if asked]
-    assert not ranges or max(starts) == (len(content) - 1) // 4096 * 4096
+    assert not ranges or starts == [0, 0, 4096, *range(4096, len(content), 4096)]
+    with pytest.raises(UserError, match=rf"{len(content)} bytes came of {len(content) + 1}"):
+        remote.fetch(f"{served}/{whole}", len(content) + 1, tmp_path / "more.tar")
+    assert not (tmp_path / "more.tar").exists()
 
 
 def test_a_connection_that_stays_broken_is_given_up(tmp_path: Path, served: str, handler: type[Files]) -> None:
