@@ -210,6 +210,18 @@ def info(root: RootArgument) -> None:
     describe(root)
 
 
+@app.command()
+def preview(
+    root: RootArgument,
+    graph: Annotated[str | None, typer.Option(help="Which graph. Default: the only one.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The HTML file. Default: preview-GRAPH.html in SHARDS.")] = None,
+) -> None:
+    """Write a page to judge a graph by, and to choose tau_s, before paying for training."""
+    from pipeline.preview import preview as write
+
+    print(write(root, graph, out))
+
+
 def _bytes(gigabytes: float | None) -> int | None:
     return None if gigabytes is None else int(gigabytes * 1e9)
 

@@ -24,7 +24,7 @@ from shards.atomic import atomic_file
 from shards.errors import UserError
 from shards.index import read_texts
 
-__all__ = ["Packing", "batch_edges", "in_groups", "neighbour_groups", "packed_order"]
+__all__ = ["Packing", "batch_edges", "flat_places", "in_groups", "neighbour_groups", "packed_order"]
 
 Ints = npt.NDArray[Any]
 GROWTH = 1.5  # 160,096 captions, groups of 32, edges a row at growth 1.25, 1.5, 2, 8: see benchmarks/packed.py
@@ -119,7 +119,7 @@ def in_groups(text_ids: Ints, sequence: Ints, size: int, seed: int) -> Ints:
 def batch_edges(indptr: Ints, neighbours: Ints, texts: Ints) -> float:
     """Listed neighbours that a row has in a batch, on average. texts: [batch] text ids; copies count each."""
     held = np.bincount(texts, minlength=len(indptr) - 1)
-    return float(held[neighbours[_places(indptr, texts)]].sum() / len(texts))
+    return float(held[neighbours[flat_places(indptr, texts)]].sum() / len(texts))
 
 
 def _grow(start: int, indptr: Ints, neighbours: Ints, similarities: Ints, left: Ints, inside: Ints, size: int) -> Ints:
@@ -130,7 +130,7 @@ def _grow(start: int, indptr: Ints, neighbours: Ints, similarities: Ints, left: 
     members = np.array([start])
     inside[start] = True
     while len(members) < size:
-        places = _places(indptr, members)
+        places = flat_places(indptr, members)
         free = (left[neighbours[places]] > 0) & ~inside[neighbours[places]]
         places = places[free]
         if not len(places):
@@ -172,7 +172,7 @@ def _parted(sequence: Ints, size: int, rng: np.random.Generator) -> Ints:
     return np.concatenate([whole.ravel(), sequence[whole.size :]])
 
 
-def _places(indptr: Ints, rows: Ints) -> Ints:
+def flat_places(indptr: Ints, rows: Ints) -> Ints:
     """Positions of the rows' entries in the flat arrays."""
     counts = indptr[rows + 1] - indptr[rows]
     ends = np.cumsum(counts)

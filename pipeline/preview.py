@@ -1,0 +1,200 @@
+"""What one needs to judge a graph and to choose tau_s before paying for a training run, measured on the shards.
+
+The target of a batch is taken as training takes it: two views of each sample, similarity 1 within a text, the listed
+one where texts list each other, the code's (or the background's) elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.images import resized
+from pipeline.packing import batch_edges, flat_places
+from pipeline.preview_page import Numbers, Picture, Strip, write_preview
+from shards.errors import UserError
+from shards.graph import Graph
+from shards.page import data_uri
+from shards.reader import Shards
+
+__all__ = ["Target", "batch_target", "preview"]
+
+Ints = npt.NDArray[Any]
+Doubles = npt.NDArray[np.float64]
+SEED = 0
+BATCH = 1024  # samples of the batch that the target is taken of: the paper's
+BATCHES = 20  # that edges a row are counted in
+STRIPS = 12
+NEAREST = 4  # neighbours shown beside an image, besides the last listed and a random one
+THUMBNAIL = 128  # pixels of the shorter side, at most
+TEMPERATURES = tuple(round(0.01 * step, 2) for step in range(2, 31))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Means over the rows of a batch at one tau_s; the first four are shares of the target's mass."""
+
+    tau_s: float
+    view: float
+    """On the sample's own second view."""
+    same_text: float
+    """On other samples of the same text."""
+    listed: float
+    rest: float
+    effective: float
+    """exp of the mean entropy: so many equal positives would be as spread out."""
+
+
+def preview(root: Path, name: str | None = None, out: Path | None = None) -> Path:
+    """Write the page, by default preview-GRAPH.html beside the manifest; returns its path.
+
+    Raises UserError where there is no such graph, or one without graph.json's measurements.
+    """
+    shards = Shards.open(root)
+    graph = shards.graph(name)
+    name = name or shards.graph_names()[0]
+    out = out or root / f"preview-{name}.html"
+    missing = [key for key in ("source", "audit", "fidelity", "histogram") if not isinstance(graph.meta.get(key), dict)]
+    if missing:
+        raise UserError(
+            f"{root / 'graphs' / name / 'graph.json'} says nothing of its {' and '.join(missing)}: delete that folder "
+            "and run `xclr-shards graph` again"
+        )
+    text_ids = shards.index.text_id
+    chosen = np.random.default_rng(SEED).permutation(len(text_ids))[:BATCH]
+    numbers = Numbers(
+        name=name,
+        root=str(root),
+        manifest=shards.manifest,
+        meta=graph.meta,
+        targets=batch_target(graph, text_ids[chosen], TEMPERATURES),
+        batch=len(chosen),
+        edges=_edges(graph, shards),
+    )
+    write_preview(out, numbers, list(_strips(shards, graph)))
+    return out
+
+
+def batch_target(graph: Graph, texts: Ints, temperatures: tuple[float, ...]) -> list[Target]:
+    """Where the target's mass lies in a batch. texts: [batch] text id of each sample."""
+    unique, inverse = np.unique(texts, return_inverse=True)
+    values, known = _listed(graph, unique)
+    listed = known[np.ix_(inverse, inverse)]
+    same = inverse[:, None] == inverse
+    result = []
+    for tau_s in temperatures:
+        block = np.where(known, values, _tail(graph, unique, tau_s))
+        np.fill_diagonal(block, 1.0)
+        # Both views of every other sample, and the one other view of its own.
+        logits = block[np.ix_(inverse, inverse)] / tau_s
+        views = 2 - np.eye(len(texts))
+        logits -= logits.max(axis=1, keepdims=True)
+        single = np.exp(logits)
+        single /= (views * single).sum(axis=1, keepdims=True)
+        mass = views * single
+        entropy = -(mass * np.log(np.maximum(single, np.finfo(np.float64).tiny))).sum(axis=1)
+        own = np.trace(mass) / len(texts)
+        on_text, on_listed = (mass[where].sum() / len(texts) for where in (same, listed & ~same))
+        result.append(
+            Target(
+                tau_s=tau_s,
+                view=float(own),
+                same_text=float(on_text - own),
+                listed=float(on_listed),
+                rest=float(1 - on_text - on_listed),
+                effective=float(np.exp(entropy.mean())),
+            )
+        )
+    return result
+
+
+def _listed(graph: Graph, texts: Ints) -> tuple[Doubles, npt.NDArray[np.bool_]]:
+    """Listed similarities among different texts [t, t], and where there are any."""
+    place = np.full(len(graph), -1)
+    place[texts] = np.arange(len(texts))
+    flat = flat_places(graph.indptr, texts)
+    rows, columns = np.repeat(np.arange(len(texts)), np.diff(graph.indptr)[texts]), place[graph.neighbours[flat]]
+    inside = columns >= 0
+    values, known = np.zeros((len(texts), len(texts))), np.zeros((len(texts), len(texts)), np.bool_)
+    values[rows[inside], columns[inside]] = graph.similarities[flat[inside]]
+    known[rows[inside], columns[inside]] = True
+    return values, known
+
+
+def _tail(graph: Graph, texts: Ints, tau_s: float) -> Doubles:
+    """[t, t] or [t, 1] similarities of pairs that are not listed."""
+    if graph.codes is not None and graph.code_scale is not None:
+        rows = graph.codes[texts] * graph.code_scale[texts, None].astype(np.float64)
+        products: Doubles = rows @ rows.T
+        return products
+    mean, deviation = (x[texts, None].astype(np.float64) for x in (graph.background_mean, graph.background_std))
+    background: Doubles = mean + deviation**2 / (2 * tau_s)  # the mean of exp(G / tau_s) of a normal G
+    return background
+
+
+def _edges(graph: Graph, shards: Shards) -> dict[str, float]:
+    """Listed neighbours a row, by the order of samples."""
+    text_ids, group = shards.index.text_id, shards.index.group
+    rng = np.random.default_rng(SEED)
+    batch = min(BATCH, len(text_ids))
+    draws = [rng.choice(len(text_ids), batch, replace=False) for _ in range(BATCHES)]
+    found = {"random": float(np.mean([batch_edges(graph.indptr, graph.neighbours, text_ids[d]) for d in draws]))}
+    if (group >= 0).all() and len(group):
+        starts = np.flatnonzero(np.diff(group, prepend=-1))
+        pieces = np.split(text_ids, starts[1:])
+        size = max(len(piece) for piece in pieces)
+        several = [rng.permutation(len(pieces))[: max(1, batch // size)] for _ in range(BATCHES)]
+        joined = [np.concatenate([pieces[i] for i in chosen]) for chosen in several]
+        found["packed"] = float(np.mean([batch_edges(graph.indptr, graph.neighbours, texts) for texts in joined]))
+    return found
+
+
+def _strips(shards: Shards, graph: Graph) -> Iterator[Strip]:
+    """Random samples, each beside a sample of its nearest texts, of the last one listed, and of a random one."""
+    texts, text_ids = shards.texts(), shards.index.text_id
+    rng = np.random.default_rng(SEED)
+    first = np.empty(len(texts), np.int64)
+    mixed = rng.permutation(len(text_ids))
+    first[text_ids[mixed]] = mixed  # some sample of each text
+    found = 0
+    for sample in mixed:
+        text = int(text_ids[sample])
+        span = slice(int(graph.indptr[text]), int(graph.indptr[text + 1]))
+        near = list(zip(graph.neighbours[span].tolist(), graph.similarities[span].tolist(), strict=True))
+        if not near or found == STRIPS:
+            continue
+        found += 1
+        other = int(rng.integers(len(texts)))
+        values, known = _listed(graph, np.array([text, other])) if other != text else (np.ones((2, 2)), np.ones((2, 2)))
+        tail = np.broadcast_to(_tail(graph, np.array([text, other]), 0.1), (2, 2))
+        random = float(values[0, 1] if known[0, 1] else tail[0, 1])
+
+        def show(number: int, similarity: float | None, sample: int | None = None) -> Picture:
+            position = int(first[number]) if sample is None else sample
+            return Picture(source=_thumbnail(shards.image(position)), text=texts[number], similarity=similarity)
+
+        yield Strip(
+            query=show(text, None, int(sample)),
+            nearest=[show(*pair) for pair in near[:NEAREST]],
+            last=show(*near[-1]) if len(near) > NEAREST else None,
+            listed=len(near),
+            random=show(other, random),
+        )
+
+
+def _thumbnail(data: bytes) -> str:
+    """A data: URI of a small JPEG; empty for what does not decode."""
+    try:
+        small = resized(data, THUMBNAIL)
+        if small[:2] != b"\xff\xd8":  # a small image of another format, which a browser may not know
+            image = cv2.imdecode(np.frombuffer(small, np.uint8), cv2.IMREAD_COLOR)
+            small = cv2.imencode(".jpg", image)[1].tobytes()
+    except ValueError:
+        return ""
+    return data_uri(small)

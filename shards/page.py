@@ -1,0 +1,135 @@
+"""Pages that are one file: no script, nothing fetched, readable in light and dark. Line charts are inline SVG."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+from shards.atomic import atomic_file
+
+__all__ = ["COLOURS", "data_uri", "legend", "line_chart", "table", "ticks", "write_page"]
+
+WIDTH, HEIGHT = 460, 260  # units of the view box
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 34
+COLOURS = 6  # classes s0, s1, ... of the style sheet
+Points = Sequence[tuple[float, float]]
+
+STYLE = """
+:root { color-scheme: light dark; --back: #fbfaf8; --ink: #1d1c1a; --soft: #6b675f; --line: #dedad2; --mark: #eef3e4;
+  --s0: #8a867d; --s1: #2f6db3; --s2: #b3672f; --s3: #3d8a3d; --s4: #8a4fb0; --s5: #b03a5b; }
+@media (prefers-color-scheme: dark) {
+  :root { --back: #191816; --ink: #e9e6df; --soft: #a09b90; --line: #38352f; --mark: #2b3422; --s0: #9b978e;
+    --s1: #74aef0; --s2: #eba36b; --s3: #7fcb7f; --s4: #c596e6; --s5: #ee86a4; }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 68rem; background: var(--back); color: var(--ink);
+  font: 16px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.7rem; margin: 0 0 .25rem; } h2 { font-size: 1.2rem; margin: 2.5rem 0 .5rem; }
+p { margin: .4rem 0; max-width: 46rem; } .soft, figcaption, .legend { color: var(--soft); font-size: .875rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; margin: .75rem 0; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th { font-weight: 500; color: var(--soft); } th:first-child, td:first-child { text-align: left; padding-left: 0; }
+tr.marked td { background: var(--mark); }
+table.facts td { text-align: left; white-space: normal; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(19rem, 1fr)); gap: 1.5rem 2.5rem; }
+figure { margin: 0; } figcaption { margin-top: .25rem; } .chart { width: 100%; height: auto; }
+.chart text { font-size: 11px; fill: var(--soft); } .grid { stroke: var(--line); }
+.mark { stroke: var(--soft); stroke-dasharray: 3 3; } .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
+.legend span { margin-right: 1rem; white-space: nowrap; }
+.legend i { display: inline-block; width: 1rem; height: .2rem; margin-right: .35rem; vertical-align: middle; }
+""" + "\n".join(
+    f".line.s{i} {{ stroke: var(--s{i}); }} .legend i.s{i} {{ background: var(--s{i}); }}" for i in range(COLOURS)
+)
+
+
+def write_page(path: Path, title: str, parts: Iterable[str], style: str = "") -> None:
+    """parts: HTML of the body, already escaped. style: rules beyond STYLE."""
+    page = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}{style}</style></head>\n<body>\n"
+        + "\n".join(part for part in parts if part)
+        + "\n</body></html>\n"
+    )
+    with atomic_file(path) as file:
+        file.write(page.encode())
+
+
+def data_uri(data: bytes, kind: str = "image/jpeg") -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], marked: Sequence[str] = ()) -> str:
+    """Cells are text. Rows whose first cell is in `marked` stand out."""
+    lines = ["".join(f"<th>{escape(cell)}</th>" for cell in head)]
+    for row in rows:
+        cells = "".join(f"<td>{escape(cell)}</td>" for cell in row)
+        lines.append(f'</tr><tr class="marked">{cells}' if row[0] in marked else f"</tr><tr>{cells}")
+    return f'<div class="scroll"><table><tr>{"".join(lines)}</tr></table></div>'
+
+
+def legend(colours: Mapping[str, int]) -> str:
+    spans = "".join(f'<span><i class="s{number}"></i>{escape(name)}</span>' for name, number in colours.items())
+    return f'<p class="legend">{spans}</p>'
+
+
+def line_chart(
+    series: Mapping[str, Points],
+    *,
+    x_title: str,
+    y_title: str,
+    colours: Mapping[str, int],
+    mark: float | None = None,
+    low_x: float | None = 0.0,
+) -> str:
+    """One polyline a series; `colours` gives its number in the style sheet. Empty without any point.
+
+    mark: x of a dashed upright line. low_x: the axis reaches down to it at least; None leaves it to the points.
+    """
+    drawn = {name: points for name, points in series.items() if points}
+    xs = [x for points in drawn.values() for x, _ in points]
+    ys = [y for points in drawn.values() for _, y in points]
+    if not xs:
+        return ""
+    x_ticks, y_ticks = ticks(min(xs if low_x is None else [low_x, *xs]), max(xs)), ticks(min(ys), max(ys))
+    x_low, x_high = min(x_ticks[0], min(xs)), max(x_ticks[-1], max(xs))
+    y_low, y_high = y_ticks[0], y_ticks[-1]
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = (x - x_low) / (x_high - x_low or 1)
+        up = (y - y_low) / (y_high - y_low or 1)
+        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
+
+    parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(y_title)}">']
+    for value in y_ticks:
+        _, y = place(x_low, value)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
+    for value in x_ticks:
+        x, _ = place(value, y_low)
+        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{value:g}</text>')
+    parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">{escape(x_title)}</text>')
+    if mark is not None:
+        x, _ = place(mark, y_low)
+        parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
+    for name, points in drawn.items():
+        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in points))
+        parts.append(
+            f'<polyline class="line s{colours[name]}" points="{line}"><title>{escape(name)}</title></polyline>'
+        )
+    return "".join([*parts, "</svg>"])
+
+
+def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
+    """Round numbers from at most `low` to at least `high`."""
+    if high <= low:
+        low, high = low - 0.5, low + 0.5
+    rough = (high - low) / wanted
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 10) for i in range(first, last + 1)]
