@@ -98,7 +98,10 @@ def test_many_parts_and_many_tables_equal_one(tmp_path: Path, monkeypatch: pytes
     assert build(mine, tmp_path / "in", tmp_path / "parts") == whole
     tars = [(tmp_path / out / "train-000000.tar").read_bytes() for out in ("whole", "parts")]
     assert tars[0] == tars[1]
-    (tmp_path / "in" / "one.csv").unlink()
+    before = open_source(load_dataset(mine), str(tmp_path / "in")).fingerprint()
+    (tmp_path / "in" / "one.csv").rename(tmp_path / "in" / "other.csv")
+    assert open_source(load_dataset(mine), str(tmp_path / "in")).fingerprint() != before
+    (tmp_path / "in" / "other.csv").unlink()
     for i in range(3):
         write_table(tmp_path / "in" / f"{i}.csv", rows[20 * i : 20 * (i + 1)])
     assert build(mine, tmp_path / "in", tmp_path / "several") == whole
