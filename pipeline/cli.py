@@ -77,6 +77,7 @@ def build(
     recall: RecallOption = 0.99,
     memory: MemoryOption = None,
     processes: Annotated[int | None, typer.Option(min=1, help="Default: one a core.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and do nothing.")] = False,
     list_: Annotated[bool, typer.Option("--list", help="List the built-in data sets and stop.")] = False,
 ) -> None:
     """Build shards and their similarity graph.
@@ -88,13 +89,15 @@ def build(
     xclr-shards build mine.toml --source DIR       data of your own
 
     Unusable samples (no image, no caption, cut files) are counted and skipped. A stopped build goes on with the same
-    command; a finished one returns at once.
+    command; a finished one returns at once. --dry-run first says what it will cost.
     """
     from pipeline.build import BuildSettings, build_shards
     from pipeline.datasets import builtin_datasets, load_dataset
     from pipeline.encoders import resolve_encoder
+    from pipeline.estimate import estimate, lines
     from pipeline.graph import build_graph
     from pipeline.packing import Packing
+    from pipeline.parallel import cores
     from pipeline.scan import Limits
     from pipeline.sources import open_source
     from shards.manifest import Manifest
@@ -124,6 +127,20 @@ def build(
         if layout is Layout.packed
         else None,
     )
+    if dry_run:
+        cost = estimate(
+            found,
+            root,
+            settings.limits,
+            copy=layout is not Layout.in_place,
+            image_size=image_size,
+            encoder=resolve_encoder(encoder) if kind == "encoder" else None,
+            k=k,
+            code_dim=code_dim,
+            processes=processes or cores(),
+        )
+        print("\n".join(lines(cost)))
+        return
     fresh = build_shards(found, root, settings, processes)
     manifest = Manifest.load(root)
     skipped = "".join(f", {count} {reason}" for reason, count in manifest.skipped.items())

@@ -171,9 +171,7 @@ def _strips(shards: Shards, graph: Graph) -> Iterator[Strip]:
             continue
         found += 1
         other = int(rng.integers(len(texts)))
-        values, known = _listed(graph, np.array([text, other])) if other != text else (np.ones((2, 2)), np.ones((2, 2)))
-        tail = np.broadcast_to(_tail(graph, np.array([text, other]), 0.1), (2, 2))
-        random = float(values[0, 1] if known[0, 1] else tail[0, 1])
+        random = _similarity(graph, text, other)
 
         def show(number: int, similarity: float | None, sample: int | None = None) -> Picture:
             position = int(first[number]) if sample is None else sample
@@ -186,6 +184,15 @@ def _strips(shards: Shards, graph: Graph) -> Iterator[Strip]:
             listed=len(near),
             random=show(other, random),
         )
+
+
+def _similarity(graph: Graph, text: int, other: int) -> float:
+    if text == other:
+        return 1.0
+    pair = np.array([text, other])
+    values, known = _listed(graph, pair)
+    tail = np.broadcast_to(_tail(graph, pair, np.inf), (2, 2))  # without codes: the mean of its background
+    return float(values[0, 1] if known[0, 1] else tail[0, 1])
 
 
 def _thumbnail(data: bytes) -> str:

@@ -34,7 +34,17 @@ from pipeline.tiles import quantise, search_rows
 from shards.atomic import atomic_file, write_json
 from shards.errors import UserError
 
-__all__ = ["METHODS", "Plan", "nearest", "plan_search", "sample_recall"]
+__all__ = [
+    "LARGE",
+    "METHODS",
+    "SMALL",
+    "Plan",
+    "exact_seconds",
+    "nearest",
+    "plan_search",
+    "sample_recall",
+    "search_bytes",
+]
 
 METHODS = ("exact", "tiles", "descent", "gpu")
 SMALL = 20_000  # exact search of so many takes 2 s on two cores
@@ -92,7 +102,7 @@ def plan_search(vectors: Vectors, k: int, *, target: float, memory: int | None, 
     k = min(k, n - 1)
     if n <= SMALL:
         plans = [
-            Plan(method="exact", margin=MARGIN, seconds=1 + 2 * dim * n * n / 1e11, bytes=_bytes("exact", n, dim, k))
+            Plan(method="exact", margin=MARGIN, seconds=exact_seconds(n, dim), bytes=search_bytes("exact", n, dim, k))
         ]
     else:
         probe = sample_recall(vectors, k, seed)
@@ -105,7 +115,7 @@ def plan_search(vectors: Vectors, k: int, *, target: float, memory: int | None, 
                     method="descent",
                     margin=MARGIN,
                     seconds=plans[1].seconds * LARGE / n,
-                    bytes=_bytes("descent", n, dim, k),
+                    bytes=search_bytes("descent", n, dim, k),
                 )
             )
     fitting = [plan for plan in plans if memory is None or plan.bytes <= memory]
@@ -143,7 +153,7 @@ def _measured(method: str, vectors: Vectors, k: int, target: float, rows: Rows, 
         ids, _ = search(rows)
         seconds = (time.perf_counter() - begin) * n / len(rows)
         if method == "exact" or recall(ids) >= target or margin >= n:
-            return Plan(method=method, margin=margin, seconds=seconds, bytes=_bytes(method, n, dim, k))
+            return Plan(method=method, margin=margin, seconds=seconds, bytes=search_bytes(method, n, dim, k))
         margin *= 2
 
 
@@ -206,7 +216,11 @@ def _settle(vectors: Vectors, work: Path, wanted: dict[str, Any], memory: int | 
     return plan
 
 
-def _bytes(method: str, n: int, dim: int, k: int) -> int:
+def exact_seconds(n: int, dim: int) -> float:
+    return 1 + 2 * dim * n * n / 1e11  # some 100 GFLOP/s of two cores
+
+
+def search_bytes(method: str, n: int, dim: int, k: int) -> int:
     """What a search holds at once: its copy of the vectors, its lists, and the lists that leave it."""
     result = 8 * n * k
     own = {

@@ -1,0 +1,103 @@
+"""--dry-run: its ranges hold what a build then comes to, and nothing stays of it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from pipeline.build import BuildSettings, build_shards
+from pipeline.cli import app
+from pipeline.datasets import load_dataset
+from pipeline.estimate import Cost, Range, estimate, lines
+from pipeline.samples import Limits
+from pipeline.search import LARGE, SMALL
+from pipeline.sources import open_source
+from shards.errors import UserError
+from shards.manifest import Manifest
+from tests.pipeline.sources import class_folders, img2dataset, write_tar
+
+
+def cost_of(dataset: str, source: Path, out: Path, **changes: Any) -> Cost:
+    settings = {"copy": True, "image_size": None, "encoder": None, "k": 32, "code_dim": 384, "processes": 2} | changes
+    return estimate(open_source(load_dataset(dataset), str(source)), out, Limits(), **settings)
+
+
+def within(value: float, bounds: Range) -> bool:
+    return bounds.low <= value <= bounds.high
+
+
+@pytest.mark.parametrize("kind", ["flickr8k", "tiny-imagenet-100"])
+def test_ranges_hold_what_a_build_comes_to(tmp_path: Path, kind: str) -> None:
+    if kind == "flickr8k":
+        source = img2dataset(tmp_path / "in", samples=30, tars=4, failed=2)
+    else:
+        source = class_folders(tmp_path / "in", [f"class {i}" for i in range(5)])
+    cost = cost_of(kind, source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    build_shards(open_source(load_dataset(kind), str(source)), tmp_path / "out", BuildSettings(), 1)
+    manifest = Manifest.load(tmp_path / "out")
+    assert within(manifest.samples, cost.samples)
+    assert within(manifest.texts, cost.texts)
+    assert cost.skipped == 0  # what was not downloaded is no fault of the source
+    size = sum(path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert within(size, cost.disk.times(0.5, 2))
+    assert cost.encode is None
+    assert 0 < cost.total.low <= cost.total.high
+
+
+def test_in_place_takes_next_to_nothing(tmp_path: Path) -> None:
+    source = img2dataset(tmp_path / "in", samples=30, tars=2)
+    cost = cost_of("flickr8k", source, tmp_path / "out", copy=False)
+    assert cost.disk.high < 0.1 * cost_of("flickr8k", source, tmp_path / "out").disk.low
+    assert cost.write.high == 0
+    small = cost_of("flickr8k", source, tmp_path / "out", image_size=8)
+    assert small.disk.high < cost_of("flickr8k", source, tmp_path / "out").disk.high
+
+
+def test_searching_costs_more_with_more_texts() -> None:
+    from pipeline.estimate import _search_probe
+
+    sizes = (1000, SMALL, LARGE, 12_000_000)
+    found = [_search_probe(Range(low=n, high=n), 64, 8) for n in sizes]
+    assert [method for _, method, _ in found] == ["exact", "exact", "tiles", "descent"]
+    seconds = [cost.low for cost, _, _ in found]
+    assert seconds == sorted(seconds)
+    assert found[3][0].low < 20 * 12_000_000 / LARGE * found[2][0].high  # linear beyond LARGE
+    memory = [held for _, _, held in found]
+    assert memory[3] > memory[2] > memory[0]
+
+
+def test_the_command_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = img2dataset(tmp_path / "in", samples=8, tars=2)
+    spool = tmp_path / "tmp"
+    spool.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(spool))
+    monkeypatch.chdir(spool)
+    before = sorted(tmp_path.rglob("*"))
+    arguments = ["build", "flickr8k", "--source", str(source), "--dry-run", "--out", str(tmp_path / "deep" / "out")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    # torch makes an empty folder for its compiler wherever it is imported.
+    assert [path for path in sorted(tmp_path.rglob("*")) if "torchinductor" not in path.name] == before
+    rows = result.stdout.splitlines()
+    assert len(rows) < 24
+    assert max(map(len, rows)) < 120
+    assert rows[-1] == "dry run: nothing was built"
+    assert any(row.startswith("encode") and "nothing" not in row for row in rows)
+    assert any(row.startswith("search") and "method exact" in row for row in rows)
+
+
+def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
+    cost = cost_of("tiny-imagenet-100", class_folders(tmp_path / "in"), tmp_path)
+    assert not [line for line in lines(cost) if "FIT" in line]
+    values = {name: getattr(cost, name) for name in Cost.__dataclass_fields__}
+    assert [line for line in lines(Cost(**values | {"free": 10})) if "DOES NOT FIT" in line]
+    write_tar(tmp_path / "empty" / "0.tar", [("a.jpg", b"<html>"), ("a.txt", b"a")])
+    with pytest.raises(UserError, match=r"0\.tar, the first of .* holds no usable sample"):
+        cost_of("flickr8k", tmp_path / "empty", tmp_path)
+    assert np.isclose(Range(low=1, high=2).times(2).plus(Range(low=1, high=1)).high, 5)

@@ -1,0 +1,151 @@
+"""The preview page: what it says of the target against loops over pairs, and that it is one well-formed file."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from pipeline.cli import app
+from pipeline.graph import build_graph
+from pipeline.preview import batch_target, preview
+from shards.errors import UserError
+from shards.graph import Graph, write_graph
+from shards.manifest import Manifest
+from shards.page import line_chart, table, ticks
+from tests.make import make_graph, make_shards
+
+VOID = {"meta", "img", "i", "line", "polyline"}
+
+
+class Page(HTMLParser):
+    """Open elements are closed, nothing is fetched, no script."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.images = 0
+        self.text: list[str] = []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag not in ("script", "link", "iframe")
+        for name, value in attrs:
+            assert name != "href"
+            assert name != "src" or (value or "").startswith("data:image/jpeg;base64,")
+        self.images += tag == "img"
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag in VOID
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def by_loops(graph: Graph, texts: list[int], tau_s: float) -> tuple[float, float, float, float, float]:
+    """Own view, same text, listed, rest, effective positives: two views a sample, pair by pair."""
+    lists = {
+        (row, int(graph.neighbours[at])): float(graph.similarities[at])
+        for row in range(len(graph))
+        for at in range(graph.indptr[row], graph.indptr[row + 1])
+    }
+    shares, entropies = np.zeros(4), []
+    views = [(sample, text) for sample, text in enumerate(texts) for _ in range(2)]
+    for i, (sample, text) in enumerate(views):
+        weights, kinds = [], []
+        for j, (other, that) in enumerate(views):
+            if i == j:
+                continue
+            if that == text:
+                similarity, kind = 1.0, 0 if other == sample else 1
+            elif (text, that) in lists:
+                similarity, kind = lists[text, that], 2
+            elif graph.codes is not None and graph.code_scale is not None:
+                product = int(graph.codes[text].astype(int) @ graph.codes[that].astype(int))
+                similarity, kind = float(graph.code_scale[text]) * float(graph.code_scale[that]) * product, 3
+            else:
+                mean, deviation = float(graph.background_mean[text]), float(graph.background_std[text])
+                similarity, kind = mean + deviation**2 / (2 * tau_s), 3
+            weights.append(math.exp(similarity / tau_s))
+            kinds.append(kind)
+        p = np.array(weights) / sum(weights)
+        shares += np.bincount(kinds, p, minlength=4) / len(views)
+        entropies.append(-(p * np.log(p)).sum())
+    return *shares.tolist(), math.exp(np.mean(entropies))
+
+
+@pytest.mark.parametrize("codes", [True, False])
+def test_target_mass_equals_the_loops(codes: bool) -> None:
+    graph = make_graph(9, k=3)
+    if not codes:
+        graph = dataclasses.replace(graph, codes=None, code_scale=None)
+    texts = [4, 1, 1, 7, 0, 4, 4, 8]
+    for target in batch_target(graph, np.array(texts), (0.05, 0.1, 0.3)):
+        found = (target.view, target.same_text, target.listed, target.rest, target.effective)
+        assert found == pytest.approx(by_loops(graph, texts, target.tau_s), rel=1e-5)
+        assert sum(found[:4]) == pytest.approx(1)
+
+
+def test_the_page(tmp_path: Path) -> None:
+    root = make_shards(tmp_path / "s", sizes=(20, 14), classes=12, bad=(3,), graph=False)
+    dataclasses.replace(Manifest.load(root), dataset="a <b> & c", skipped={"cut image": 7}).save(root)
+    build_graph(root, k=4)
+    result = CliRunner().invoke(app, ["preview", str(root)])
+    path = root / "preview-minilm-k4.html"
+    assert result.stdout.strip() == str(path), result.output
+    page = Page(path.read_text())
+    text = " ".join(page.text)
+    assert "a <b> & c, graph minilm-k4" in text
+    assert "7 cut image" in text
+    assert "34 in 2 shards, shuffled" in text
+    assert page.images == 12 * 7 - path.read_text().count('class="none"')
+    assert path.read_text().count("<polyline") == 5
+    assert "packed" not in re.findall(r"<td>(\w+)</td>", path.read_text())
+    before = path.read_bytes()
+    preview(root)
+    assert path.read_bytes() == before
+
+
+def test_packed_order_has_its_line(tmp_path: Path) -> None:
+    from tests.pipeline.test_packed import build, packing, themes
+
+    root = build(themes(tmp_path / "in"), tmp_path / "out", packing())
+    build_graph(root, k=8)
+    text = preview(root, out=tmp_path / "page.html").read_text()
+    edges = {name: float(value) for name, value in re.findall(r"<td>(random|packed)</td><td>([\d.]+)</td>", text)}
+    assert edges.keys() == {"random", "packed"}
+
+
+def test_graphs_without_measurements_are_refused(tmp_path: Path) -> None:
+    root = make_shards(tmp_path)
+    with pytest.raises(UserError, match="says nothing of its source and audit and fidelity and histogram"):
+        preview(root, "made")
+    with pytest.raises(UserError, match="no graph 'other', only made"):
+        preview(root, "other")
+    write_graph(root, "two", make_graph(4), np.zeros(4, np.int32), ["train-000000"])
+    with pytest.raises(UserError, match=r"several graphs \(made, two\): say which"):
+        preview(root)
+    assert not list(root.glob("*.html"))
+
+
+def test_charts_and_tables() -> None:
+    assert ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1]
+    assert ticks(3, 3)[0] < 3 < ticks(3, 3)[-1]
+    chart = line_chart({"a<b": [(0, 1), (1, 3)], "none": []}, x_title="x", y_title="y", colours={"a<b": 1}, mark=0.5)
+    assert "a&lt;b" in chart
+    assert chart.count("<polyline") == chart.count('class="mark"') == 1
+    assert line_chart({"none": []}, x_title="x", y_title="y", colours={}) == ""
+    assert '<tr class="marked"><td>&lt;</td>' in table(["head"], [["a"], ["<"]], marked=["<"])
+    Page(table(["head"], [["a"], ["<"]]))
