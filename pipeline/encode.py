@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import queue
 import shutil
 import time
@@ -192,6 +193,10 @@ def _text_means(captions: Captions, chunks: Sequence[Path], path: Path) -> Vecto
     member = captions.member[order]
     dim = np.load(chunks[0], mmap_mode="r").shape[1]
     sums = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(n, dim))
+    if hasattr(os, "posix_fallocate"):
+        # A mapped file is sparse, and a page that finds the disk full would end the process by SIGBUS, without a word.
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     for position, chunk in enumerate(chunks):
         vectors = np.load(chunk)
         first, last = np.searchsorted(member, [position * CHUNK, position * CHUNK + len(vectors)])
