@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 from pipeline import kinds
 from pipeline.bars import say
+from pipeline.costs import keep_cost
 from pipeline.encoders import BUNDLED, EncoderSource, resolve_encoder
 from pipeline.wordnet import find_wordnet
 from pipeline.work import WORK, alone, differing, disk_errors, read_settings
@@ -66,9 +68,16 @@ def build_graph(
             graph = _make(shards, kind, encoder_source, source, chosen, folder)
             graph.meta["settings"] = settings
             write_graph(root, folder.name, graph, _home(shards), [shard.name for shard in shards.manifest.shards])
+            _keep_cost(root, folder)
             say(f"{folder}: {len(graph)} texts, {len(graph.neighbours)} listed pairs, {_summary(graph.meta)}")
         shutil.rmtree(work, ignore_errors=True)
     return folder
+
+
+def _keep_cost(root: Path, folder: Path) -> None:
+    path = folder / WORK / "search" / "cost.json"
+    if path.exists():
+        keep_cost(root, f"search of {folder.name}", **json.loads(path.read_text(encoding="utf-8")))
 
 
 def graph_name(kind: str, encoder: EncoderSource | None, source: Path | None, k: int) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.costs import read_costs
 from shards.errors import UserError
 from shards.manifest import Manifest
 from shards.reader import Shards
@@ -25,6 +26,8 @@ def describe(root: Path) -> None:
     console = Console(highlight=False)
     console.print(table)
     console.print(_graphs(shards))
+    for cost in read_costs(root):
+        console.print(_cost(cost))
 
 
 def _rows(manifest: Manifest) -> list[tuple[str, str]]:
@@ -60,6 +63,17 @@ def _graphs(shards: Shards) -> Table | str:
             "no codes" if fidelity is None else f"{fidelity:.1e}",
         )
     return table
+
+
+def _cost(cost: dict[str, Any]) -> str:
+    try:
+        return (
+            f"{cost['step']}, {cost['method']}: {cost['estimated_seconds']:.0f} s estimated, "
+            f"{cost['seconds']:.0f} s taken; {cost['estimated_mb']:.0f} MB estimated beside the embeddings, "
+            f"{cost['peak_mb']:.0f} MB the process at most"
+        )
+    except (KeyError, TypeError, ValueError):
+        return str(cost)
 
 
 def _meta(path: Path) -> dict[str, Any]:

@@ -71,8 +71,9 @@ def nearest(
 ) -> tuple[Ids, Vectors, dict[str, Any]]:
     """The k nearest other texts of each: ids and similarities [n, k], and what graph.json says of the search.
 
-    work: folder for finished parts. A later call for the same vectors and settings goes on from them; with others it
-    starts afresh. memory: bytes that must suffice; raises UserError, with the numbers, where they do not.
+    work: folder for finished parts, and for cost.json, the estimate beside the real figures. A later call for the same
+    vectors and settings goes on from them; with others it starts afresh. memory: bytes that must suffice; raises
+    UserError, with the numbers, where they do not.
     """
     k = min(k, len(vectors) - 1)
     plan = _settle(vectors, work, {"k": k, "target": target, "seed": seed}, memory)
@@ -89,8 +90,10 @@ def nearest(
         record["recall_by_pass"] = reached
     else:
         ids, similarities = _in_parts(vectors, k, work, _row_search(plan.method, vectors, k, plan.margin))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    say(f"search took {time.perf_counter() - begin:.0f} s; the process's peak memory so far is {peak:.0f} MB")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    seconds = time.perf_counter() - begin
+    say(f"search took {seconds:.0f} s; the process's peak memory so far is {peak:.0f} MB")
+    _note(work, plan, seconds, peak)
     return ids, similarities, record
 
 
@@ -214,6 +217,14 @@ def _settle(vectors: Vectors, work: Path, wanted: dict[str, Any], memory: int | 
     plan = plan_search(vectors, wanted["k"], target=wanted["target"], memory=memory, seed=wanted["seed"])
     write_json(state, wanted | {"plan": asdict(plan)})
     return plan
+
+
+def _note(work: Path, plan: Plan, seconds: float, peak: float) -> None:
+    """work/cost.json: the estimate beside the real figures. A search that went on from its parts adds its time."""
+    path = work / "cost.json"
+    earlier = json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.exists() else 0.0
+    figures = {"method": plan.method, "estimated_seconds": plan.seconds, "seconds": earlier + seconds}
+    write_json(path, figures | {"estimated_mb": plan.bytes / 1e6, "peak_mb": peak})
 
 
 def exact_seconds(n: int, dim: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,17 @@ from typer.testing import CliRunner
 
 from pipeline.build import BuildSettings, build_shards
 from pipeline.cli import app
+from pipeline.costs import costs_path, read_costs
 from pipeline.datasets import load_dataset
 from pipeline.estimate import Cost, Range, estimate, lines
+from pipeline.graph import build_graph
 from pipeline.samples import Limits
 from pipeline.search import LARGE, SMALL
 from pipeline.sources import open_source
 from shards.errors import UserError
 from shards.manifest import Manifest
 from tests.pipeline.sources import class_folders, img2dataset, write_tar
+from tests.pipeline.texts import text_shards
 
 
 def cost_of(dataset: str, source: Path, out: Path, **changes: Any) -> Cost:
@@ -101,3 +105,21 @@ def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"0\.tar, the first of .* holds no usable sample"):
         cost_of("flickr8k", tmp_path / "empty", tmp_path)
     assert np.isclose(Range(low=1, high=2).times(2).plus(Range(low=1, high=1)).high, 5)
+
+
+def test_estimates_are_kept_beside_the_real_figures(tmp_path: Path) -> None:
+    """Next to the folder, whose bytes do not depend on the clock; info shows them."""
+    root = text_shards(tmp_path / "s", [f"number {i}" for i in range(20)])
+    build_graph(root, k=4)
+    assert read_costs(root)[0]["step"] == "search of minilm-k4"
+    shown = " ".join(CliRunner().invoke(app, ["info", str(root)]).stdout.split())
+    assert "search of minilm-k4, exact: 1 s estimated, 0 s taken" in shown
+    assert not list(root.rglob("*cost*"))
+    costs_path(root).write_text('{"step": "older"}\ntorn {\n[1]\n')
+    assert read_costs(root) == [{"step": "older"}]
+    assert "older" in CliRunner().invoke(app, ["info", str(root)]).stdout
+    shutil.rmtree(root / "graphs")
+    costs_path(root).unlink()
+    costs_path(root).mkdir()  # cannot be written: only a note
+    build_graph(root, k=4)
+    assert read_costs(root) == []
