@@ -70,7 +70,7 @@ def table() -> TextTable:
     return TextTable.from_graph(graph, device())
 
 
-def soft(how: Implementation, rows: int, texts: TextTable) -> Step:
+def soft(how: Implementation, rows: int, texts: TextTable | None) -> Step:
     """X-CLR's loss of one batch, block included."""
     world, b = World(device=device()), rows // 2
     z = torch.randn(rows, DIM, device=device(), requires_grad=True)
@@ -85,7 +85,7 @@ def soft(how: Implementation, rows: int, texts: TextTable) -> Step:
     return step
 
 
-def lightly(rows: int, texts: TextTable) -> Step:
+def lightly(rows: int, texts: TextTable | None) -> Step:
     from lightly.loss import NTXentLoss
 
     criterion = NTXentLoss(temperature=TAU)
@@ -98,7 +98,7 @@ def lightly(rows: int, texts: TextTable) -> Step:
     return step
 
 
-def clip(rows: int, texts: TextTable) -> Step:
+def clip(rows: int, texts: TextTable | None) -> Step:
     """open_clip's ClipLoss on one rank: images against texts and back, hard labels."""
     image, text = (torch.randn(rows // 2, DIM, device=device(), requires_grad=True) for _ in range(2))
     labels = torch.arange(rows // 2, device=device())
@@ -113,7 +113,7 @@ def clip(rows: int, texts: TextTable) -> Step:
     return step
 
 
-def matmul(rows: int, texts: TextTable) -> Step:
+def matmul(rows: int, texts: TextTable | None) -> Step:
     """The products of the tiled form: similarities of codes; targets times features, both ways; for each of two views
     logits, and their gradient times features, both ways."""
     b = rows // 2
@@ -136,7 +136,7 @@ def matmul(rows: int, texts: TextTable) -> Step:
     return step
 
 
-MAKERS: dict[str, Callable[[int, TextTable], Step]] = {
+MAKERS: dict[str, Callable[[int, TextTable | None], Step]] = {
     "dense": partial(soft, "dense"),
     "tiled": partial(soft, "tiled"),
     "lightly": lightly,
@@ -181,7 +181,7 @@ def status_kb(name: str) -> int:
 
 def peak_extra_mb(method: str, rows: int) -> float:
     """Of one step, in this process, which must not have done anything else."""
-    texts = table()
+    texts = table() if method in ("dense", "tiled") else None
     MAKERS[method](64, texts)()  # threads, libraries, caches of kernels
     step = MAKERS[method](rows, texts)
     if device().type == "cuda":

@@ -70,13 +70,15 @@ class _Tiled(torch.autograd.Function):
         ctx: Any, rows: torch.Tensor, columns: torch.Tensor, block: SimilarityBlock, tau: float
     ) -> torch.Tensor:
         loss, *gradients = _sweep(rows, columns, block, tau)
+        if columns is rows:  # one rank: their gradients are one, which saves three copies until `backward` is done
+            gradients = [gradients[0].add_(gradients[1])]
         ctx.save_for_backward(*gradients)
         return loss
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
-        row_gradient, column_gradient = ctx.saved_tensors
-        return row_gradient * gradients[0], column_gradient * gradients[0], None, None
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        row_gradient, *column_gradient = (saved * gradients[0] for saved in ctx.saved_tensors)
+        return row_gradient, column_gradient[0] if column_gradient else None, None, None
 
 
 def _sweep(

@@ -25,7 +25,7 @@ class Ranks:
         with tempfile.TemporaryDirectory() as folder:
             meeting = f"file://{Path(folder) / 'store'}"
             jobs = [self.pool.submit(_run, rank, size, meeting, function, arguments) for rank in range(size)]
-            return [job.result(timeout=60) for job in jobs]
+            return [job.result(timeout=300) for job in jobs]
 
 
 def _run(rank: int, size: int, meeting: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
