@@ -11,7 +11,9 @@ from eval.registry import BENCHES
 from shards.errors import UserError, run_cli
 
 if TYPE_CHECKING:
+    from eval.bench import Bench as OpenBench
     from eval.evaluate import Method, Settings
+    from eval.models import Model
 
 __all__ = ["app", "main"]
 
@@ -23,12 +25,19 @@ Data = Annotated[
     typer.Option(help="Folder of the benchmark. Default: $XCLR_BENCHMARKS/BENCH, or data/benchmarks/BENCH."),
 ]
 Checkpoint = Annotated[
-    Path | None, typer.Option(help="A run folder or a checkpoint file. Default: the newest run below runs/.")
+    str | None,
+    typer.Option(
+        help="A run folder or checkpoint file, an exported folder, a folder in transformers' format, timm:NAME or "
+        "torchvision:NAME. Default: the newest run below runs/."
+    ),
 ]
 Untrained = Annotated[bool, typer.Option("--untrained", help="The initial weights of that run.")]
 Out = Annotated[Path | None, typer.Option(help="JSON file of the result. Default: RUN/eval/NAME.json.")]
 Partial = Annotated[
     bool, typer.Option("--partial", help="Score an incomplete copy of a benchmark; the result is marked so.")
+]
+FewShot = Annotated[
+    float | None, typer.Option(help="Percent of the training images of each class, a fixed subset (1, 5, 10).")
 ]
 Cache = Annotated[
     Path | None, typer.Option("--features", help="Where features are kept. Default: $XCLR_FEATURES, or data/features.")
@@ -51,7 +60,13 @@ def linear_probe(
     kinds: Annotated[
         str | None, typer.Option(help="Kinds of features, separated by commas: standardised, unit.")
     ] = None,
+    solver: Annotated[str, typer.Option(help="sgd, or lbfgs: every weight decay to convergence.")] = "sgd",
+    protocol: Annotated[
+        str, typer.Option(help="features: one centre crop an image, kept. views: augmented views, as papers do; slow.")
+    ] = "features",
+    few_shot: FewShot = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training features.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images of a step.")] = None,
     seed: Annotated[int, typer.Option(help="Held-out part and order of the training features.")] = 0,
 ) -> None:
     """Accuracy of linear classifiers on frozen features, trained for every hyper-parameter at once.
@@ -64,17 +79,29 @@ def linear_probe(
     """
     from eval.evaluate import Settings
     from eval.features import features_root
-    from eval.probe import ProbeConfig
+    from eval.probe import LBFGS_DECAYS, ProbeConfig
 
+    if protocol not in ("features", "views"):
+        raise UserError(f"--protocol is features or views, not {protocol!r}")
+    if protocol == "views" and solver != "sgd":
+        raise UserError("--protocol views trains by SGD: leave out --solver")
     changes: dict[str, Any] = {
+        "solver": solver,
         "learning_rates": _numbers(learning_rates, "--learning-rates"),
-        "weight_decays": _numbers(weight_decays, "--weight-decays"),
+        "weight_decays": _numbers(weight_decays, "--weight-decays") or (LBFGS_DECAYS if solver == "lbfgs" else None),
         "features": tuple(kinds.split(",")) if kinds else None,
         "epochs": epochs,
+        "batch_size": batch_size,
         "seed": seed,
     }
     config = ProbeConfig(**{key: value for key, value in changes.items() if value is not None})
-    settings = Settings(features=features or features_root(), probe=config, partial=partial)
+    settings = Settings(
+        features=features or features_root(),
+        probe=config,
+        partial=partial,
+        views=protocol == "views",
+        few_shot=few_shot,
+    )
     _run("linear_probe", bench, data, checkpoint, untrained, out, settings)
 
 
@@ -89,15 +116,15 @@ def knn(
     features: Cache = None,
     k: Annotated[int, typer.Option("--k", help="Neighbours that vote.")] = 20,
     temperature: Annotated[float, typer.Option(help="Of their weights.")] = 0.07,
+    few_shot: FewShot = None,
 ) -> None:
     """Accuracy of a weighted vote of the nearest training images (Wu et al. 2018); nothing is trained."""
     from eval.evaluate import Settings
     from eval.features import features_root
     from eval.knn import KNNConfig
 
-    settings = Settings(
-        features=features or features_root(), knn=KNNConfig(k=k, temperature=temperature), partial=partial
-    )
+    config = KNNConfig(k=k, temperature=temperature)
+    settings = Settings(features=features or features_root(), knn=config, partial=partial, few_shot=few_shot)
     _run("knn", bench, data, checkpoint, untrained, out, settings)
 
 
@@ -109,13 +136,18 @@ def suite(
         typer.Option(help="Folder of results.json and report.html; runs are looked for here. Default: runs/CONFIG."),
     ] = None,
     checkpoint: Annotated[
-        list[Path] | None, typer.Option(help="Evaluate these instead of the suite's rows; may be given several times.")
+        list[str] | None, typer.Option(help="Evaluate these instead of the suite's rows; may be given several times.")
     ] = None,
     data: Data = None,
     partial: Partial = False,
     features: Cache = None,
 ) -> None:
-    """Several models on several benchmarks: one table, results.json and report.html. Run again, it goes on."""
+    """Several models on several benchmarks: results.json, results.md and report.html. Run again, it goes on.
+
+    \b
+    xclr-eval suite --config demo --out runs/demo                    what `make demo` ends with
+    xclr-eval suite --config paper --checkpoint runs/A --checkpoint timm:resnet50 --out runs/paper
+    """
     from eval.evaluate import Settings
     from eval.features import features_root
     from eval.suite import load_suite, run_suite
@@ -131,37 +163,51 @@ def suite(
     )
 
 
+@app.command(name="list")
+def list_() -> None:
+    """What of the benchmarks and runs is on this machine, and where to get what is missing."""
+    from eval.inventory import show_inventory
+
+    show_inventory()
+
+
 def _run(
     method: Method,
     bench: str,
     data: Path | None,
-    checkpoint: Path | None,
+    checkpoint: str | None,
     untrained: bool,
     out: Path | None,
     settings: Settings,
 ) -> None:
     from eval.evaluate import evaluate
-    from eval.models import open_checkpoint
+    from eval.models import open_model
     from eval.registry import open_bench
     from eval.show import show_result
     from shards.atomic import write_json
 
     if bench not in BENCHES:  # before anything slow
         raise UserError(f"unknown benchmark {bench!r}: give one of {', '.join(BENCHES)}")
-    model = open_checkpoint(checkpoint, untrained=untrained)
+    model = open_model(checkpoint, untrained=untrained)
     opened = open_bench(bench, data, partial=settings.partial, shards=model.shards)
     result = evaluate(model, opened, method, settings)
-    name = "-".join(
-        [
-            method.replace("_", "-"),
-            bench,
-            *([opened.root.name] if bench == "imagefolder" else []),
-            *(["untrained"] if untrained else []),
-        ]
-    )
-    path = out or (model.folder or Path("runs")) / "eval" / f"{name}.json"
+    path = out or _default_out(model, opened, method, untrained, settings)
     write_json(path, result)
     show_result(result, path)
+
+
+def _default_out(model: Model, bench: OpenBench, method: Method, untrained: bool, settings: Settings) -> Path:
+    """RUN/eval/NAME.json; for a model without a run, runs/eval/MODEL/NAME.json."""
+    parts = [method.replace("_", "-"), bench.name]
+    parts += [bench.root.name] if bench.name == "imagefolder" else []
+    parts += ["untrained"] if untrained else []
+    parts += [settings.probe.solver] if method == "linear_probe" and settings.probe.solver != "sgd" else []
+    parts += ["views"] if settings.views else []
+    parts += [f"{settings.few_shot:g}pct"] if settings.few_shot else []
+    folder = (
+        model.folder / "eval" if model.folder else Path("runs/eval") / model.name.replace(":", "-").replace("/", "_")
+    )
+    return folder / f"{'-'.join(parts)}.json"
 
 
 def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:

@@ -14,20 +14,22 @@ from typing import Any, Literal
 
 import numpy as np
 
+from eval.bank import Bank
 from eval.bars import say
 from eval.bench import LEFT_OUT, Bench, Column, Floats, Ints, Scorer, Summary, Task
 from eval.features import Features, extract
+from eval.few_shot import few_shot
 from eval.knn import KNN, KNNConfig
 from eval.models import Model, transform_table
-from eval.probe import ProbeConfig
-from eval.probe_file import kept_probe
+from eval.probe import Probe, ProbeConfig
+from eval.probe_file import kept_probes
 from shards.errors import UserError
 
 __all__ = ["METHODS", "Method", "Settings", "evaluate", "evaluation_hash", "method_table"]
 
 Method = Literal["linear_probe", "knn"]
 METHODS: tuple[Method, ...] = ("linear_probe", "knn")
-VERSION = 1  # of the protocol: raise it when figures change
+VERSION = 2  # of the protocol: raise it when figures change
 RESAMPLES = 10_000
 INTERVAL = (2.5, 97.5)  # percentiles
 PACKAGES = ("torch", "timm", "numpy", "opencv-python-headless")
@@ -43,17 +45,21 @@ class Settings:
     knn: KNNConfig = field(default_factory=KNNConfig)
     partial: bool = False
     """Accept other counts than the benchmark's, and mark the result."""
+    views: bool = False
+    """Protocol `views`: the probe trains on augmented views."""
+    few_shot: float | None = None
+    """Percent of the training images; None: all."""
 
 
 def evaluate(model: Model, bench: Bench, method: Method, settings: Settings) -> dict[str, Any]:
     """Every column of a benchmark. Raises UserError, among others where a count is not the benchmark's."""
+    if settings.few_shot is not None:
+        bench = few_shot(bench, settings.few_shot)
     features = {images.name: extract(model, images, settings.features) for images in bench.sets}
     reused = [name for name, values in features.items() if values.reused]
     if reused:
         say(f"{model.name} on {bench.name}: features from before are used again ({', '.join(reused)})")
-    heads, chosen = {}, {}
-    for task in bench.tasks:
-        heads[task.name], chosen[task.name] = _head(task, features[task.images], method, settings)
+    heads, chosen = _heads(model, bench, features, method, settings)
     columns = {}
     for column in bench.columns:
         columns[column.name] = _figure(column, heads[column.task], features[column.images], bench, settings)
@@ -63,7 +69,10 @@ def evaluate(model: Model, bench: Bench, method: Method, settings: Settings) -> 
         "method": method,
         "partial": list(bench.partial) + _other_counts(bench, columns),
         "columns": columns,
-        "summaries": {s.name: {"value": _summary(s, columns), "about": s.about} for s in bench.summaries},
+        "summaries": {
+            s.name: {"value": _summary(s, columns), "columns": list(s.columns), "about": s.about}
+            for s in bench.summaries
+        },
         "chosen": chosen,
         "model": dict(model.about),
         "pictures": {
@@ -83,17 +92,37 @@ def method_table(method: Method, model: Model, settings: Settings) -> dict[str, 
         "features": f"frozen, {model.feature_dim} pooled features of the backbone; pictures seen once, centre crop",
         "transform": transform_table(model.transform),
     }
+    few = {} if settings.few_shot is None else {"few_shot_percent": settings.few_shot}
     if method == "knn":
         vote = "exp(cosine / temperature) of the k nearest training images (Wu et al. 2018)"
-        return {**shared, "vote": vote, **asdict(settings.knn)}
+        return {**shared, **few, "vote": vote, **asdict(settings.knn)}
+    grid = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(settings.probe).items()}
+    return {**shared, **few, **_probe_words(settings), **grid}
+
+
+def _probe_words(settings: Settings) -> dict[str, Any]:
+    classifier = "softmax regression on standardised features, from zero weights"
+    if settings.views:
+        return {
+            "name": "views",
+            "classifier": classifier,
+            "training": "random crops of 0.08 to 1 of the area and flips, two an image and pass, epochs / 2 passes; "
+            "SGD with momentum, cosine to 0, every candidate whole",
+            "selection": "by accuracy on centre crops of a stratified part held out of the training images",
+        }
+    selection = "by accuracy on a stratified part held out of the training images"
+    if settings.probe.solver == "lbfgs":
+        optimiser = "L-BFGS to convergence for each weight decay; learning rates and rounds have no say"
+    else:
+        optimiser = (
+            "SGD with momentum, cosine to 0; learning rates relative to 1 / largest eigenvalue of the covariance"
+        )
+        selection += ", in rounds of growing length"
     return {
-        **shared,
-        "classifier": "softmax regression on standardised features, from zero weights",
-        "optimiser": "SGD with momentum, cosine to 0; learning rates relative to 1 / largest eigenvalue of the "
-        "features' covariance",
-        "selection": "by accuracy on a stratified part held out of the training images, in rounds of growing length; "
-        "the winner is trained again on all of them",
-        **{key: list(v) if isinstance(v, tuple) else v for key, v in asdict(settings.probe).items()},
+        "name": "features",
+        "classifier": classifier,
+        "optimiser": optimiser,
+        "selection": f"{selection}; the winner is trained again on all of them",
     }
 
 
@@ -120,22 +149,38 @@ def versions() -> dict[str, str]:
 Head = Callable[[Floats], Floats]
 
 
-def _head(task: Task, features: Features, method: Method, settings: Settings) -> tuple[Head, dict[str, Any]]:
-    """A trained head and what was chosen for it."""
+def _heads(
+    model: Model, bench: Bench, features: dict[str, Features], method: Method, settings: Settings
+) -> tuple[dict[str, Head], dict[str, dict[str, Any]]]:
+    """A trained head for each task, and what was chosen for it."""
+    heads: dict[str, Head] = {}
+    chosen: dict[str, dict[str, Any]] = {}
+    for images in bench.sets:
+        values = features[images.name]
+        tasks = [(task, _rows(task, values)) for task in bench.tasks if task.images == images.name]
+        if method == "knn":
+            for task, rows in tasks:
+                heads[task.name] = KNN(Bank(values, rows), task.labels[rows], len(task.classes), settings.knn).scores
+                chosen[task.name] = {"trained_on": len(rows)}
+        elif tasks:
+            root = settings.features / "probes"
+            probes = kept_probes(model, images, values, tasks, settings.probe, root, views=settings.views)
+            heads.update({name: probe.scores for name, probe in probes.items()})
+            chosen.update({name: _chosen(probe) for name, probe in probes.items()})
+    return heads, chosen
+
+
+def _rows(task: Task, features: Features) -> Ints:
+    """The images a task trains on."""
     rows = np.flatnonzero((task.labels != LEFT_OUT) & features.ok).astype(np.int64)
     if not len(rows):
         raise UserError(f"{task.name}: no training image has a label")
-    labels = task.labels[rows]
-    if method == "knn":
-        knn = KNN(features.rows(rows), labels, len(task.classes), settings.knn)
-        return knn.scores, {"trained_on": len(rows)}
-    probe = kept_probe(task, features, rows, settings.probe, settings.features / "probes")
-    return probe.scores, {
-        **asdict(probe.chosen),
-        "trained_on": probe.trained_on,
-        "held_out": probe.held_out,
-        "candidates": probe.table,
-    }
+    return rows
+
+
+def _chosen(probe: Probe) -> dict[str, Any]:
+    counts = {"trained_on": probe.trained_on, "held_out": probe.held_out}
+    return {**asdict(probe.chosen), **counts, "candidates": probe.table}
 
 
 def _figure(column: Column, head: Head, features: Features, bench: Bench, settings: Settings) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from shards.atomic import atomic_file, write_json
 from shards.errors import SkipBudget, UserError
 from trainer.augment import BadImage, decode
 
-__all__ = ["Features", "extract", "feature_hash", "features_root"]
+__all__ = ["Features", "extract", "feature_hash", "features_root", "loader", "normalise"]
 
 VERSION = 1  # of the arithmetic below: raise it when features change
 CHUNK = 8192  # rows of a part
@@ -53,6 +53,12 @@ class Features:
     dim: int
     reused: bool
     """All of it was on disk already."""
+
+    @classmethod
+    def of(cls, values: npt.NDArray[Any]) -> Features:
+        """Features of an array [n, dim], every row good."""
+        parts = [values[start : start + CHUNK] for start in range(0, len(values), CHUNK)]
+        return cls(hash="", parts=parts, ok=np.ones(len(values), bool), dim=values.shape[1], reused=True)
 
     def __len__(self) -> int:
         return len(self.ok)
@@ -126,12 +132,13 @@ def _fill(model: Model, images: ImageSet, folder: Path, missing: list[int], max_
     budget = SkipBudget(f"pictures of {images.name}", max_bad)
     rows = [row for start in missing for row in range(start, min(start + CHUNK, len(images)))]
     half = len(images) * model.feature_dim * 4 > HALF_ABOVE
-    loader = _loader(images, model.transform, rows)
+    # CHUNK is a multiple of BATCH, so parts end with a batch.
+    batches = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
     collected: list[npt.NDArray[Any]] = []
     masks: list[npt.NDArray[np.bool_]] = []
     pending = iter(missing)
     with bar(f"features of {images.name}", len(rows)) as advance, torch.inference_mode():
-        for pixels, ok, keys in loader:
+        for pixels, ok, keys in loader(_Crops(images, model.transform), batches):
             budget.ok(int(ok.sum()))
             for key in keys:
                 budget.skip("do not decode", key)
@@ -195,12 +202,11 @@ class _Crops(Dataset[Any]):
         return self.__getitems__([row])
 
 
-def _loader(images: ImageSet, transform: Transform, rows: list[int]) -> DataLoader[Any]:
-    # CHUNK is a multiple of BATCH, so parts end with a batch.
-    batches = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
-    workers = min(os.cpu_count() or 1, len(rows) // IMAGES_PER_WORKER)
+def loader(dataset: Dataset[Any], batches: list[list[int]]) -> DataLoader[Any]:
+    """What the dataset makes of each batch of positions, by worker processes where there are pictures enough."""
+    workers = min(os.cpu_count() or 1, sum(map(len, batches)) // IMAGES_PER_WORKER)
     return DataLoader(
-        _Crops(images, transform),
+        dataset,
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=_as_it_is,

@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from eval.bank import Bank
 from eval.bench import LEFT_OUT, Bench, ImageSet, Task
 from eval.features import extract
 from eval.knn import KNN, KNNConfig
@@ -75,7 +76,7 @@ def image_strips(models: dict[str, Model], bench: Bench, features: Path) -> list
     for name, model in models.items():
         bank = extract(model, train, features)
         rows = np.flatnonzero(bank.ok).astype(np.int64)
-        knn = KNN(bank.rows(rows), np.zeros(len(rows), np.int64), 1, KNNConfig(k=min(LENGTH, len(rows))))
+        knn = KNN(Bank(bank, rows), np.zeros(len(rows), np.int64), 1, KNNConfig(k=min(LENGTH, len(rows))))
         cosines, found = knn.neighbours(extract(model, test, features).rows(chosen))
         near[name] = [
             [

@@ -8,16 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.nn import functional
 
+from eval.bank import Bank, Floats, Ints
 from shards.errors import UserError
 
 __all__ = ["KNN", "KNNConfig"]
 
 BLOCK = 1024  # queries at once
-BANK = 65536  # training rows at once: 256 MB of similarities a block
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,42 +34,40 @@ class KNNConfig:
 class KNN:
     """Votes of a labelled bank of features."""
 
-    def __init__(
-        self, features: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], classes: int, config: KNNConfig
-    ) -> None:
-        """features [n, d], labels [n] in 0..classes-1."""
-        if len(features) < config.k:
-            raise UserError(f"kNN asks {config.k} neighbours of {len(features)} training images: lower --k")
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.bank = functional.normalize(torch.from_numpy(features).to(self.device), dim=1)
-        self.labels = torch.from_numpy(labels).to(self.device)
+    def __init__(self, bank: Bank, labels: Ints, classes: int, config: KNNConfig) -> None:
+        """labels [n of the bank] in 0..classes-1."""
+        if len(bank) < config.k:
+            raise UserError(f"kNN asks {config.k} neighbours of {len(bank)} training images: lower --k")
+        self.bank = bank
+        self.labels = torch.from_numpy(labels).to(bank.device)
         self.classes, self.config = classes, config
 
-    def neighbours(self, features: npt.NDArray[np.float32]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(cosines [m, k] falling, rows [m, k] of the bank)."""
-        queries = functional.normalize(torch.from_numpy(features).to(self.device), dim=1)
-        found = [self._nearest(block) for block in torch.split(queries, BLOCK)]
-        return torch.cat([cosines for cosines, _ in found]), torch.cat([rows for _, rows in found])
+    def neighbours(self, features: Floats) -> tuple[torch.Tensor, torch.Tensor]:
+        """(cosines [m, k] falling, positions [m, k] in the bank). The bank is gone through once, block by block."""
+        queries = functional.normalize(torch.from_numpy(features).to(self.bank.device), dim=1)
+        best = [(q[:, :0], q[:, :0].long()) for q in torch.split(queries, BLOCK)]  # none yet
+        for x, part in self.bank.blocks(np.arange(len(self.bank), dtype=np.int64)):
+            rows = functional.normalize(x, dim=1)
+            positions = torch.from_numpy(part).to(self.bank.device)
+            for number, block in enumerate(torch.split(queries, BLOCK)):
+                best[number] = self._merge(best[number], block @ rows.T, positions)
+        return torch.cat([cosines for cosines, _ in best]), torch.cat([rows for _, rows in best])
 
-    def scores(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def scores(self, features: Floats) -> Floats:
         """[m, d] -> votes [m, classes]."""
         cosines, rows = self.neighbours(features)
         # exp((c - 1) / T): the same order as exp(c / T), which would overflow for small T.
         weights = torch.exp((cosines - 1) / self.config.temperature)
-        votes = torch.zeros(len(cosines), self.classes, device=self.device)
+        votes = torch.zeros(len(cosines), self.classes, device=self.bank.device)
         votes.scatter_add_(1, self.labels[rows], weights)
-        result: npt.NDArray[np.float32] = votes.cpu().numpy()
+        result: Floats = votes.cpu().numpy()
         return result
 
-    def _nearest(self, queries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        best: tuple[torch.Tensor, torch.Tensor] | None = None
-        for start in range(0, len(self.bank), BANK):
-            part = queries @ self.bank[start : start + BANK].T  # [m, at most BANK]
-            cosines, rows = part.topk(min(self.config.k, part.shape[1]), dim=1)
-            rows = rows + start
-            if best is not None:
-                cosines, order = torch.cat([best[0], cosines], 1).topk(min(self.config.k, best[0].shape[1] + cosines.shape[1]), dim=1)
-                rows = torch.cat([best[1], rows], 1).gather(1, order)
-            best = cosines, rows
-        assert best is not None
-        return best
+    def _merge(
+        self, best: tuple[torch.Tensor, torch.Tensor], cosines: torch.Tensor, positions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The k best of those kept [m, <= k] and a block's [m, rows]."""
+        near, within = cosines.topk(min(self.config.k, cosines.shape[1]), dim=1)
+        together, places = torch.cat([best[0], near], 1), torch.cat([best[1], positions[within]], 1)
+        values, order = together.topk(min(self.config.k, together.shape[1]), dim=1)
+        return values, places.gather(1, order)

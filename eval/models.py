@@ -1,18 +1,25 @@
-"""What is evaluated: a frozen network that turns normalised images into features, with an identity for its cache."""
+"""What is evaluated: a frozen network that turns normalised images into features, with an identity for its cache.
+
+runs/NAME, or a file in it       a checkpoint of xclr-train
+DIR with config.json             an export of ours (timm's format), or a model in transformers' format
+timm:NAME, torchvision:NAME      their pretrained weights
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from shards.errors import UserError
 from trainer.checkpoint import find_checkpoint, load_backbone, read_checkpoint
 
-__all__ = ["Model", "Transform", "open_checkpoint", "transform_table", "weights_hash"]
+__all__ = ["Model", "Transform", "open_checkpoint", "open_model", "transform_table", "weights_hash"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +54,25 @@ class Model:
     """What it was trained on."""
     graph: str | None = None
     """The graph it was trained with, by name; None: the only one."""
+
+
+def open_model(spec: str | None, *, untrained: bool = False) -> Model:
+    """A model by what the user calls it (see above); None: the newest run. Raises UserError."""
+    from eval import models_other as other  # transformers and torchvision are slow to import
+
+    openers: dict[str, Callable[[str], Model]] = {
+        "timm:": lambda name: other.open_timm(name, untrained=untrained),
+        "torchvision:": lambda name: other.open_torchvision(name, untrained=untrained),
+    }
+    for prefix, opener in openers.items():
+        if spec and spec.startswith(prefix):
+            return opener(spec.removeprefix(prefix))
+    path = Path(spec) if spec else None
+    if path and (path / "config.json").is_file():
+        if untrained:
+            raise UserError(f"{path} is a finished model and knows no initial weights: leave out --untrained")
+        return other.open_folder(path)
+    return open_checkpoint(path, untrained=untrained)
 
 
 def open_checkpoint(path: Path | None, *, untrained: bool = False) -> Model:

@@ -9,40 +9,35 @@ Candidates compete on a part held out of the training set (stratified, seeded), 
 training, the best of those in a longer one (successive halving; Jamieson and Talwalkar 2016). A short training imitates
 the long one, its learning rate raised by as much as it is shorter, as far as that is stable. The winner is trained
 again on all training images. Nothing here sees a test image.
+
+solver = "lbfgs" takes each weight decay to convergence instead; learning rates and rounds have no say then.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import product
 from typing import Any, Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch.nn import functional
 
+from eval.bank import Bank, Floats, Ints
+from eval.solvers import Advance, Candidate, Kind, Moments, Schedule, lbfgs, moments, prepare, sgd
 from shards.errors import UserError
 
-__all__ = ["Candidate", "Probe", "ProbeConfig", "fit_probe"]
+__all__ = ["LBFGS_DECAYS", "Candidate", "Probe", "ProbeConfig", "fit_probe", "probe_steps", "split"]
 
-Kind = Literal["standardised", "unit"]
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
-Advance = Callable[[int], None]
-EPSILON = 1e-6  # of the deviation: a feature that never changes stays zero
-POWER_STEPS = 20
-STABLE = 10.0  # relative learning rate below which SGD with momentum 0.9 is safe
-SMALL_STEP = 500_000_000  # multiply-adds
+ROUND_STEPS = 50  # of a round at least: fewer say little
+LBFGS_DECAYS = (1e-5, 1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeConfig:
     """The grid and how each of its candidates is trained."""
 
+    solver: Literal["sgd", "lbfgs"] = "sgd"
     learning_rates: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
     """Relative to 1 / (largest eigenvalue of the features' covariance); with momentum 0.9, stable up to about 15."""
     weight_decays: tuple[float, ...] = (1e-3, 1e-2, 1e-1)
@@ -59,11 +54,15 @@ class ProbeConfig:
     """Length of each round of the competition, as a share of the whole training; (1.0,): every candidate whole."""
     survivors: float = 0.25
     """Share of the candidates that go on to the next round, rounded up."""
+    iterations: int = 100
+    """Of L-BFGS, at most, for each weight decay."""
     held_out: float = 0.1
     """Share of the training images that select the candidate."""
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.solver not in ("sgd", "lbfgs"):
+            raise UserError(f"the solver is sgd or lbfgs, not {self.solver!r}")
         if not (self.learning_rates and self.weight_decays and self.features):
             raise UserError("a probe needs at least one learning rate, weight decay and kind of features")
         unknown = set(self.features) - set(get_args(Kind))
@@ -73,23 +72,14 @@ class ProbeConfig:
             raise UserError("learning rates are above 0 and weight decays at least 0")
         if not self.rounds or min(self.rounds) <= 0 or max(self.rounds) > 1 or not 0 < self.survivors <= 1:
             raise UserError("rounds and survivors are shares, above 0 and at most 1")
-        if self.epochs < 1 or self.batch_size < 1 or self.min_steps < 1 or not 0 < self.held_out < 1:
+        if min(self.epochs, self.batch_size, self.min_steps, self.iterations) < 1 or not 0 < self.held_out < 1:
             raise UserError("a probe needs epochs and batch size of at least 1, and a held-out share between 0 and 1")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    features: Kind
-    lr: float
-    """Relative, as in ProbeConfig."""
-    weight_decay: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
     """A trained classifier."""
 
-    kind: Kind
     mean: torch.Tensor
     """[d]"""
     scale: torch.Tensor
@@ -110,45 +100,39 @@ class Probe:
                 "it belongs to another model"
             )
         with torch.inference_mode():
-            x = _prepare(torch.from_numpy(features).to(self.mean.device), self.kind, self.mean, self.scale)
-            result: Floats = (x @ self.weight).cpu().numpy()
+            x = torch.from_numpy(features).to(self.mean.device)
+            at = Moments(self.mean, self.scale)
+            result: Floats = (prepare(x, self.chosen.features, at) @ self.weight).cpu().numpy()
         return result
 
 
 def fit_probe(
-    features: Floats, labels: Ints, classes: int, config: ProbeConfig, advance: Advance = lambda steps: None
+    bank: Bank, labels: Ints, classes: int, config: ProbeConfig, advance: Advance = lambda steps: None
 ) -> Probe:
-    """features [n, d], labels [n] in 0..classes-1. advance(k): k of probe_steps() steps are done."""
-    train, held = split(labels, config.held_out, config.seed)
-    candidates = [Candidate(features=kind, lr=lr, weight_decay=wd) for kind, lr, wd in _grid(config)]
-    raw, y = torch.from_numpy(features).to(_device()), torch.from_numpy(labels).to(_device())
-    best: dict[Candidate, tuple[int, float]] = dict.fromkeys(candidates, (0, 0.0))  # (round reached, accuracy there)
-    alive = candidates
-    for number, share in enumerate(config.rounds):
-        found: dict[Candidate, float] = {}
-        for kind in config.features:
-            group = [c for c in alive if c.features == kind]
-            if group:
-                mean, scale = _moments(raw, kind, train)
-                x = _prepare(raw, kind, mean, scale)
-                weights = _train(x[train], y[train], classes, group, config, share, advance)
-                found.update(zip(group, _accuracies(x[held], y[held], weights), strict=True))
-        best.update({c: (number, accuracy) for c, accuracy in found.items()})
-        ranked = sorted(alive, key=lambda c: -found[c])  # stable: of equals, the first of the grid
-        alive = ranked[: math.ceil(config.survivors * len(ranked))]
-    chosen = ranked[0]
-    everything = np.arange(len(labels))
-    mean, scale = _moments(raw, chosen.features, everything)
-    weight = _train(_prepare(raw, chosen.features, mean, scale), y, classes, [chosen], config, 1.0, advance)[0]
+    """labels [n of the bank] in 0..classes-1. advance(k): k of probe_steps() steps are done."""
+    y = torch.from_numpy(labels).to(bank.device)
+    fit = _Fit(bank, y, classes, config, advance)
+    alive, standings = _grid(config), dict[Candidate, tuple[int, float]]()  # (last round, accuracy there)
+    nothing = np.zeros(0, np.int64)
+    train, held = split(labels, config.held_out, config.seed) if len(alive) > 1 else (nothing, nothing)
+    for number, share in enumerate(config.rounds if config.solver == "sgd" else (1.0,)):
+        if len(alive) == 1:
+            break  # nothing left to select
+        found = fit.compete(train, held, alive, share)
+        standings.update({candidate: (number + 1, accuracy) for candidate, accuracy in found.items()})
+        alive = sorted(alive, key=lambda candidate: -found[candidate])  # stable: of equals, the first of the grid
+        alive = alive[: math.ceil(config.survivors * len(alive))]
+    chosen = alive[0]
+    everything = np.arange(len(labels), dtype=np.int64)
+    at = moments(bank, everything, chosen.features)
     return Probe(
-        kind=chosen.features,
-        mean=mean,
-        scale=scale,
-        weight=weight,
+        mean=at.mean,
+        scale=at.scale,
+        weight=fit.train(everything, [chosen], at, 1.0)[0],
         chosen=chosen,
         table=[
-            {**asdict(candidate), "round": number + 1, "held_out_accuracy": round(100 * accuracy, 3)}
-            for candidate, (number, accuracy) in best.items()
+            {**asdict(candidate), "round": number, "held_out_accuracy": round(100 * accuracy, 3)}
+            for candidate, (number, accuracy) in standings.items()
         ],
         trained_on=len(labels),
         held_out=len(held),
@@ -156,10 +140,34 @@ def fit_probe(
 
 
 def probe_steps(count: int, config: ProbeConfig) -> int:
-    """How many steps fit_probe will report for `count` images; rounds are counted as if every kind stayed in."""
-    rounds = [_schedule(count - round(config.held_out * count), config, share) for share in config.rounds]
-    parts = [*rounds * len(config.features), _schedule(count, config, 1.0)]
+    """How many steps fit_probe will report for `count` images, give or take the rounding of the held-out part.
+
+    Rounds are counted as if every kind of features stayed in.
+    """
+    if config.solver == "lbfgs":
+        return config.iterations * (len(config.features) * len(config.weight_decays) + 1)
+    alive, parts = len(_grid(config)), [schedule(count, config, 1.0)]
+    for share in config.rounds:
+        if alive > 1:
+            parts += [schedule(count - round(config.held_out * count), config, share)] * len(config.features)
+            alive = math.ceil(config.survivors * alive)
     return sum(part.epochs * part.per_epoch for part in parts)
+
+
+def schedule(count: int, config: ProbeConfig, share: float) -> Schedule:
+    """Batches and epochs of a training on `count` images, `share` as long as a whole one."""
+    batch = max(1, min(config.batch_size, count // 8))
+    per_epoch = count // batch
+    whole = max(config.epochs, math.ceil(config.min_steps / per_epoch))
+    epochs = min(whole, max(1, round(share * whole), math.ceil(ROUND_STEPS / per_epoch)))
+    return Schedule(
+        batch=batch,
+        per_epoch=per_epoch,
+        epochs=epochs,
+        share=epochs / whole,
+        momentum=config.momentum,
+        seed=config.seed,
+    )
 
 
 def split(labels: Ints, share: float, seed: int) -> tuple[Ints, Ints]:
@@ -183,123 +191,50 @@ def split(labels: Ints, share: float, seed: int) -> tuple[Ints, Ints]:
     return np.flatnonzero(mask).astype(np.int64), np.sort(held).astype(np.int64)
 
 
-def _grid(config: ProbeConfig) -> list[tuple[Kind, float, float]]:
-    return list(product(config.features, config.learning_rates, config.weight_decays))
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _moments(raw: torch.Tensor, kind: Kind, rows: Ints) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and 1 / deviation of each feature over some rows."""
-    x = _shaped(raw[torch.from_numpy(rows).to(raw.device)], kind)
-    deviation, mean = torch.std_mean(x, dim=0, correction=0)
-    return mean, torch.where(deviation > EPSILON * deviation.max(), 1 / deviation, 0.0)
-
-
-def _shaped(x: torch.Tensor, kind: Kind) -> torch.Tensor:
-    return functional.normalize(x, dim=1) if kind == "unit" else x
-
-
-def _prepare(x: torch.Tensor, kind: Kind, mean: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """[n, d] -> [n, d + 1], standardised, with a column of ones for the bias."""
-    x = (_shaped(x, kind) - mean) * scale
-    return torch.cat([x, torch.ones(len(x), 1, device=x.device)], 1)
-
-
-def _train(
-    x: torch.Tensor,
-    y: torch.Tensor,
-    classes: int,
-    candidates: list[Candidate],
-    config: ProbeConfig,
-    share: float,
-    advance: Advance,
-) -> list[torch.Tensor]:
-    """Softmax regression from zero weights, all candidates together; a [d + 1, classes] each."""
-    heads, width = len(candidates), x.shape[1]
-    rates = [min(c.lr / share, max(c.lr, STABLE)) / _largest_eigenvalue(x) for c in candidates]
-    lr = _row(rates, classes, x.device)  # [1, H * classes]
-    decay = _row([c.weight_decay for c in candidates], classes, x.device).repeat(width, 1)
-    decay[-1] = 0  # the bias
-    weight = torch.zeros(width, heads * classes, device=x.device)
-    velocity = torch.zeros_like(weight)
-    generator = torch.Generator().manual_seed(config.seed)
-    schedule = _schedule(len(x), config, share)
-    steps = schedule.epochs * schedule.per_epoch
-    step = 0
-    with _threads_for(4 * schedule.batch * weight.numel()):
-        for _ in range(schedule.epochs):
-            order = torch.randperm(len(x), generator=generator).to(x.device)
-            # The last, smaller batch is left out: it would weigh its images more.
-            for batch in torch.split(order, schedule.batch)[: schedule.per_epoch]:
-                gradient = _gradient(x[batch], y[batch], weight, heads)
-                gradient.addcmul_(decay, weight)
-                velocity.mul_(config.momentum).add_(gradient)
-                weight.addcmul_(lr * (-0.5 * (1 + math.cos(math.pi * step / steps))), velocity)
-                step += 1
-            advance(schedule.per_epoch)
-    return [part.contiguous() for part in torch.split(weight, classes, dim=1)]
-
-
-@contextmanager
-def _threads_for(work: int) -> Iterator[None]:
-    """One thread for steps of few operations: waiting for each other costs threads more than they gain there, and
-    where other programs use the cores as well, many times more."""
-    before = torch.get_num_threads()
-    if work < SMALL_STEP:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _gradient(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Of the mean cross-entropy of every head: x^T (softmax(x w) - onehot(y)) / b, [d + 1, H * classes]."""
-    classes = weight.shape[1] // heads
-    p = torch.softmax((x @ weight).view(-1, classes), dim=1)  # [b * H, classes]
-    gradient = x.T @ p.view(len(x), -1)
-    # The one-hot term is the same for every head: one small product instead of an indexed subtraction from p.
-    target = x.T @ functional.one_hot(y, classes).to(x.dtype)  # [d + 1, classes]
-    return gradient.view(-1, heads, classes).sub_(target[:, None]).view(gradient.shape).div_(len(x))
-
-
-def _accuracies(x: torch.Tensor, y: torch.Tensor, weights: list[torch.Tensor]) -> list[float]:
-    """Share right, 0 for a candidate that diverged."""
-    shares = []
-    for weight in weights:
-        logits = x @ weight
-        right = (logits.argmax(1) == y).float().mean() if logits.isfinite().all() else torch.zeros(())
-        shares.append(float(right))
-    return shares
-
-
-def _largest_eigenvalue(x: torch.Tensor) -> float:
-    """Of x^T x / n, by power iteration from a fixed start."""
-    vector = torch.ones(x.shape[1], device=x.device) / math.sqrt(x.shape[1])
-    value = torch.ones((), device=x.device)
-    for _ in range(POWER_STEPS):
-        product_ = x.T @ (x @ vector) / len(x)
-        value = product_.norm()
-        vector = product_ / value
-    return float(value)
-
-
-def _row(values: list[float], classes: int, device: torch.device) -> torch.Tensor:
-    return torch.tensor(values, device=device, dtype=torch.float32).repeat_interleave(classes)[None]
-
-
 @dataclass(frozen=True, slots=True)
-class _Schedule:
-    batch: int
-    per_epoch: int
-    epochs: int
+class _Fit:
+    """What all trainings of one probe share."""
+
+    bank: Bank
+    labels: torch.Tensor
+    classes: int
+    config: ProbeConfig
+    advance: Advance
+
+    def compete(self, train: Ints, held: Ints, candidates: Sequence[Candidate], share: float) -> dict[Candidate, float]:
+        """Accuracy of each candidate on the held-out rows after a training on the others."""
+        found: dict[Candidate, float] = {}
+        for kind in self.config.features:
+            group = [candidate for candidate in candidates if candidate.features == kind]
+            if group:
+                at = moments(self.bank, train, kind)
+                weights = self.train(train, group, at, share)
+                found.update(zip(group, self.accuracies(held, kind, at, weights), strict=True))
+        return found
+
+    def train(self, rows: Ints, group: Sequence[Candidate], at: Moments, share: float) -> list[torch.Tensor]:
+        """Weights of candidates of one kind of features."""
+        shared = (self.bank, rows, self.labels, self.classes, group, at)
+        if self.config.solver == "lbfgs":
+            return lbfgs(*shared, iterations=self.config.iterations, advance=self.advance)
+        return sgd(*shared, schedule(len(rows), self.config, share), advance=self.advance)
+
+    def accuracies(self, rows: Ints, kind: Kind, at: Moments, weights: list[torch.Tensor]) -> list[float]:
+        """Share right, 0 for a candidate that diverged."""
+        right = np.zeros(len(weights))
+        for x, part in self.bank.blocks(rows):
+            features, y = prepare(x, kind, at), self.labels[torch.from_numpy(part)]
+            for number, weight in enumerate(weights):
+                logits = features @ weight
+                right[number] += float((logits.argmax(1) == y).sum()) if logits.isfinite().all() else -np.inf
+        return [max(0.0, float(count)) / len(rows) for count in right]
 
 
-def _schedule(count: int, config: ProbeConfig, share: float) -> _Schedule:
-    batch = max(1, min(config.batch_size, count // 8))
-    per_epoch = count // batch
-    whole = max(config.epochs, math.ceil(config.min_steps / per_epoch))
-    return _Schedule(batch, per_epoch, max(1, round(share * whole)))
+def _grid(config: ProbeConfig) -> list[Candidate]:
+    rates = config.learning_rates if config.solver == "sgd" else (0.0,)
+    return [
+        Candidate(features=kind, lr=lr, weight_decay=decay)
+        for kind in config.features
+        for lr in rates
+        for decay in config.weight_decays
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from zipfile import BadZipFile
@@ -11,41 +12,66 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 
+from eval.bank import Bank
 from eval.bars import bar, say
-from eval.bench import Ints, Task
+from eval.bench import ImageSet, Ints, Task
+from eval.estimate import announce
 from eval.features import Features
+from eval.models import Model
 from eval.probe import Candidate, Probe, ProbeConfig, fit_probe, probe_steps
+from eval.probe_views import fit_views
 from shards.atomic import atomic_file
 
-__all__ = ["kept_probe"]
+__all__ = ["kept_probes"]
 
-VERSION = 2  # of the arithmetic in eval/probe.py: raise it when weights change
+VERSION = 4  # of the arithmetic in eval/solvers.py: raise it when weights change
 
 
-def kept_probe(task: Task, features: Features, rows: Ints, config: ProbeConfig, root: Path) -> Probe:
-    """The task's probe on rows of its features: read from `root`, or trained and kept there."""
-    labels = task.labels[rows]
-    path = root / f"{_name(features, labels, rows, len(task.classes), config)}.npz"
-    found = _read(path)
-    if found is not None:
-        say(f"{task.name}: the probe trained before is used again")
-        return found
+def kept_probes(
+    model: Model,
+    images: ImageSet,
+    features: Features,
+    tasks: Sequence[tuple[Task, Ints]],
+    config: ProbeConfig,
+    root: Path,
+    *,
+    views: bool,
+) -> dict[str, Probe]:
+    """The probes of tasks on one ImageSet, each with the rows it trains on: read from `root`, or trained, kept there.
+
+    views: on augmented views (eval/probe_views.py), not on the features.
+    """
+    paths = {task.name: root / f"{_name(task, features, rows, config, views)}.npz" for task, rows in tasks}
+    found = {name: probe for name, path in paths.items() if (probe := _read(path)) is not None}
+    if found:
+        say(f"probes from before are used again ({', '.join(found)})")
+    missing = [(task, rows) for task, rows in tasks if task.name not in found]
+    if views and missing:
+        trained = fit_views(model, images, features, missing, config)
+    else:
+        trained = {task.name: _fit(task, features, rows, config) for task, rows in missing}
+    for name, probe in trained.items():
+        _write(paths[name], probe)
+    return {**found, **trained}
+
+
+def _fit(task: Task, features: Features, rows: Ints, config: ProbeConfig) -> Probe:
+    bank = Bank(features, rows)
+    announce(task.name, bank, len(task.classes), config)
     with bar(f"probe for {task.name}", probe_steps(len(rows), config)) as advance:
-        probe = fit_probe(features.rows(rows), labels, len(task.classes), config, advance)
-    _write(path, probe)
-    return probe
+        return fit_probe(bank, task.labels[rows], len(task.classes), config, advance)
 
 
-def _name(features: Features, labels: Ints, rows: Ints, classes: int, config: ProbeConfig) -> str:
-    digest = hashlib.sha256(json.dumps([VERSION, features.hash, classes, asdict(config)], sort_keys=True).encode())
+def _name(task: Task, features: Features, rows: Ints, config: ProbeConfig, views: bool) -> str:
+    what = [VERSION, features.hash, len(task.classes), asdict(config), views]
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
     digest.update(rows.tobytes())
-    digest.update(labels.tobytes())
+    digest.update(task.labels[rows].tobytes())
     return digest.hexdigest()[:32]
 
 
 def _write(path: Path, probe: Probe) -> None:
     words = {
-        "kind": probe.kind,
         "chosen": asdict(probe.chosen),
         "table": probe.table,
         "trained_on": probe.trained_on,
@@ -64,7 +90,6 @@ def _read(path: Path) -> Probe | None:
             words = json.loads(str(data["words"]))
             arrays = {name: torch.from_numpy(data[name]).to(device) for name in ("mean", "scale", "weight")}
         return Probe(
-            kind=words["kind"],
             chosen=Candidate(**words["chosen"]),
             table=words["table"],
             trained_on=words["trained_on"],

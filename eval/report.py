@@ -107,10 +107,21 @@ def _table(results: dict[str, Any], method: str) -> str:
             title = f"95% interval {low:.1f} to {high:.1f}, {row['details'][method][column]['n']:,} images"
             cells.append(f'<td{" class=best" if best else ""} title="{title}">{value:.1f}</td>')
         lines.append(f"<tr><td>{escape(row['method'])}</td>{''.join(cells)}</tr>")
+    lines += [_published(row, columns) for row in results["published"]] if method == "linear_probe" else []
     return (
         f'<div class="scroll"><table><caption>{TITLES[method].capitalize() if method != "knn" else "kNN"}</caption>'
         f"<tr><th></th>{head}</tr>{''.join(lines)}</table></div>"
     )
+
+
+def _published(row: dict[str, Any], columns: list[str]) -> str:
+    """A row of figures from the paper, ~ before what is approximate."""
+    cells = []
+    for column in columns:
+        value = row["linear_probe"].get(column)
+        mark = "~" if column in row["approximate"] else ""
+        cells.append("<td></td>" if value is None else f"<td>{mark}{value:.1f}</td>")
+    return f'<tr class="published"><td>{escape(row["method"])}, published</td>{"".join(cells)}</tr>'
 
 
 def _columns(results: dict[str, Any]) -> str:
@@ -119,8 +130,14 @@ def _columns(results: dict[str, Any]) -> str:
     words = "; ".join(f"{name}: {detail['about']}" for name, detail in details.items() if detail["about"])
     return (
         f'<p class="soft">The best of a column is marked; a figure is uncertain by up to &plusmn;{widest:.1f} '
-        f"(95%, bootstrap over test images; hold the pointer over one). {escape(words)}.</p>"
+        f"(95%, bootstrap over test images; hold the pointer over one). {escape(words)}.{_quotes(results)}</p>"
     )
+
+
+def _quotes(results: dict[str, Any]) -> str:
+    if not results["published"]:
+        return ""
+    return " Published figures are the paper's, ~ from memory and approximate; its probes trained on augmented views."
 
 
 def _verdicts(results: dict[str, Any]) -> str:

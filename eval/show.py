@@ -33,9 +33,10 @@ def show_result(result: dict[str, Any], path: Path) -> None:
     console.print(table)
     for task, chosen in result["chosen"].items():
         if "lr" in chosen:
+            how = f"chosen on {chosen['held_out']:,} of {chosen['trained_on']:,} training images"
             console.print(
                 f"{task}: lr {chosen['lr']:g}, weight decay {chosen['weight_decay']:g}, {chosen['features']} features; "
-                f"chosen on {chosen['held_out']:,} of {chosen['trained_on']:,} training images"
+                f"{how if chosen['held_out'] else 'the only candidate'}"
             )
     show_partial(console, result["partial"])
     console.print(f"written to {path}", soft_wrap=True)

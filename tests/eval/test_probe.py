@@ -7,10 +7,14 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from eval.probe import ProbeConfig, fit_probe, probe_steps, split
+import eval.bank as bank_module
+from eval.bank import Bank
+from eval.probe import ProbeConfig, fit_probe, probe_steps, schedule, split
+from eval.solvers import Candidate, moments, prepare, sgd
 from shards.errors import UserError
 
 Floats = npt.NDArray[np.float32]
@@ -30,10 +34,58 @@ def accuracy(scores: Floats, truth: Ints) -> float:
     return float((scores.argmax(1) == truth).mean())
 
 
+def test_lbfgs_is_logistic_regression(digits: tuple[Floats, Ints, Floats, Ints]) -> None:
+    x, y, test, truth = digits
+    deviation = np.where(x.std(0) > 0, x.std(0), np.inf)
+    standard, standard_test = (x - x.mean(0)) / deviation, (test - x.mean(0)) / deviation
+    train, held = split(y, 0.1, 0)
+    decays = (1e-3, 1e-2, 1e-1)
+    probe = fit_probe(Bank.of(x), y, 10, ProbeConfig(solver="lbfgs", weight_decays=decays, iterations=200))
+    for row in probe.table:
+        deviation_there = np.where(x[train].std(0) > 0, x[train].std(0), np.inf)
+        there = (x - x[train].mean(0)) / deviation_there
+        reference = LogisticRegression(C=1 / (row["weight_decay"] * len(train)), max_iter=2000)
+        expected = reference.fit(there[train], y[train]).score(there[held], y[held])
+        assert row["held_out_accuracy"] == pytest.approx(100 * expected, abs=1.2)  # one of 90
+    reference = LogisticRegression(C=1 / (probe.chosen.weight_decay * len(y)), max_iter=5000, tol=1e-8)
+    expected = reference.fit(standard, y).decision_function(standard_test)
+    scores = probe.scores(test)
+    assert abs(accuracy(scores, truth) - accuracy(expected, truth)) <= 0.003
+    np.testing.assert_allclose(scores - scores.mean(1, keepdims=True), expected, atol=0.05)
+
+
+def test_a_streamed_bank_trains_as_well_as_one_in_memory(digits: tuple[Floats, Ints, Floats, Ints]) -> None:
+    x, y, test, truth = digits
+    config = ProbeConfig(learning_rates=(0.3, 3.0), weight_decays=(1e-2,))
+    streamed = Bank.of(x, memory=64 * 4 * 2 * 300)  # windows of 300 rows
+    assert streamed.streams
+    assert not Bank.of(x).streams
+    near, far = (fit_probe(bank, y, 10, config).scores(test) for bank in (Bank.of(x), streamed))
+    assert abs(accuracy(near, truth) - accuracy(far, truth)) <= 0.01
+
+
+def test_a_streamed_pass_shows_every_row_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bank_module, "SEGMENT", 8)
+    values = np.arange(500, dtype=np.float32)[:, None] * np.ones((1, 4), np.float32)
+    positions = np.arange(0, 500, 2).astype(np.int64)
+    for bank in (Bank.of(values), Bank.of(values, memory=4 * 4 * 2 * 50)):
+        rng = np.random.default_rng(0)
+        seen = []
+        for x, part in bank.shuffled(positions, 32, rng):
+            assert len(part) == 32
+            assert x[:, 0].tolist() == part.tolist()
+            seen += part.tolist()
+        assert len(seen) == len(set(seen)) == 250 // 32 * 32
+        assert set(seen) <= set(positions.tolist())
+        assert seen != sorted(seen)
+
+
 @pytest.mark.parametrize("decay", [1e-2, 1e-1])
 def test_converges_to_logistic_regression(digits: tuple[Floats, Ints, Floats, Ints], decay: float) -> None:
     x, y, test, truth = digits
-    probe = fit_probe(x, y, 10, ProbeConfig(learning_rates=(1.0,), weight_decays=(decay,), epochs=300, batch_size=450))
+    probe = fit_probe(
+        Bank.of(x), y, 10, ProbeConfig(learning_rates=(1.0,), weight_decays=(decay,), epochs=300, batch_size=450)
+    )
     deviation = np.where(x.std(0) > 0, x.std(0), np.inf)
     reference = LogisticRegression(C=1 / (decay * len(x)), max_iter=2000)
     reference.fit((x - x.mean(0)) / deviation, y)
@@ -52,28 +104,54 @@ def test_the_sweep_is_as_good_as_scikit_learns(digits: tuple[Floats, Ints, Float
     fits = {c: LogisticRegression(C=c, max_iter=500).fit(standard[train], y[train]) for c in (0.01, 0.1, 1.0)}
     best = max(fits, key=lambda c: fits[c].score(standard[held], y[held]))
     expected = LogisticRegression(C=best, max_iter=500).fit(standard, y)
-    probe = fit_probe(x, y, 10, ProbeConfig())
+    probe = fit_probe(Bank.of(x), y, 10, ProbeConfig())
     assert accuracy(probe.scores(test), truth) >= expected.score((test - x.mean(0)) / deviation, truth) - 0.003
 
 
 def test_all_candidates_together_are_each_alone(digits: tuple[Floats, Ints, Floats, Ints]) -> None:
     x, y, _, _ = digits
-    once = ProbeConfig(min_steps=20, epochs=5, rounds=(1.0,))
-    grid = replace(once, learning_rates=(0.1, 1.0), weight_decays=(0.0, 0.1), features=("standardised", "unit"))
-    together = {
-        (row["features"], row["lr"], row["weight_decay"]): row["held_out_accuracy"]
-        for row in fit_probe(x, y, 10, grid).table
-    }
-    assert len(together) == 8
-    for (kind, lr, decay), value in together.items():
-        alone = replace(once, learning_rates=(lr,), weight_decays=(decay,), features=(kind,))
-        assert fit_probe(x, y, 10, alone).table[0]["held_out_accuracy"] == pytest.approx(value, abs=1.2)  # one of 90
+    bank, labels, everything = Bank.of(x), torch.from_numpy(y), np.arange(len(y), dtype=np.int64)
+    candidates = [
+        Candidate(features="unit", lr=lr, weight_decay=decay) for lr in (0.1, 1.0, 5.0) for decay in (0.0, 0.1)
+    ]
+    at = moments(bank, everything, "unit")
+    steps = schedule(len(y), ProbeConfig(min_steps=30, epochs=3), 1.0)
+
+    def train(group: list[Candidate]) -> list[torch.Tensor]:
+        return sgd(bank, everything, labels, 10, group, at, steps, advance=lambda _: None)
+
+    for candidate, weight in zip(candidates, train(candidates), strict=True):
+        torch.testing.assert_close(train([candidate])[0], weight, atol=1e-4, rtol=1e-3)
+
+
+def test_a_short_training_imitates_a_long_one(digits: tuple[Floats, Ints, Floats, Ints]) -> None:
+    x, y, test, truth = digits
+    config = ProbeConfig(learning_rates=(0.3,), weight_decays=(1e-2,), min_steps=1000)
+    at = moments(Bank.of(x), np.arange(len(y), dtype=np.int64), "standardised")
+    scores = []
+    for share, same in ((1.0, True), (0.1, True), (0.1, False)):
+        steps = schedule(len(y), config, share)
+        steps = steps if same else replace(steps, share=1.0)  # as short, without raising the learning rate
+        group = [Candidate(features="standardised", lr=0.3, weight_decay=1e-2)]
+        everything = np.arange(len(y), dtype=np.int64)
+        weight = sgd(Bank.of(x), everything, torch.from_numpy(y), 10, group, at, steps, advance=lambda _: None)[0]
+        scores.append((prepare(torch.from_numpy(test), "standardised", at) @ weight).numpy())
+    assert np.abs(scores[1] - scores[0]).mean() < 0.5 * np.abs(scores[2] - scores[0]).mean()
+    assert abs(accuracy(scores[1], truth) - accuracy(scores[0], truth)) < 0.01
+
+
+def test_a_single_candidate_needs_no_selection(digits: tuple[Floats, Ints, Floats, Ints]) -> None:
+    x, y, _, _ = digits
+    single = ProbeConfig(learning_rates=(1.0,), weight_decays=(0.0,), min_steps=20, epochs=1)
+    probe = fit_probe(Bank.of(x), y, 10, single)
+    assert (probe.trained_on, probe.held_out, probe.table) == (900, 0, [])
+    assert fit_probe(Bank.of(x[:2]), np.array([0, 1]), 2, single).trained_on == 2  # too few to hold any out
 
 
 def test_equal_calls_give_equal_weights(digits: tuple[Floats, Ints, Floats, Ints]) -> None:
     x, y, test, _ = digits
     one, two, other = (
-        fit_probe(x, y, 10, ProbeConfig(min_steps=20, epochs=3, seed=seed)).scores(test) for seed in (0, 0, 1)
+        fit_probe(Bank.of(x), y, 10, ProbeConfig(min_steps=20, epochs=3, seed=seed)).scores(test) for seed in (0, 0, 1)
     )
     assert np.array_equal(one, two)
     assert not np.array_equal(one, other)
@@ -81,7 +159,7 @@ def test_equal_calls_give_equal_weights(digits: tuple[Floats, Ints, Floats, Ints
 
 def test_a_candidate_that_diverges_is_not_chosen(digits: tuple[Floats, Ints, Floats, Ints]) -> None:
     x, y, test, truth = digits
-    probe = fit_probe(x, y, 10, ProbeConfig(learning_rates=(1e30, 1.0), weight_decays=(0.1,), epochs=10))
+    probe = fit_probe(Bank.of(x), y, 10, ProbeConfig(learning_rates=(1e30, 1.0), weight_decays=(0.1,), epochs=10))
     assert probe.chosen.lr == 1.0
     assert probe.table[0]["held_out_accuracy"] == 0
     assert accuracy(probe.scores(test), truth) > 0.9
@@ -92,7 +170,7 @@ def test_constant_features_and_few_images_do_no_harm() -> None:
     labels = np.repeat([0, 1, 2], 8).astype(np.int64)
     x = np.concatenate([np.eye(3, dtype=np.float32)[labels], np.full((24, 1), 7, np.float32)], 1)
     x[:, :3] += 0.01 * rng.normal(size=(24, 3)).astype(np.float32)
-    scores = fit_probe(x, labels, 4, ProbeConfig()).scores(x)  # the fourth class has no image
+    scores = fit_probe(Bank.of(x), labels, 4, ProbeConfig()).scores(x)  # the fourth class has no image
     assert np.isfinite(scores).all()
     assert accuracy(scores, labels) == 1
 
@@ -101,7 +179,7 @@ def test_progress_adds_up(digits: tuple[Floats, Ints, Floats, Ints]) -> None:
     x, y, _, _ = digits
     config = ProbeConfig(min_steps=20, epochs=3, features=("standardised", "unit"), batch_size=128)
     done: list[int] = []
-    fit_probe(x, y, 10, config, done.append)
+    fit_probe(Bank.of(x), y, 10, config, done.append)
     assert sum(done) == pytest.approx(probe_steps(len(y), config), rel=0.02)  # the split rounds class by class
 
 
@@ -119,11 +197,11 @@ def test_the_held_out_part_is_stratified_and_leaves_every_class_an_image() -> No
 
 def test_wrong_input_is_one_line(digits: tuple[Floats, Ints, Floats, Ints]) -> None:
     x, y, test, _ = digits
-    probe = fit_probe(x, y, 10, ProbeConfig(min_steps=20, epochs=1))
+    probe = fit_probe(Bank.of(x), y, 10, ProbeConfig(min_steps=20, epochs=1))
     with pytest.raises(UserError, match="trained on 64 features an image, these have 63"):
         probe.scores(test[:, 1:])
     with pytest.raises(UserError, match="leave none to select on"):
-        fit_probe(x[:2], np.array([0, 1]), 2, ProbeConfig())
+        fit_probe(Bank.of(x[:2]), np.array([0, 1]), 2, ProbeConfig())
     with pytest.raises(UserError, match="unknown kind of features 'raw'"):
         ProbeConfig(features=("raw",))  # type: ignore[arg-type]
     with pytest.raises(UserError, match="learning rates are above 0"):

@@ -1,0 +1,233 @@
+"""Softmax regression on a bank of features: SGD for many candidates at once, L-BFGS for one after the other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from eval.bank import Bank, Ints
+
+__all__ = ["Candidate", "Heads", "Kind", "Moments", "Schedule", "curvature", "lbfgs", "moments", "prepare", "sgd"]
+
+Kind = Literal["standardised", "unit"]
+Advance = Callable[[int], None]
+
+EPSILON = 1e-6  # of the largest deviation: a feature that changes less stays zero
+POWER_STEPS = 20
+POWER_ROWS = 16384  # of a large bank, for its largest eigenvalue
+STABLE = 10.0  # relative learning rate below which SGD with momentum 0.9 is safe
+SMALL_STEP = 500_000_000  # multiply-adds
+HISTORY = 20  # pairs that L-BFGS keeps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    features: Kind
+    lr: float
+    """Relative to 1 / (largest eigenvalue of the features' covariance); 0 for L-BFGS, which has none."""
+    weight_decay: float
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """How features are standardised."""
+
+    mean: torch.Tensor
+    """[d]"""
+    scale: torch.Tensor
+    """[d] 1 / deviation, 0 for a feature that does not change."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    batch: int
+    per_epoch: int
+    """Steps."""
+    epochs: int
+    share: float
+    """How long this training is, of a whole one. Learning rates are raised by as much as it is shorter, as far as that
+    is stable, so that it ends about where the whole one would."""
+    momentum: float
+    seed: int
+
+
+def moments(bank: Bank, positions: Ints, kind: Kind) -> Moments:
+    """Mean and deviation of each feature over some rows."""
+    count, total, square = 0, torch.zeros(1), torch.zeros(1)
+    shift = torch.zeros(1)
+    for x, part in bank.blocks(positions):
+        x = shaped(x, kind).double()
+        if count == 0:
+            shift = x.mean(0)  # sums of squares about a value near the mean lose no digits
+            total, square = torch.zeros_like(shift), torch.zeros_like(shift)
+        x -= shift
+        total += x.sum(0)
+        square += x.square().sum(0)
+        count += len(part)
+    mean = total / count
+    deviation = (square / count - mean.square()).clamp_min(0).sqrt()
+    scale = torch.where(deviation > EPSILON * deviation.max(), 1 / deviation, 0.0)
+    return Moments((mean + shift).float(), scale.float())
+
+
+def shaped(x: torch.Tensor, kind: Kind) -> torch.Tensor:
+    return functional.normalize(x, dim=1) if kind == "unit" else x
+
+
+def prepare(x: torch.Tensor, kind: Kind, at: Moments) -> torch.Tensor:
+    """[n, d] -> [n, d + 1], standardised, with a column of ones for the bias."""
+    out = torch.empty(len(x), x.shape[1] + 1, device=x.device)
+    torch.sub(shaped(x, kind), at.mean, out=out[:, :-1])
+    out[:, :-1] *= at.scale
+    out[:, -1] = 1
+    return out
+
+
+class Heads:
+    """Candidates of one kind of features that take their steps of SGD together, from zero weights."""
+
+    def __init__(
+        self,
+        candidates: Sequence[Candidate],
+        classes: int,
+        *,
+        width: int,
+        top: float,
+        share: float,
+        place: torch.device,
+    ) -> None:
+        """width: d + 1. top: largest eigenvalue of the rows' covariance. share: see Schedule."""
+        self.heads, self.classes = len(candidates), classes
+        rates = [min(c.lr / share, max(c.lr, STABLE)) / top for c in candidates]
+        self.lr = _row(rates, classes, place)  # [1, H * classes]
+        self.decay = _row([c.weight_decay for c in candidates], classes, place).repeat(width, 1)
+        self.decay[-1] = 0  # the bias
+        self.weight = torch.zeros(width, self.heads * classes, device=place)
+        self.velocity = torch.zeros_like(self.weight)
+
+    def step(self, x: torch.Tensor, y: torch.Tensor, momentum: float, progress: float) -> None:
+        """x [b, d + 1], y [b]; progress 0..1 along the cosine."""
+        gradient = _gradient(x, y, self.weight, self.heads)
+        gradient.addcmul_(self.decay, self.weight)
+        self.velocity.mul_(momentum).add_(gradient)
+        self.weight.addcmul_(self.lr * (-0.5 * (1 + math.cos(math.pi * progress))), self.velocity)
+
+    def weights(self) -> list[torch.Tensor]:
+        """[d + 1, classes] of each candidate."""
+        return [part.contiguous() for part in torch.split(self.weight, self.classes, dim=1)]
+
+
+def sgd(
+    bank: Bank,
+    positions: Ints,
+    labels: torch.Tensor,
+    classes: int,
+    candidates: Sequence[Candidate],
+    at: Moments,
+    schedule: Schedule,
+    *,
+    advance: Advance,
+) -> list[torch.Tensor]:
+    """All candidates (of one kind of features) together: a [d + 1, classes] each.
+
+    labels: [n of the bank].
+    """
+    kind = candidates[0].features
+    top = curvature(bank, positions, kind, at, schedule.seed)
+    heads = Heads(candidates, classes, width=bank.dim + 1, top=top, share=schedule.share, place=bank.device)
+    rng = np.random.default_rng(schedule.seed)
+    steps, step = schedule.epochs * schedule.per_epoch, 0
+    with _threads_for(4 * schedule.batch * heads.weight.numel()):
+        for _ in range(schedule.epochs):
+            for x, part in bank.shuffled(positions, schedule.batch, rng):
+                y = labels[torch.from_numpy(part)]
+                heads.step(prepare(x, kind, at), y, schedule.momentum, step / steps)
+                step += 1
+            advance(schedule.per_epoch)
+    return heads.weights()
+
+
+def lbfgs(
+    bank: Bank,
+    positions: Ints,
+    labels: torch.Tensor,
+    classes: int,
+    candidates: Sequence[Candidate],
+    at: Moments,
+    *,
+    iterations: int,
+    advance: Advance,
+) -> list[torch.Tensor]:
+    """To convergence, from the strongest weight decay to the weakest, each from the last: [d + 1, classes] each."""
+    kind = candidates[0].features
+    weight = torch.zeros(bank.dim + 1, classes, device=bank.device, requires_grad=True)
+    found: dict[Candidate, torch.Tensor] = {}
+    for candidate in sorted(candidates, key=lambda c: -c.weight_decay):
+        optimiser = torch.optim.LBFGS(
+            [weight], max_iter=iterations, history_size=HISTORY, line_search_fn="strong_wolfe", tolerance_grad=1e-6
+        )
+
+        def objective(decay: float = candidate.weight_decay) -> float:
+            """Mean cross-entropy plus decay; fills the gradient."""
+            with torch.no_grad():
+                gradient, loss = torch.zeros_like(weight), 0.0
+                for x, part in bank.blocks(positions):
+                    rows, y = prepare(x, kind, at), labels[torch.from_numpy(part)]
+                    loss += float(functional.cross_entropy(rows @ weight, y, reduction="sum")) / len(positions)
+                    gradient += _gradient(rows, y, weight, 1) * (len(part) / len(positions))
+                gradient[:-1] += decay * weight[:-1]
+                weight.grad = gradient
+                return loss + 0.5 * decay * float(weight[:-1].square().sum())
+
+        optimiser.step(objective)  # type: ignore[no-untyped-call]
+        found[candidate] = weight.detach().clone()
+        advance(iterations)
+    return [found[candidate] for candidate in candidates]
+
+
+def _gradient(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """Of the mean cross-entropy of every head: x^T (softmax(x w) - onehot(y)) / b, [d + 1, H * classes]."""
+    classes = weight.shape[1] // heads
+    p = torch.softmax((x @ weight).view(-1, classes), dim=1)  # [b * H, classes]
+    gradient = x.T @ p.view(len(x), -1)
+    # The one-hot term is the same for every head: one small product instead of an indexed subtraction from p.
+    target = x.T @ functional.one_hot(y, classes).to(x.dtype)  # [d + 1, classes]
+    return gradient.view(-1, heads, classes).sub_(target[:, None]).view(gradient.shape).div_(len(x))
+
+
+@contextmanager
+def _threads_for(work: int) -> Iterator[None]:
+    """One thread for steps of few operations: waiting for each other costs threads more than they gain there, and
+    where other programs use the cores as well, many times more."""
+    before = torch.get_num_threads()
+    if work < SMALL_STEP:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def curvature(bank: Bank, positions: Ints, kind: Kind, at: Moments, seed: int) -> float:
+    """Largest eigenvalue of x^T x / n over (a sample of) some rows, by power iteration from a fixed start."""
+    if len(positions) > POWER_ROWS:
+        positions = np.sort(np.random.default_rng(seed).choice(positions, POWER_ROWS, replace=False))
+    x = prepare(bank.take(positions), kind, at)
+    vector = torch.ones(x.shape[1], device=x.device) / math.sqrt(x.shape[1])
+    value = torch.ones((), device=x.device)
+    for _ in range(POWER_STEPS):
+        image = x.T @ (x @ vector) / len(x)
+        value = image.norm()
+        vector = image / value
+    return float(value)
+
+
+def _row(values: list[float], classes: int, place: torch.device) -> torch.Tensor:
+    return torch.tensor(values, device=place, dtype=torch.float32).repeat_interleave(classes)[None]

@@ -1,0 +1,102 @@
+"""A suite of several benchmarks: means, few-shot, partial copies, and published figures beside ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.bench import Bench, Column, Summary, top
+from eval.markdown import markdown
+from eval.published import FIGURES, published_rows
+from eval.report import write_report
+from eval.suite_table import gather
+from tests.eval.make_folders import make_set
+
+
+def bench(name: str, columns: tuple[str, ...], summaries: tuple[Summary, ...] = ()) -> Bench:
+    from eval.bench import Task
+
+    images = make_set(4)
+    task = Task(name="class", images="train", labels=np.zeros(4, np.int64), classes=["a", "b"])
+    made = tuple(Column(name=c, task="class", images="train", score=top(np.zeros(4))) for c in columns)
+    return Bench(name=name, root=Path(name), sets=(images,), tasks=(task,), columns=made, summaries=summaries)
+
+
+def value(made: Bench, accuracy: float, partial: tuple[str, ...] = ()) -> dict[str, Any]:
+    column = {"interval": [accuracy - 1, accuracy + 1], "n": 4, "unreadable": 0, "about": "", "accuracy": accuracy}
+    return {
+        "bench": made.name,
+        "root": str(made.root),
+        "columns": {c.name: column for c in made.columns},
+        "summaries": {s.name: {"value": accuracy, "columns": list(s.columns), "about": s.kind} for s in made.summaries},
+        "partial": list(partial),
+        "chosen": {"class": {"lr": 1.0, "candidates": [1, 2, 3]}},
+        "protocol": {"k": 1},
+        "notes": {},
+        "pictures": {},
+        "versions": {"torch": "2"},
+    }
+
+
+def results() -> dict[str, Any]:
+    seeds = ("objects_seed0", "objects_seed1")
+    mean = Summary(name="objects", kind="mean", columns=seeds)
+    deviation = Summary(name="objects_deviation", kind="deviation", columns=seeds)
+    parts = [
+        ("imagenet", bench("imagenet", ("top1", "top5"))),
+        ("imagenet 1%", bench("imagenet", ("top1", "top5"))),
+        ("mit-states", bench("mit-states", seeds, (mean, deviation))),
+    ]
+    rows = []
+    for method, accuracy in (("mine", 60.0), ("resnet50", 70.0)):
+        evaluations = {
+            (prefix, how): value(made, accuracy, ("images: 3 of 4",) if prefix == "mit-states" else ())
+            for prefix, made in parts
+            for how in ("linear_probe", "knn")
+        }
+        model = {"model": "resnet50", "objective": "xclr", "checkpoint_sha256": "f" * 64}
+        rows.append({"method": method, "model": model, "evaluations": evaluations})
+    return gather("paper", "The paper", rows, parts)
+
+
+def test_columns_are_named_by_benchmark_and_means_stand_for_their_splits() -> None:
+    table = results()
+    assert table["columns"] == [
+        "imagenet/top1",
+        "imagenet/top5",
+        "imagenet 1%/top1",
+        "imagenet 1%/top5",
+        "mit-states/objects",
+    ]
+    row = table["rows"][0]
+    assert set(row["linear_probe"]) == set(row["knn"]) == set(table["columns"])
+    assert row["details"]["linear_probe"]["mit-states/objects"]["deviation"] == 60.0
+    assert "candidates" not in row["chosen"]["imagenet/linear_probe"]["class"]
+    assert table["partial"] == ["images: 3 of 4"]
+
+
+def test_published_figures_stand_beside_and_say_what_they_are(tmp_path: Path) -> None:
+    table = results()
+    by_name = {row["method"]: row for row in table["published"]}
+    assert by_name["X-CLR on ImageNet"]["linear_probe"] == {"imagenet/top1": 75.6, "mit-states/objects": 45.8}
+    assert by_name["SimCLR on ImageNet"]["approximate"] == ["mit-states/objects"]
+    text = markdown(table)
+    assert "| *X-CLR on ImageNet, published* | ~75.6 |  |  |  | ~45.8 |" in text
+    assert "| *SupCon on ImageNet, published* | 74.3 |  |  |  | ~45.3 |" in text
+    assert "| resnet50 | **70.0** (69.0-71.0) |" in text
+    assert "**PARTIAL, not comparable:** images: 3 of 4" in text
+    assert "f" * 64 in text
+    write_report(tmp_path / "report.html", table, curves={}, captions=[], images=[])
+    page = (tmp_path / "report.html").read_text()
+    assert "<td>~75.6</td>" in page
+    assert "<td>74.3</td>" in page
+    assert "PARTIAL, not comparable" in page
+    assert "approximate" in page
+
+
+def test_published_rows_come_only_with_their_benchmarks() -> None:
+    assert published_rows([("demo", "object")]) == []
+    assert len(published_rows([("imagenet", "top1")])) == len(FIGURES)
+    assert len(published_rows([("mit-states", "objects")])) == 3

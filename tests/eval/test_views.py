@@ -1,0 +1,108 @@
+"""The augmented-views protocol, few-shot and L-BFGS through the command line, and what `list` says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eval.bench import Task
+from eval.features import extract
+from eval.inventory import look
+from eval.probe import ProbeConfig
+from eval.probe_views import fit_views
+from tests.eval.demo_shards import make_demo
+from tests.eval.make_folders import make_folders, make_model, make_set
+from tests.eval.runs import run_eval
+
+QUICK = ["--learning-rates", "1", "--weight-decays", "0.01"]
+
+
+def test_a_probe_on_views_learns_several_tasks_in_one_pass(tmp_path: Path) -> None:
+    images, model = make_set(120), make_model()
+    features = extract(model, images, tmp_path)
+    hue = (np.arange(120) % 10).astype(np.int64)  # make_set's colours
+    rows = np.arange(120, dtype=np.int64)
+    tasks = [
+        Task(name="hue", images="train", labels=hue, classes=[str(i) for i in range(10)]),
+        Task(name="half", images="train", labels=hue // 5, classes=["low", "high"]),
+    ]
+    config = ProbeConfig(learning_rates=(1e-4, 1.0), weight_decays=(1e-3,), epochs=80)
+    wanted = [(tasks[0], rows), (tasks[1], rows[:100])]
+    probes = fit_views(model, images, features, wanted, config)
+    scores = {name: probe.scores(features.rows(rows)) for name, probe in probes.items()}
+    assert (scores["hue"].argmax(1) == hue).mean() > 0.8
+    assert (scores["half"].argmax(1) == hue // 5).mean() > 0.9
+    assert probes["hue"].chosen.lr == 1.0
+    assert (probes["half"].trained_on, probes["half"].held_out) == (90, 10)
+    again = fit_views(model, images, features, wanted, config)["hue"]
+    np.testing.assert_allclose(again.scores(features.rows(rows)), scores["hue"], atol=1e-3)
+
+
+def evaluate(data: Path, tmp_path: Path, *options: str) -> dict[str, Any]:
+    out = tmp_path / "out.json"
+    call = [
+        "linear-probe",
+        "--bench",
+        "imagefolder",
+        "--data",
+        str(data),
+        "--checkpoint",
+        "timm:test_vit",
+        "--untrained",
+    ]
+    assert run_eval([*call, "--features", str(tmp_path / "cache"), "--out", str(out), *options]) == 0
+    value: dict[str, Any] = json.loads(out.read_text())
+    return value
+
+
+def test_options_of_the_probe_reach_the_result(tmp_path: Path) -> None:
+    data = make_folders(tmp_path / "data", train=24)
+    plain = evaluate(data, tmp_path, *QUICK)
+    assert plain["protocol"]["name"] == "features"
+    assert plain["chosen"]["class"]["trained_on"] == 96
+    views = evaluate(data, tmp_path, *QUICK, "--protocol", "views", "--epochs", "2")
+    assert views["protocol"]["name"] == "views"
+    assert "two an image and pass" in views["protocol"]["training"]
+    exact = evaluate(data, tmp_path, "--solver", "lbfgs")
+    assert exact["protocol"]["solver"] == "lbfgs"
+    assert exact["chosen"]["class"]["lr"] == 0
+    assert len(exact["chosen"]["class"]["candidates"]) == 8
+    few = evaluate(data, tmp_path, *QUICK, "--few-shot", "50")
+    assert few["chosen"]["class"]["trained_on"] == 48
+    assert few["protocol"]["few_shot_percent"] == 50
+    assert few["notes"]["few_shot"]["class"]["images"] == 48
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--protocol", "crops"], "--protocol is features or views, not 'crops'"),
+        (["--protocol", "views", "--solver", "lbfgs"], "--protocol views trains by SGD"),
+        (["--solver", "newton"], "the solver is sgd or lbfgs"),
+        (["--epochs", "0"], "epochs and batch size of at least 1"),
+    ],
+)
+def test_wrong_options_are_one_line(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_eval(["linear-probe", "--bench", "demo", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_list_says_what_is_there_and_what_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XCLR_BENCHMARKS", "benchmarks")
+    monkeypatch.setenv("COLUMNS", "200")
+    make_demo(tmp_path / "data", 12, 4)
+    assert look("demo") == ("ready", "train 12, original 4, mixed_same 4, mixed_rand 4, only_fg 4, only_bg 4")
+    state, words = look("objectnet")
+    assert state == "missing"
+    assert "objectnet.dev" in words
+    assert run_eval(["list"]) == 0
+    shown = capsys.readouterr().out
+    assert "ready" in shown
+    assert "none below runs/" in shown
