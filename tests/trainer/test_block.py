@@ -137,10 +137,28 @@ def test_text_similarities_never_receive_gradient(how: block_module.Objective) -
 
 
 def test_wrong_tails_are_refused_in_words() -> None:
-    graph = random_graph(np.random.default_rng(4), 3)
+    graph = random_graph(np.random.default_rng(4), 12)
     with pytest.raises(UserError, match="tail is one of code, background, none, not 'codes'"):
         TextTable.from_graph(graph, torch.device("cpu"), "codes")  # type: ignore[arg-type]
     bare = Graph(**{name: getattr(graph, name) for name in Graph.__slots__} | {"codes": None, "code_scale": None})
     with pytest.raises(UserError, match="no codes: use --tail background or --tail none"):
         TextTable.from_graph(bare, torch.device("cpu"), "code")
     assert TextTable.from_graph(bare, torch.device("cpu"), "none").codes is None
+
+
+def test_a_complete_graph_needs_no_tail() -> None:
+    graph = random_graph(np.random.default_rng(5), 12)
+    everyone = np.array([np.delete(np.arange(12), i) for i in range(12)], np.int32)
+    complete = {
+        "indptr": np.arange(13, dtype=np.int64) * 11,
+        "neighbours": everyone.ravel(),
+        "similarities": np.full(12 * 11, 0.5, np.float16),
+        "codes": None,
+        "code_scale": None,
+    }
+    whole = Graph(**{name: getattr(graph, name) for name in Graph.__slots__} | complete)
+    table = TextTable.from_graph(whole, torch.device("cpu"), "code")
+    assert (table.tail, table.codes) == ("none", None)
+    ids = torch.arange(12)
+    block = SimilarityBlock.build("xclr", ids, ids, None, table, 0.1, ALONE)
+    torch.testing.assert_close(block.similarities(0, 12), torch.full((12, 12), 0.5).fill_diagonal_(1.0))
