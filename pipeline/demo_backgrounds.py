@@ -37,7 +37,7 @@ def draw_background(kind: str, rng: np.random.Generator) -> Floats:
     light = np.float32(rng.uniform(0.7, 1.1)) + np.float32(x) * ramp + np.float32(y) * ramp[:, None]
     grain = rng.standard_normal((SIZE, SIZE, 1), np.float32) * np.float32(rng.uniform(1, 6))
     lit = (mean + CONTRAST * (ground - mean)) * light[..., None]
-    return np.clip(np.float32(DIM) * (lit + grain), 0, 255)
+    return cast(Floats, np.clip(np.float32(DIM) * (lit + grain), 0, 255))
 
 
 def _hsv(rng: np.random.Generator, hue: tuple[float, float], saturation: float, value: float) -> Floats:
