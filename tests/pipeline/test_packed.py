@@ -147,7 +147,8 @@ def build(source: Path, out: Path, packed: Packing | None = None, **changes: Any
 
 
 def contents(root: Path) -> dict[str, str]:
-    files = (path for path in sorted(root.rglob("*")) if path.is_file())
+    # Work in progress, which .work holds, carries measured times.
+    files = (path for path in sorted(root.rglob("*")) if path.is_file() and ".work" not in path.parts)
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
