@@ -25,13 +25,14 @@ import numpy as np
 import torch
 
 from eval.bank import Bank
+from eval.bars import say
 from eval.estimate import estimate
 from eval.features import Features
 from eval.probe import ProbeConfig, fit_probe
 
 RATES = tuple(np.geomspace(0.01, 10, 13).tolist())
 DECAYS = (1e-3, 1e-2, 1e-1)
-SAMPLE_OF_C = 5  # of scikit-learn's 39 fits are timed, evenly over the range; the rest are counted as their mean
+SAMPLE_OF_C = 4  # of scikit-learn's 39 fits are timed, evenly over the range; the rest are counted as their mean
 
 
 def main() -> None:
@@ -47,10 +48,12 @@ def main() -> None:
     start = time.perf_counter()
     probe = fit_probe(Bank.of(x), y, 100, sweep_config)
     sweep = time.perf_counter() - start
+    say(f"sweep of {len(RATES)} x {len(DECAYS)}: {sweep:.1f} s, chosen {probe.chosen}")
     chosen = ProbeConfig(learning_rates=(probe.chosen.lr,), weight_decays=(probe.chosen.weight_decay,), rounds=(1.0,))
     start = time.perf_counter()
     fit_probe(Bank.of(x), y, 100, chosen)
     single = time.perf_counter() - start
+    say(f"one candidate: {single:.1f} s")
     ours = accuracy(probe.scores(test), truth)
     theirs, seconds, fits = scikit(x, y, test, truth)
     values |= {
@@ -99,6 +102,7 @@ def scikit(x: Any, y: Any, test: Any, truth: Any) -> tuple[float, float, int]:
             warnings.simplefilter("ignore")  # of its default limit of 100 iterations
             model = LogisticRegression(C=c).fit(train, y_train)
         times.append(time.perf_counter() - start)
+        say(f"scikit-learn, C = {c:.1e}: {times[-1]:.1f} s")
         scores[c] = model.score(held, y_held)
     best = max(scores, key=lambda c: scores[c])
     with warnings.catch_warnings():

@@ -124,6 +124,8 @@ class Column:
     pictures are part of the count that is compared."""
     about: str = ""
     """One line of protocol: what is counted, what is right."""
+    marked: bool = True
+    """Tables mark the best model of a column; not where more is no better (a background without its object)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

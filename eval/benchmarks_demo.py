@@ -21,6 +21,13 @@ from shards.reader import Shards
 __all__ = ["VARIANTS", "open_demo"]
 
 VARIANTS = ("original", "mixed_same", "mixed_rand", "only_fg", "only_bg")
+ABOUT = {
+    "original": "the object, on grounds as in training",
+    "mixed_same": "the object, on another ground of its class",
+    "mixed_rand": "the object, on a ground of another class",
+    "only_fg": "the object, on black",
+    "only_bg": "the object that was taken out of its ground: here more is no better",
+}
 HEADS = ("object", "colour", "texture")
 TEST = "-test"  # the test shards of NAME lie beside them, in NAME-test
 
@@ -43,7 +50,8 @@ def open_demo(source: Source) -> Bench:
             task="object",
             images=variant,
             score=top(labels[variant]["object"]),
-            about=f"object, on the test variant {variant}",
+            about=ABOUT[variant],
+            marked=variant != "only_bg",
         )
         for variant in VARIANTS
     ]
@@ -53,7 +61,7 @@ def open_demo(source: Source) -> Bench:
             task=head,
             images="original",
             score=top(labels["original"][head]),
-            about=f"{head}, on the original test pictures",
+            about=f"the object's {head}",
         )
         for head in HEADS[1:]
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from eval.show import TITLES
+from eval.titles import TITLES
 
 __all__ = ["Verdict", "verdicts"]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from eval.show import TITLES
+from eval.suite_table import is_best
+from eval.titles import TITLES
 from shards.atomic import atomic_file
 
 __all__ = ["markdown", "write_markdown"]
@@ -39,8 +40,7 @@ def _cells(row: dict[str, Any], results: dict[str, Any], method: str) -> list[st
     cells = []
     for column in results["columns"]:
         value, (low, high) = row[method][column], row["details"][method][column]["interval"]
-        best = len(results["rows"]) > 1 and value == max(other[method][column] for other in results["rows"])
-        text = f"**{value:.1f}**" if best else f"{value:.1f}"
+        text = f"**{value:.1f}**" if is_best(results["rows"], row, method, column) else f"{value:.1f}"
         cells.append(f"{text} ({low:.1f}-{high:.1f})")
     return cells
 

@@ -44,7 +44,7 @@ def kept_probes(
     paths = {task.name: root / f"{_name(task, features, rows, config, views)}.npz" for task, rows in tasks}
     found = {name: probe for name, path in paths.items() if (probe := _read(path)) is not None}
     if found:
-        say(f"probes from before are used again ({', '.join(found)})")
+        say(f"the probe trained before is used again ({', '.join(found)})")
     missing = [(task, rows) for task, rows in tasks if task.name not in found]
     if views and missing:
         trained = fit_views(model, images, features, missing, config)

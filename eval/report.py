@@ -12,7 +12,8 @@ from typing import Any
 from eval.charts import line_chart
 from eval.claims import verdicts
 from eval.gallery import Neighbour, Strip
-from eval.show import TITLES
+from eval.suite_table import is_best
+from eval.titles import TITLES
 from shards.atomic import atomic_file
 
 __all__ = ["Curves", "read_curves", "write_report"]
@@ -102,7 +103,7 @@ def _table(results: dict[str, Any], method: str) -> str:
         cells = []
         for column in columns:
             value = row[method][column]
-            best = len(rows) > 1 and value == max(other[method][column] for other in rows)
+            best = is_best(rows, row, method, column)
             low, high = row["details"][method][column]["interval"]
             title = f"95% interval {low:.1f} to {high:.1f}, {row['details'][method][column]['n']:,} images"
             cells.append(f'<td{" class=best" if best else ""} title="{title}">{value:.1f}</td>')

@@ -9,9 +9,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["TITLES", "show_result", "show_rows"]
+from eval.suite_table import is_best
+from eval.titles import TITLES
 
-TITLES = {"linear_probe": "linear probe", "knn": "kNN"}
+__all__ = ["show_result", "show_rows"]
 
 
 def show_result(result: dict[str, Any], path: Path) -> None:
@@ -42,24 +43,30 @@ def show_result(result: dict[str, Any], path: Path) -> None:
     console.print(f"written to {path}", soft_wrap=True)
 
 
-def show_rows(rows: list[dict[str, Any]], columns: list[str], methods: list[str], partial: list[str]) -> None:
+def show_rows(results: dict[str, Any], path: Path) -> None:
     """A suite: one line a model, the best of each column in bold."""
     console = Console(highlight=False)
-    for method in methods:
-        title = f"{TITLES[method]}, accuracy in percent"
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for method, title in TITLES.items():
+        table = Table(
+            title=f"{title}, accuracy in percent",
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            pad_edge=False,
+        )
         table.add_column("", no_wrap=True)
-        for column in columns:
+        for column in results["columns"]:
             table.add_column(column, justify="right", overflow="fold")
-        for row in rows:
+        for row in results["rows"]:
             cells = []
-            for column in columns:
-                values = [other[method][column] for other in rows]
+            for column in results["columns"]:
                 text = f"{row[method][column]:.1f}"
-                cells.append(f"[bold]{text}[/bold]" if row[method][column] == max(values) and len(rows) > 1 else text)
+                best = is_best(results["rows"], row, method, column)
+                cells.append(f"[bold]{text}[/bold]" if best else text)
             table.add_row(row["method"], *cells)
         console.print(table)
-    show_partial(console, partial)
+    show_partial(console, results["partial"])
+    console.print(f"written to {path}: results.json, results.md, report.html", soft_wrap=True)
 
 
 def show_partial(console: Console, partial: list[str]) -> None:

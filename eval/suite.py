@@ -129,8 +129,7 @@ def run_suite(
         captions=_captions(models),
         images=image_strips(trained, benches[suite.benches[0]], settings.features),
     )
-    show_rows(results["rows"], results["columns"], list(METHODS), results["partial"])
-    say(f"written to {out}: results.json, results.md, report.html")
+    show_rows(results, out)
     return results
 
 

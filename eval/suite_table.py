@@ -8,7 +8,7 @@ from eval.bench import Bench
 from eval.evaluate import METHODS
 from eval.published import published_rows
 
-__all__ = ["Part", "gather"]
+__all__ = ["Part", "gather", "is_best"]
 
 Part = tuple[str, Bench]
 """(what its columns are prefixed with, benchmark): `imagenet`, `imagenet 1%`."""
@@ -50,6 +50,13 @@ def gather(name: str, title: str, evaluated: list[dict[str, Any]], parts: list[P
     }
 
 
+def is_best(rows: list[dict[str, Any]], row: dict[str, Any], method: str, column: str) -> bool:
+    """The row's figure is to be marked as the column's best."""
+    if len(rows) < 2 or not row["details"][method][column]["marked"]:
+        return False
+    return bool(row[method][column] == max(other[method][column] for other in rows))
+
+
 def _columns(bench: Bench) -> list[str]:
     """Means stand for the columns they are made of."""
     means = [summary for summary in bench.summaries if summary.kind == "mean"]
@@ -72,7 +79,7 @@ def _figure(evaluation: dict[str, Any], column: str) -> tuple[float, dict[str, A
     """(accuracy, what is known about it)"""
     if column in evaluation["columns"]:
         value = evaluation["columns"][column]
-        return value["accuracy"], {key: value[key] for key in ("interval", "n", "unreadable", "about")}
+        return value["accuracy"], {key: value[key] for key in ("interval", "n", "unreadable", "about", "marked")}
     summary = evaluation["summaries"][column]
     parts = [evaluation["columns"][name] for name in summary["columns"]]
     deviation = evaluation["summaries"].get(f"{column}_deviation", {}).get("value")
@@ -82,6 +89,7 @@ def _figure(evaluation: dict[str, Any], column: str) -> tuple[float, dict[str, A
         "unreadable": parts[0]["unreadable"],
         "deviation": deviation,
         "about": summary["about"],
+        "marked": True,
     }
 
 

@@ -76,7 +76,7 @@ def test_results_lie_beside_the_checkpoint_and_a_second_call_says_it_reuses(
     assert run_eval(call) == 0
     said = capsys.readouterr().err
     assert "features from before are used again" in said
-    assert "probes from before are used again (class)" in said
+    assert "the probe trained before is used again (class)" in said
     assert read(path) == trained
     assert run_eval([*call, "--untrained"]) == 0
     untrained = read(run / "eval" / f"linear-probe-imagefolder-{folders.name}-untrained.json")

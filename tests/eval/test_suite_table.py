@@ -25,7 +25,14 @@ def bench(name: str, columns: tuple[str, ...], summaries: tuple[Summary, ...] = 
 
 
 def value(made: Bench, accuracy: float, partial: tuple[str, ...] = ()) -> dict[str, Any]:
-    column = {"interval": [accuracy - 1, accuracy + 1], "n": 4, "unreadable": 0, "about": "", "accuracy": accuracy}
+    column = {
+        "interval": [accuracy - 1, accuracy + 1],
+        "n": 4,
+        "unreadable": 0,
+        "about": "",
+        "marked": True,
+        "accuracy": accuracy,
+    }
     return {
         "bench": made.name,
         "root": str(made.root),
