@@ -130,7 +130,7 @@ def _listed(graph: Graph, texts: Ints) -> tuple[Doubles, npt.NDArray[np.bool_]]:
 def _tail(graph: Graph, texts: Ints, tau_s: float) -> Doubles:
     """[t, t] or [t, 1] similarities of pairs that are not listed."""
     if graph.codes is not None and graph.code_scale is not None:
-        rows = graph.codes[texts] * graph.code_scale[texts, None].astype(np.float64)
+        rows = graph.codes[texts].astype(np.float64) * graph.code_scale[texts, None]
         products: Doubles = rows @ rows.T
         return products
     mean, deviation = (x[texts, None].astype(np.float64) for x in (graph.background_mean, graph.background_std))
