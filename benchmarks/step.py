@@ -14,7 +14,9 @@ augmentations, projector and number of loader processes, each in a process of it
 the precision that recipes choose here (`auto`), and in float32 as theirs. Photographs of the folder that XCLR_TEST_DATA
 names, else the embedded data set.
 
-Last line: xclr_over_simclr, speedup_lightly (auto), speedup_lightly_float32. Results: docs/loss.md.
+Last line: xclr_over_simclr, speedup_lightly (auto), speedup_lightly_float32. Two AMD EPYC cores with AVX512-BF16,
+24 November 2026: 0.981 (three rounds 0.980 to 1.031; the losses themselves differ by 0.5% of a step, docs/loss.md);
+one round of 42.2 samples/s (lightly), 77.8 (ours, bfloat16), 55.3 (ours, float32): 1.84 and 1.31.
 """
 
 from __future__ import annotations
