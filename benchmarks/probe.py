@@ -25,10 +25,10 @@ import numpy as np
 import torch
 
 from eval.bank import Bank
-from eval.bars import say
 from eval.estimate import estimate
 from eval.features import Features
 from eval.probe import ProbeConfig, fit_probe
+from shards.bars import say
 
 RATES = tuple(np.geomspace(0.01, 10, 13).tolist())
 DECAYS = (1e-3, 1e-2, 1e-1)

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from eval.bank import Bank
-from eval.bars import say
 from eval.probe import ProbeConfig, schedule
 from eval.solvers import Candidate, Moments, Schedule, sgd
+from shards.bars import say
 
 __all__ = ["announce", "estimate"]
 

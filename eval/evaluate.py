@@ -15,7 +15,6 @@ from typing import Any, Literal
 import numpy as np
 
 from eval.bank import Bank
-from eval.bars import say
 from eval.bench import LEFT_OUT, Bench, Column, Floats, Ints, Scorer, Summary, Task
 from eval.features import Features, extract
 from eval.few_shot import few_shot
@@ -23,6 +22,7 @@ from eval.knn import KNN, KNNConfig
 from eval.models import Model, transform_table
 from eval.probe import Probe, ProbeConfig
 from eval.probe_file import kept_probes
+from shards.bars import say
 from shards.errors import UserError
 
 __all__ = ["METHODS", "Method", "Settings", "evaluate", "evaluation_hash", "method_table"]

@@ -24,10 +24,10 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from eval.bars import bar, say
 from eval.bench import ImageSet
 from eval.models import Model, Transform, transform_table
 from shards.atomic import atomic_file, write_json
+from shards.bars import bar, say
 from shards.errors import SkipBudget, UserError
 from trainer.augment import BadImage, decode
 

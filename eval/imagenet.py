@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.bars import say
 from eval.bench import ImageSet, Ints, Source, Task
 from eval.benchmarks_imagefolder import Pictures, is_picture, list_folder, list_tar
 from eval.imagenet_labels import IMAGES, check_against_real, class_index, flat_labels, image_number, wnids
 from eval.registry import BENCHES
+from shards.bars import say
 from shards.errors import UserError
 
 __all__ = ["TASK", "ImageNet", "Val", "need", "splits", "train_set", "training_counts", "val_set"]

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from eval.bank import Bank
-from eval.bars import bar, say
 from eval.bench import ImageSet, Ints, Task
 from eval.estimate import announce
 from eval.features import Features
@@ -21,6 +20,7 @@ from eval.models import Model
 from eval.probe import Candidate, Probe, ProbeConfig, fit_probe, probe_steps
 from eval.probe_views import fit_views
 from shards.atomic import atomic_file
+from shards.bars import bar, say
 
 __all__ = ["kept_probes"]
 

@@ -17,12 +17,12 @@ import torch
 from torch.utils.data import Dataset
 
 from eval.bank import Bank, Ints
-from eval.bars import bar
 from eval.bench import ImageSet, Task
 from eval.features import Features, loader, normalise
 from eval.models import Model
 from eval.probe import Candidate, Probe, ProbeConfig, split
 from eval.solvers import Heads, Moments, curvature, moments, prepare
+from shards.bars import bar
 from trainer.augment import AugmentConfig, BadImage, decode, sample_rng, two_views
 
 __all__ = ["fit_views"]

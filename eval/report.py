@@ -9,18 +9,16 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from eval.charts import line_chart
 from eval.claims import verdicts
 from eval.gallery import Neighbour, Strip
 from eval.suite_table import is_best
 from eval.titles import TITLES
-from shards.atomic import atomic_file
+from shards.page import COLOURS, legend, line_chart, write_page
 
 __all__ = ["Curves", "read_curves", "write_report"]
 
 Curves = dict[str, list[tuple[float, float]]]
 """Metric -> (step, value)."""
-COLOURS = 6  # series colours of the style sheet
 CURVES = {
     "loss": "Loss. Each objective has its own scale: compare the shapes, not the heights.",
     "knn": "Accuracy of a kNN vote among training images, while training: is it learning at all?",
@@ -52,15 +50,7 @@ def write_report(
         _images(images),
         _protocol(results),
     ]
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(results['title'])}</title><style>{style}</style></head>\n<body>\n"
-        + "\n".join(part for part in body if part)
-        + "\n</body></html>\n"
-    )
-    with atomic_file(path) as file:
-        file.write(page.encode())
+    write_page(path, results["title"], body, style)
 
 
 def read_curves(run: Path) -> Curves:
@@ -164,10 +154,8 @@ def _charts(curves: Mapping[str, Curves], colours: Mapping[str, int]) -> str:
             figures.append(f"<figure>{chart}<figcaption>{words}</figcaption></figure>")
     if not figures:
         return ""
-    legend = "".join(
-        f'<span><i class="s{colours[name]}"></i>{escape(name)}</span>' for name, values in curves.items() if values
-    )
-    return f'<h2>Training</h2><p class="legend">{legend}</p><div class="charts">{"".join(figures)}</div>'
+    names = legend({name: colours[name] for name, values in curves.items() if values})
+    return f'<h2>Training</h2>{names}<div class="charts">{"".join(figures)}</div>'
 
 
 def _captions(strips: Sequence[Strip]) -> str:

@@ -15,7 +15,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from eval.bars import say
 from eval.bench import Bench
 from eval.evaluate import METHODS, Settings, evaluate, evaluation_hash
 from eval.gallery import Strip, caption_strips, image_strips
@@ -26,6 +25,7 @@ from eval.report import read_curves, write_report
 from eval.show import show_rows
 from eval.suite_table import gather
 from shards.atomic import write_json
+from shards.bars import say
 from shards.errors import UserError
 
 __all__ = ["Row", "Suite", "load_suite", "run_suite"]

@@ -18,7 +18,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.bars import bar, say
 from pipeline.layout import group_shards, shard_bounds, shuffled
 from pipeline.packing import Packing, packed_order
 from pipeline.parallel import cores, ordered
@@ -28,6 +27,7 @@ from pipeline.texts import number_texts
 from pipeline.work import alone, differing, disk_errors, read_settings
 from pipeline.write import ShardJob, ShardResult, write_shard
 from shards.atomic import atomic_file, sha256_file, sweep, write_json
+from shards.bars import bar, say
 from shards.errors import SkipBudget, UserError
 from shards.index import write_texts
 from shards.manifest import FileEntry, Layout, Manifest, ShardEntry

@@ -92,7 +92,7 @@ def build(
     command; a finished one returns at once. --dry-run first says what it will cost.
     """
     from pipeline.build import BuildSettings, build_shards
-    from pipeline.datasets import builtin_datasets, load_dataset
+    from pipeline.datasets import load_dataset
     from pipeline.encoders import resolve_encoder
     from pipeline.estimate import estimate, lines
     from pipeline.graph import build_graph
@@ -100,11 +100,9 @@ def build(
     from pipeline.parallel import cores
     from pipeline.scan import Limits
     from pipeline.sources import open_source
-    from shards.manifest import Manifest
 
     if list_ or not dataset:
-        for name in builtin_datasets():
-            print(f"{name:20} {load_dataset(name).about}")
+        _list_datasets()
         return
     chosen = load_dataset(dataset)
     kind = graph or chosen.graph
@@ -142,11 +140,7 @@ def build(
         print("\n".join(lines(cost)))
         return
     fresh = build_shards(found, root, settings, processes)
-    manifest = Manifest.load(root)
-    skipped = "".join(f", {count} {reason}" for reason, count in manifest.skipped.items())
-    state = "built" if fresh else "already there"
-    counts = f"{manifest.samples:,} samples in {len(manifest.shards)} shards, {manifest.texts:,} texts"
-    print(f"{root}: {state}, {counts}{skipped}")
+    _say_built(root, fresh)
     if kind != "none":
         build_graph(
             root,
@@ -204,7 +198,7 @@ def graph(
 @app.command()
 def verify(root: RootArgument) -> None:
     """Check every byte and row against the manifest. Exit code 1 when something is wrong."""
-    from pipeline.bars import bar
+    from shards.bars import bar
     from shards.manifest import Manifest
     from shards.verify import verify as check
 
@@ -237,6 +231,22 @@ def preview(
     from pipeline.preview import preview as write
 
     print(write(root, graph, out))
+
+
+def _list_datasets() -> None:
+    from pipeline.datasets import builtin_datasets, load_dataset
+
+    for name in builtin_datasets():
+        print(f"{name:20} {load_dataset(name).about}")
+
+
+def _say_built(root: Path, fresh: bool) -> None:
+    from shards.manifest import Manifest
+
+    manifest = Manifest.load(root)
+    skipped = "".join(f", {count} {reason}" for reason, count in manifest.skipped.items())
+    counts = f"{manifest.samples:,} samples in {len(manifest.shards)} shards, {manifest.texts:,} texts"
+    print(f"{root}: {'built' if fresh else 'already there'}, {counts}{skipped}")
 
 
 def _bytes(gigabytes: float | None) -> int | None:

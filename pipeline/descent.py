@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.bars import bar, say
 from pipeline.neighbours import MARGIN, Ids, Vectors, rank
 from shards.atomic import atomic_file
+from shards.bars import bar, say
 
 __all__ = ["Lists", "descend"]
 

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.bars import bar
 from pipeline.encoders import Encoder, EncoderSource, load_encoder
 from shards.atomic import atomic_file, write_json
+from shards.bars import bar
 
 __all__ = ["Captions", "Precision", "choose_precision", "encode_captions", "encode_texts", "unique_captions"]
 

@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import kinds
-from pipeline.bars import say
 from pipeline.costs import keep_cost
 from pipeline.encoders import BUNDLED, EncoderSource, resolve_encoder
 from pipeline.wordnet import find_wordnet
 from pipeline.work import WORK, alone, differing, disk_errors, read_settings
 from shards.atomic import sha256_file, sweep, write_json
+from shards.bars import say
 from shards.errors import UserError
 from shards.graph import Graph, write_graph
 from shards.reader import Shards

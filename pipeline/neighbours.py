@@ -12,7 +12,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.bars import bar
+from shards.bars import bar
 
 __all__ = ["MARGIN", "Lists", "pair_similarities", "rank", "search_exact", "symmetric_lists"]
 

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.bars import bar
 from pipeline.encoders import EncoderSource
 from shards.atomic import atomic_file
+from shards.bars import bar
 from shards.errors import UserError
 from shards.index import read_texts
 

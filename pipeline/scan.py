@@ -12,10 +12,10 @@ import shutil
 from pathlib import Path
 
 from pipeline import scan_files, scan_parquet, scan_tars
-from pipeline.bars import say
 from pipeline.samples import NOT_OURS, SCAN_SCHEMA, Limits, Scan
 from pipeline.sources import Partition, Source
 from shards.atomic import atomic_file
+from shards.bars import say
 from shards.errors import UserError
 from shards.tar import TarWriter
 

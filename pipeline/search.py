@@ -26,12 +26,12 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import audit
-from pipeline.bars import bar, say
 from pipeline.descent import descend
 from pipeline.gpu import gpu_search
 from pipeline.neighbours import MARGIN, Ids, Vectors, pair_similarities, rank, search_exact
 from pipeline.tiles import quantise, search_rows
 from shards.atomic import atomic_file, write_json
+from shards.bars import bar, say
 from shards.errors import UserError
 
 __all__ = [

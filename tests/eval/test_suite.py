@@ -15,10 +15,10 @@ import pytest
 import eval.suite as module
 from eval.bench import Source
 from eval.benchmarks_demo import VARIANTS, open_demo
-from eval.charts import line_chart, ticks
 from eval.claims import verdicts
 from eval.suite import load_suite
 from shards.errors import UserError
+from shards.page import line_chart, ticks
 from tests.eval.demo_shards import make_demo
 from tests.eval.runs import run_eval, train_run
 

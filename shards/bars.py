@@ -1,4 +1,4 @@
-"""Progress bars on stderr, and lines for the user between them."""
+"""Progress bars on stderr, one look for every stage, and lines for the user between them."""
 
 from __future__ import annotations
 
