@@ -13,7 +13,7 @@ from eval.claims import verdicts
 from eval.gallery import Neighbour, Strip
 from eval.suite_table import is_best
 from eval.titles import TITLES
-from shards.page import COLOURS, legend, line_chart, write_page
+from shards.page import COLOURS, interval_chart, legend, line_chart, write_page
 
 __all__ = ["Curves", "read_curves", "write_report"]
 
@@ -44,6 +44,7 @@ def write_report(
         _partial(results["partial"]),
         *(_table(results, method) for method in TITLES),
         _columns(results),
+        _figures(results, colours),
         _verdicts(results),
         _charts(curves, colours),
         _captions(captions),
@@ -100,9 +101,13 @@ def _table(results: dict[str, Any], method: str) -> str:
         lines.append(f"<tr><td>{escape(row['method'])}</td>{''.join(cells)}</tr>")
     lines += [_published(row, columns) for row in results["published"]] if method == "linear_probe" else []
     return (
-        f'<div class="scroll"><table><caption>{TITLES[method].capitalize() if method != "knn" else "kNN"}</caption>'
+        f'<div class="scroll"><table><caption>{_title(method)}</caption>'
         f"<tr><th></th>{head}</tr>{''.join(lines)}</table></div>"
     )
+
+
+def _title(method: str) -> str:
+    return TITLES[method][0].upper() + TITLES[method][1:] if method != "knn" else TITLES[method]
 
 
 def _published(row: dict[str, Any], columns: list[str]) -> str:
@@ -123,6 +128,20 @@ def _columns(results: dict[str, Any]) -> str:
         f'<p class="soft">The best of a column is marked; a figure is uncertain by up to &plusmn;{widest:.1f} '
         f"(95%, bootstrap over test images; hold the pointer over one). {escape(words)}.{_quotes(results)}</p>"
     )
+
+
+def _figures(results: dict[str, Any], colours: Mapping[str, int]) -> str:
+    """The tables once more, to look at."""
+    columns = results["columns"]
+    charts = []
+    for method in TITLES:
+        series = {
+            row["method"]: [(row[method][column], *row["details"][method][column]["interval"]) for column in columns]
+            for row in results["rows"]
+        }
+        chart = interval_chart(columns, series, x_title="accuracy, %", colours=colours)
+        charts.append(f"<figure>{chart}<figcaption>{_title(method)}; bars: 95%.</figcaption></figure>")
+    return f'<h2>The figures</h2>{legend(colours)}<div class="charts">{"".join(charts)}</div>'
 
 
 def _quotes(results: dict[str, Any]) -> str:

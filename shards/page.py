@@ -10,11 +10,12 @@ from pathlib import Path
 
 from shards.atomic import atomic_file
 
-__all__ = ["COLOURS", "data_uri", "legend", "line_chart", "table", "ticks", "write_page"]
+__all__ = ["COLOURS", "data_uri", "interval_chart", "legend", "line_chart", "table", "ticks", "write_page"]
 
 WIDTH, HEIGHT = 460, 260  # units of the view box
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 34
 COLOURS = 6  # classes s0, s1, ... of the style sheet
+ROW, GROUP_GAP, LETTER = 11, 9, 6  # of an interval chart: height of a row, between groups, width of a name's letter
 Points = Sequence[tuple[float, float]]
 
 STYLE = """
@@ -42,7 +43,9 @@ figure { margin: 0; } figcaption { margin-top: .25rem; } .chart { width: 100%; h
 .legend span { margin-right: 1rem; white-space: nowrap; }
 .legend i { display: inline-block; width: 1rem; height: .2rem; margin-right: .35rem; vertical-align: middle; }
 """ + "\n".join(
-    f".line.s{i} {{ stroke: var(--s{i}); }} .legend i.s{i} {{ background: var(--s{i}); }}" for i in range(COLOURS)
+    f".line.s{i} {{ stroke: var(--s{i}); }} .dot.s{i} {{ fill: var(--s{i}); }} "
+    f".legend i.s{i} {{ background: var(--s{i}); }}"
+    for i in range(COLOURS)
 )
 
 
@@ -121,6 +124,49 @@ def line_chart(
         parts.append(
             f'<polyline class="line s{colours[name]}" points="{line}"><title>{escape(name)}</title></polyline>'
         )
+    return "".join([*parts, "</svg>"])
+
+
+def interval_chart(
+    groups: Sequence[str],
+    series: Mapping[str, Sequence[tuple[float, float, float]]],
+    *,
+    x_title: str,
+    colours: Mapping[str, int],
+) -> str:
+    """A dot on a bar for each group (from top to bottom) and each series within it.
+
+    series: (value, low, high) of each group; `colours` gives its number in the style sheet. Empty without any.
+    """
+    if not groups or not series:
+        return ""
+    ends = [number for values in series.values() for value in values for number in value]
+    marks = ticks(min(ends), max(ends))
+    block = ROW * len(series) + GROUP_GAP
+    height = TOP + block * len(groups) + BOTTOM
+    left = LETTER * max(map(len, groups)) + 16
+
+    def across(value: float) -> float:
+        return left + (value - marks[0]) / (marks[-1] - marks[0]) * (WIDTH - left - RIGHT)
+
+    parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(x_title)}">']
+    for mark in marks:
+        x = across(mark)
+        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{height - BOTTOM}"/>')
+        parts.append(f'<text x="{x:.1f}" y="{height - BOTTOM + 16}" text-anchor="middle">{mark:g}</text>')
+    parts.append(f'<text x="{WIDTH - RIGHT}" y="{height - 4}" text-anchor="end">{escape(x_title)}</text>')
+    for number, group in enumerate(groups):
+        top = TOP + number * block + GROUP_GAP / 2
+        middle = top + ROW * len(series) / 2 + 4
+        parts.append(f'<text x="{left - 8}" y="{middle:.1f}" text-anchor="end">{escape(group)}</text>')
+        for row, (name, values) in enumerate(series.items()):
+            value, low, high = values[number]
+            y, style = top + ROW * (row + 0.5), f"s{colours[name]}"
+            title = f"<title>{escape(name)}, {escape(group)}: {value:.1f} ({low:.1f} to {high:.1f})</title>"
+            parts.append(
+                f'<g>{title}<line class="line {style}" x1="{across(low):.1f}" x2="{across(high):.1f}" y1="{y:.1f}" '
+                f'y2="{y:.1f}"/><circle class="dot {style}" cx="{across(value):.1f}" cy="{y:.1f}" r="3.2"/></g>'
+            )
     return "".join([*parts, "</svg>"])
 
 

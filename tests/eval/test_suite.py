@@ -18,7 +18,7 @@ from eval.benchmarks_demo import VARIANTS, open_demo
 from eval.claims import verdicts
 from eval.suite import load_suite
 from shards.errors import UserError
-from shards.page import line_chart, ticks
+from shards.page import interval_chart, line_chart, ticks
 from tests.eval.demo_shards import make_demo
 from tests.eval.runs import run_eval, train_run
 
@@ -98,6 +98,8 @@ def test_the_page_holds_everything_in_itself(world: Path, results: dict[str, Any
     assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe")]
     assert not re.search(r"(https?:)?//[a-z]", re.sub(r"data:[^\"]*", "", text))
     assert sum(tag == "polyline" for tag, _ in page.tags) >= 6  # loss and kNN of three runs
+    dots = [attrs for tag, attrs in page.tags if tag == "circle"]
+    assert len(dots) == 2 * len(results["rows"]) * len(COLUMNS)
     for row in results["rows"]:
         assert f">{row['knn']['texture']:.1f}<" in text
     assert "prefers-color-scheme: dark" in text
@@ -155,6 +157,14 @@ def test_charts() -> None:
     assert 'class="line s2"' in chart
     assert "a&lt;b" in chart
     assert line_chart({"a": []}, x_title="x", y_title="y", colours={"a": 0}) == ""
+    two = {"a": [(50.0, 40.0, 60.0), (80.0, 70.0, 90.0)], "b": [(60.0, 50.0, 70.0), (10.0, 0.0, 20.0)]}
+    dots = interval_chart(["one", "<two>"], two, x_title="%", colours={"a": 0, "b": 1})
+    places = [(float(x), float(y)) for x, y in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', dots)]
+    assert [x for x, _ in sorted(places)] == sorted(x for x, _ in places)
+    assert sorted(range(4), key=lambda i: places[i][0]) == [3, 0, 1, 2]  # by value: 10, 50, 60, 80
+    assert [y for _, y in places] == sorted(y for _, y in places)  # group by group, series by series
+    assert "&lt;two&gt;: 10.0 (0.0 to 20.0)" in dots
+    assert interval_chart([], {}, x_title="%", colours={}) == ""
 
 
 @pytest.mark.parametrize(
