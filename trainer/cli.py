@@ -65,6 +65,9 @@ def command(
     workers: Annotated[int | None, typer.Option(help="Loader processes a rank.")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
     log_every: Annotated[int | None, typer.Option(help="Steps between lines of metrics.")] = None,
+    track: Annotated[
+        str | None, typer.Option(help="Send the metrics to wandb or mlflow as well, where that is installed.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only measure a few steps: parameters, memory, hours on this device.")
@@ -110,6 +113,7 @@ def command(
             "run.workers": workers,
             "run.checkpoint_every": checkpoint_every,
             "run.log_every": log_every,
+            "run.track": track,
             "epochs": epochs,
             "precision": precision,
             "seed": seed,

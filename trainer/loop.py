@@ -31,6 +31,7 @@ from trainer.plan import BatchPlan
 from trainer.recipe import Recipe, as_table
 from trainer.saver import Saver
 from trainer.step import Outcome
+from trainer.trackers import open_tracker
 from trainer.world import World
 
 __all__ = ["Result", "Stopped", "train"]
@@ -104,7 +105,7 @@ class _Loop:
         title = f"{recipe.objective.name} {recipe.model.backbone}"
         with (
             _caught_signals() as stopping,
-            _metrics(self.run, world, start, total, title) as metrics,
+            _metrics(self.run, world, recipe, start, total, title) as metrics,
             self.saver,
         ):
             loss = self._steps(iter(loader), start, total, metrics, stopping)
@@ -246,11 +247,12 @@ class _Clock:
 
 
 @contextmanager
-def _metrics(run: Path, world: World, start: int, total: int, title: str) -> Iterator[Metrics | None]:
+def _metrics(run: Path, world: World, recipe: Recipe, start: int, total: int, title: str) -> Iterator[Metrics | None]:
     if not world.is_main:
         yield None
         return
-    with Metrics(run, start=start, stop=total, title=title) as metrics:
+    tracker = open_tracker(recipe.run.track, run, as_table(recipe)) if recipe.run.track else None
+    with Metrics(run, start=start, stop=total, title=title, tracker=tracker) as metrics:
         metrics.event("resume" if start else "start", step=start)
         yield metrics
         metrics.event("end", step=total)

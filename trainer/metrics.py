@@ -1,4 +1,5 @@
-"""What a run writes down: metrics.jsonl, TensorBoard and the progress bar. Main rank only.
+"""What a run writes down: metrics.jsonl, TensorBoard, the progress bar, and a tracker if one is asked for. Main rank
+only.
 
 metrics.jsonl holds one JSON object a line: steps (step, epoch, loss, lr, ...), and events (start, resume, end), which
 have an `event` key. A resumed run drops the lines after its checkpoint, so that the file tells one story.
@@ -17,13 +18,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from trainer.trackers import Tracker
+
 __all__ = ["Metrics"]
 
 
 class Metrics:
     """Context manager; `step` and `event` write lines, `advance` moves the bar."""
 
-    def __init__(self, run: Path, *, start: int, stop: int, title: str) -> None:
+    def __init__(self, run: Path, *, start: int, stop: int, title: str, tracker: Tracker | None = None) -> None:
         self.path = run / "metrics.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._drop_after(start)
@@ -39,7 +42,7 @@ class Metrics:
             console=console,
         )
         self.interactive = console.is_terminal
-        self.title, self.stop = title, stop
+        self.title, self.stop, self.tracker = title, stop, tracker
         self.task = self.progress.add_task(title, total=stop, completed=start, status="")
 
     def __enter__(self) -> Metrics:
@@ -52,6 +55,8 @@ class Metrics:
         self.progress.stop()
         self.board.close()
         self.file.close()
+        if self.tracker:
+            self.tracker.close(failed=error is not None)
 
     def advance(self, step: int) -> None:
         self.progress.update(self.task, completed=step)
@@ -63,6 +68,7 @@ class Metrics:
         for name, value in values.items():
             if name != "step":
                 self.board.add_scalar(name, value, step)
+        self._track(values, step)
         shown = [f"{k} {values[k]:.4g}" for k in ("loss", "knn", "knn_similarity") if k in values]
         if "samples_per_s" in values:
             shown.append(f"{values['samples_per_s']:.0f} samples/s")
@@ -79,6 +85,16 @@ class Metrics:
     def say(self, message: str) -> None:
         """A line above the progress bar."""
         self.progress.console.print(message, highlight=False)
+
+    def _track(self, values: dict[str, float], step: int) -> None:
+        """Days of training do not end because a server is away."""
+        if not self.tracker:
+            return
+        try:
+            self.tracker.step({name: value for name, value in values.items() if name != "step"}, step)
+        except Exception as error:
+            self.say(f"[yellow]warning:[/] the tracker is left out from step {step} on: {' '.join(str(error).split())}")
+            self.tracker = None
 
     def _write(self, values: dict[str, Any]) -> None:
         self.file.write(json.dumps(values) + "\n")

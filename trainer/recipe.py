@@ -130,6 +130,8 @@ class RunConfig:
     """Newest checkpoints kept, besides the best."""
     knn_every: int = 1
     """Epochs between online kNN checks; 0: none."""
+    track: Literal["", "wandb", "mlflow"] = ""
+    """Send the metrics there as well (trackers.py)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
