@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export DATASET SOURCE OUT MODEL OBJECTIVE  # the shell reads them from its environment: any character may be in a path
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo shards train eval test test-fast check bench
@@ -35,12 +36,12 @@ demo: setup  ## the whole road on the embedded data set
 	@$(BIN)/xclr-eval suite --config demo --out runs/demo
 
 shards: setup  ## DATASET=NAME [SOURCE=DIR] [OUT=DIR]
-	@test -n "$(DATASET)" || { echo "error: say which data set, e.g. make shards DATASET=demo"; exit 2; }
-	@$(BIN)/xclr-shards build '$(DATASET)' $(if $(SOURCE),--source '$(SOURCE)') $(if $(OUT),--out '$(OUT)') $(ARGS)
+	@test -n "$$DATASET" || { echo "error: say which data set, e.g. make shards DATASET=demo"; exit 2; }
+	@$(BIN)/xclr-shards build "$$DATASET" $(if $(SOURCE),--source "$$SOURCE") $(if $(OUT),--out "$$OUT") $(ARGS)
 
 train: setup  ## [DATASET=NAME] [MODEL=NAME] [OBJECTIVE=xclr|simclr|supcon]
-	@$(BIN)/xclr-train $(if $(DATASET),--shards '$(or $(OUT),data/$(DATASET))') $(if $(MODEL),--model '$(MODEL)') \
-	  $(if $(OBJECTIVE),--objective '$(OBJECTIVE)') --resume $(ARGS)
+	@$(BIN)/xclr-train $(if $(DATASET),--shards "$${OUT:-data/$$DATASET}") $(if $(MODEL),--model "$$MODEL") \
+	  $(if $(OBJECTIVE),--objective "$$OBJECTIVE") --resume $(ARGS)
 
 eval: setup  ## [ARGS='...']
 	@$(BIN)/xclr-eval suite $(ARGS)

@@ -62,6 +62,8 @@ class BuildSettings:
             raise UserError(f"a shard holds at least 1 sample, not {self.shard_size}")
         if self.seed < 0:
             raise UserError(f"the seed must be 0 or more, not {self.seed}")
+        if not 0 <= self.max_skipped <= 1:
+            raise UserError(f"--max-skipped is a share of the samples, 0..1, not {self.max_skipped}")
         if self.image_size is not None and self.image_size < 8:
             raise UserError(f"images of at least 8 pixels, not {self.image_size}")
         if self.layout == "in-place" and self.image_size is not None:
@@ -116,7 +118,9 @@ def _finished(out: Path, work: Path, wanted: dict[str, Any]) -> bool:
             raise UserError(f"{path} is damaged ({error}): delete {out} and build again") from None
         if found is None:
             continue
-        unlike = [line.replace("files_sha256", "source files") for line in differing(found, wanted)]
+        unlike = differing(found, wanted)
+        if any(line.startswith("files_sha256") for line in unlike):
+            unlike = ["other source files", *(line for line in unlike if not line.startswith("files_sha256"))]
         if unlike:
             raise UserError(
                 f"{out} was {what} with {'; '.join(unlike)}: choose another OUT= (--out), or delete that folder first"

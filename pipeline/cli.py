@@ -246,7 +246,7 @@ def _say_built(root: Path, fresh: bool) -> None:
     manifest = Manifest.load(root)
     skipped = "".join(f", {count} {reason}" for reason, count in manifest.skipped.items())
     counts = f"{manifest.samples:,} samples in {len(manifest.shards)} shards, {manifest.texts:,} texts"
-    print(f"{root}: {'built' if fresh else 'already there'}, {counts}{skipped}")
+    print(f"{root}: shards {'written' if fresh else 'already there'}, {counts}{skipped}", flush=True)
 
 
 def _bytes(gigabytes: float | None) -> int | None:

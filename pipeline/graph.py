@@ -64,6 +64,7 @@ def build_graph(
         else:
             sweep(folder, *(path for path in work.rglob("*") if path.is_dir()), work)
             write_json(work / "settings.json", settings)
+            say(f"{folder}: making the {kind} graph of {shards.manifest.texts:,} texts")
             chosen = kinds.Settings(k=k, code_dim=code_dim, seed=seed, target=recall, memory=memory)
             graph = _make(shards, kind, encoder_source, source, chosen, folder)
             graph.meta["settings"] = settings

@@ -13,6 +13,7 @@ from pipeline.costs import read_costs
 from shards.errors import UserError
 from shards.manifest import Manifest
 from shards.reader import Shards
+from shards.sealed import seal_problem
 
 __all__ = ["describe"]
 
@@ -26,6 +27,9 @@ def describe(root: Path) -> None:
     console = Console(highlight=False)
     console.print(table)
     console.print(_graphs(shards))
+    problem = seal_problem(root / "manifest.json")
+    if problem:
+        console.print(f"[red]{problem}[/]: xclr-shards verify {root}")
     for cost in read_costs(root):
         console.print(_cost(cost))
 

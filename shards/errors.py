@@ -10,9 +10,11 @@ Everything else that is raised is a defect of ours and keeps its traceback.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections import Counter
+from typing import NoReturn
 
 import typer
 
@@ -69,16 +71,48 @@ class SkipBudget:
         return dict(sorted(self.reasons.items()))
 
 
+INTERRUPTED = 130  # 128 + SIGINT
+PLACE = {
+    errno.EACCES: "choose a folder that may be read and written",
+    errno.EPERM: "choose a folder that may be read and written",
+    errno.EROFS: "choose a folder that may be written",
+    errno.ENOTDIR: "a file lies where a folder is needed: choose another path",
+    errno.EEXIST: "a file lies where a folder is needed: choose another path",
+    errno.EISDIR: "a folder lies where a file is needed: choose another path",
+    errno.ENAMETOOLONG: "choose a shorter path",
+    errno.ENOSPC: "make room and run the same command again",
+    errno.EDQUOT: "make room and run the same command again",
+}
+"""What to do about a path that the system refuses, whichever command met it."""
+
+
 def run_cli(app: typer.Typer) -> None:
-    """Run a command line; a UserError becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
+    """Run a command line. What the user can mend becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
     try:
-        app()
+        code = app(standalone_mode=False)
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped: run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+        _end(str(error))
     except BrokenPipeError:  # `xclr-... | head`: the reader has left, which is no error of the user's
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:
+        if error.errno not in PLACE or error.filename is None:
+            raise
+        _end(f"{error.filename}: {error.strerror}; {PLACE[error.errno]}")
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # click's, which typer carries under a name of its own
+            raise
+        context = getattr(error, "ctx", None)
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(context.get_help() if context else error.format_message())
+            sys.exit(2)
+        where = f" ({context.command_path} --help shows what there is)" if context else ""
+        _end(f"{error.format_message().rstrip('.')}{where}")
+    if code == INTERRUPTED:
+        print("stopped: run the same command again to go on", file=sys.stderr)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _end(message: str) -> NoReturn:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)

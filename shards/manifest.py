@@ -71,12 +71,14 @@ class Manifest:
             raise UserError(f"{root} is not a folder of shards: build it with `xclr-shards build DATASET --out {root}`")
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(data, dict) or "format" not in data:
+                raise ValueError("it names no format")
             version = data.pop("format")
         except FileNotFoundError:
             raise UserError(
                 f"{root} has no {NAME}, so its shards are unfinished: run the command that builds them again"
             ) from None
-        except (ValueError, KeyError, AttributeError) as error:
+        except ValueError as error:
             raise UserError(f"{path} is damaged ({error}): build the shards again") from None
         if version != FORMAT:
             raise UserError(
@@ -91,7 +93,9 @@ class Manifest:
             data["shards"] = tuple(ShardEntry(**shard) for shard in data["shards"])
             data["files"] = {name: FileEntry(**entry) for name, entry in data["files"].items()}
             return cls(**data)
-        except (TypeError, KeyError, AttributeError) as error:
+        except KeyError as error:
+            raise UserError(f"{path} is damaged (no {error}): build the shards again") from None
+        except (TypeError, AttributeError) as error:
             raise UserError(f"{path} is damaged ({error}): build the shards again") from None
 
     def save(self, root: Path) -> None:

@@ -75,7 +75,10 @@ class Shards:
         """A graph by name; without one, the only graph. Raises UserError naming what is there."""
         names = self.graph_names()
         if not names:
-            raise UserError(f"{self.root} has no graph: build one with `xclr-shards graph {self.root}`")
+            raise UserError(
+                f"{self.root} has no graph: run the build again if it was stopped (or wait for it), or make one with "
+                f"`xclr-shards graph {self.root}`"
+            )
         if name is None and len(names) > 1:
             raise UserError(f"{self.root} has several graphs ({', '.join(names)}): say which")
         if name is not None and name not in names:

@@ -109,7 +109,7 @@ def test_captions_to_a_probe_on_classes(here: Path, data_root: Path | None, monk
     monkeypatch.setenv("XCLR_BENCHMARKS", str(benchmark.parent))
 
     built = run(pipeline.cli.app, "build", "captioned.toml", "--source", str(source))
-    assert "data/captioned: built, 400 samples" in built
+    assert "data/captioned: shards written, 400 samples" in built
     small = [*TINY, "--model", "resnet10t", "--image-size", "32"]
     trained = run(trainer.cli.app, *small)
     assert "data/captioned" in trained

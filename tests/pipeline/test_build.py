@@ -296,7 +296,7 @@ def test_other_settings_and_a_changed_source_are_refused(tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"was built with seed 0, not 1; .*delete that folder"):
         build("flickr8k", source, out, seed=1, shard_size=3)
     img2dataset(source, samples=9)
-    with pytest.raises(UserError, match="was built with source files"):
+    with pytest.raises(UserError, match="was built with other source files"):
         build("flickr8k", source, out)
     assert contents(out) == before
 

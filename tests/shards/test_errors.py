@@ -1,0 +1,70 @@
+"""What a command line makes of errors: one line, no box, no traceback, and a code that says which."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from shards.errors import UserError, run_cli
+from shards.manifest import Manifest
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(what: str, number: int = 0) -> None:
+    """Raise what is asked for."""
+    if what == "user":
+        raise UserError("two\n  lines")
+    if what == "interrupt":
+        raise KeyboardInterrupt
+    if what == "defect":
+        raise OSError("no number, no path")
+    if what == "exit":
+        raise typer.Exit(1)
+    if what != "fine":
+        (Path(what) / "deeper").mkdir(parents=True)
+    print("done", number)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["tool", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        run_cli(app)
+    return caught.value.code if isinstance(caught.value.code, int) else 0
+
+
+def test_codes_and_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("in the way")
+    expected = {
+        ("fine",): (0, ""),
+        ("exit",): (1, ""),
+        ("user",): (2, "error: two lines\n"),
+        ("interrupt",): (130, "stopped: run the same command again to go on\n"),
+        (str(file),): (2, f"error: {file}/deeper: Not a directory; a file lies where a folder is needed"),
+        ("fine", "--numbr", "1"): (2, "error: No such option: --numbr"),
+        ("fine", "--number", "x"): (2, "error: Invalid value for '--number'"),
+        (): (2, "error: Missing "),
+        ("--help",): (0, ""),
+    }
+    for arguments, (code, line) in expected.items():
+        assert run(monkeypatch, *arguments) == code, arguments
+        said = capsys.readouterr().err
+        assert said.startswith(line) if line else said == "", arguments
+        assert said.count("\n") <= 1, arguments
+    monkeypatch.setattr(sys, "argv", ["tool", "defect"])
+    with pytest.raises(OSError, match="no number"):  # a defect of ours keeps its traceback
+        run_cli(app)
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", '"x"', "7", "null", "{}", '{"format": 1}', '{"format": 1, "shards": 3}', "{"]
+)
+def test_a_manifest_of_another_shape_is_damaged(tmp_path: Path, content: str) -> None:
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(UserError, match="is damaged"):
+        Manifest.load(tmp_path)
