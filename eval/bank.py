@@ -5,7 +5,8 @@ Bounded: whatever n is, at most `memory` bytes are held (half of them for the wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,21 @@ class Bank:
     def streams(self) -> bool:
         """Rows are read from disk as they are used."""
         return self.values is None
+
+    @property
+    def copies(self) -> bool:
+        """A second copy of the rows, in float32, stays within the memory."""
+        return self.values is not None and 4 * self.values.numel() <= self.memory // 2
+
+    def holding(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Bank | None:
+        """A bank of the same rows after `change` ([m, d] float32 -> [m, any width]), or None if it would not fit."""
+        if self.values is None or not self.copies:
+            return None
+        other = copy(self)
+        parts = [change(self.values[start : start + BLOCK].float()) for start in range(0, len(self), BLOCK)]
+        other.values = torch.cat(parts)
+        other.dim = other.values.shape[1]
+        return other
 
     def take(self, positions: Ints) -> torch.Tensor:
         """[m, d] float32 on the device."""

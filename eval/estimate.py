@@ -50,6 +50,7 @@ def estimate(bank: Bank, classes: int, config: ProbeConfig) -> tuple[float, int]
         alive = math.ceil(config.survivors * alive)
     weights = 4 * (bank.dim + 1) * classes * largest  # bytes; weight, velocity, gradient and decay of each head
     resident = bank.memory if bank.values is None else bank.values.numel() * bank.values.element_size()
+    resident += 4 * len(bank) * (bank.dim + 1) if bank.copies else 0
     return seconds, 4 * weights + resident + 3 * 4 * whole.batch * (bank.dim + classes * largest)
 
 

@@ -107,16 +107,17 @@ class Heads:
         self.heads, self.classes = len(candidates), classes
         rates = [min(c.lr / share, max(c.lr, STABLE)) / top for c in candidates]
         self.lr = _row(rates, classes, place)  # [1, H * classes]
-        self.decay = _row([c.weight_decay for c in candidates], classes, place).repeat(width, 1)
-        self.decay[-1] = 0  # the bias
+        self.decay = _row([c.weight_decay for c in candidates], classes, place)  # [1, H * classes]
         self.weight = torch.zeros(width, self.heads * classes, device=place)
         self.velocity = torch.zeros_like(self.weight)
 
     def step(self, x: torch.Tensor, y: torch.Tensor, momentum: float, progress: float) -> None:
         """x [b, d + 1], y [b]; progress 0..1 along the cosine."""
-        gradient = _gradient(x, y, self.weight, self.heads)
-        gradient.addcmul_(self.decay, self.weight)
-        self.velocity.mul_(momentum).add_(gradient)
+        p = torch.softmax((x @ self.weight).view(-1, self.classes), dim=1).view(len(x), self.heads, self.classes)
+        p[torch.arange(len(x), device=x.device), :, y] -= 1
+        # Many heads are bound by memory: the product itself carries the momentum, instead of two passes after it.
+        self.velocity.addmm_(x.T, p.view(len(x), -1), beta=momentum, alpha=1 / len(x))
+        self.velocity[:-1].addcmul_(self.decay, self.weight[:-1])  # not the bias
         self.weight.addcmul_(self.lr * (-0.5 * (1 + math.cos(math.pi * progress))), self.velocity)
 
     def weights(self) -> list[torch.Tensor]:
@@ -142,13 +143,15 @@ def sgd(
     kind = candidates[0].features
     top = curvature(bank, positions, kind, at, schedule.seed)
     heads = Heads(candidates, classes, width=bank.dim + 1, top=top, share=schedule.share, place=bank.device)
+    source = bank.holding(lambda x: prepare(x, kind, at)) or bank  # once, instead of batch by batch, if it fits
     rng = np.random.default_rng(schedule.seed)
     steps, step = schedule.epochs * schedule.per_epoch, 0
     with _threads_for(4 * schedule.batch * heads.weight.numel()):
         for _ in range(schedule.epochs):
-            for x, part in bank.shuffled(positions, schedule.batch, rng):
-                y = labels[torch.from_numpy(part)]
-                heads.step(prepare(x, kind, at), y, schedule.momentum, step / steps)
+            for x, part in source.shuffled(positions, schedule.batch, rng):
+                y = labels[torch.from_numpy(part).to(bank.device)]
+                rows = prepare(x, kind, at) if source is bank else x
+                heads.step(rows, y, schedule.momentum, step / steps)
                 step += 1
             advance(schedule.per_epoch)
     return heads.weights()
@@ -181,7 +184,7 @@ def lbfgs(
                 for x, part in bank.blocks(positions):
                     rows, y = prepare(x, kind, at), labels[torch.from_numpy(part)]
                     loss += float(functional.cross_entropy(rows @ weight, y, reduction="sum")) / len(positions)
-                    gradient += _gradient(rows, y, weight, 1) * (len(part) / len(positions))
+                    gradient += _gradient(rows, y, weight) / len(positions)
                 gradient[:-1] += decay * weight[:-1]
                 weight.grad = gradient
                 return loss + 0.5 * decay * float(weight[:-1].square().sum())
@@ -192,14 +195,11 @@ def lbfgs(
     return [found[candidate] for candidate in candidates]
 
 
-def _gradient(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Of the mean cross-entropy of every head: x^T (softmax(x w) - onehot(y)) / b, [d + 1, H * classes]."""
-    classes = weight.shape[1] // heads
-    p = torch.softmax((x @ weight).view(-1, classes), dim=1)  # [b * H, classes]
-    gradient = x.T @ p.view(len(x), -1)
-    # The one-hot term is the same for every head: one small product instead of an indexed subtraction from p.
-    target = x.T @ functional.one_hot(y, classes).to(x.dtype)  # [d + 1, classes]
-    return gradient.view(-1, heads, classes).sub_(target[:, None]).view(gradient.shape).div_(len(x))
+def _gradient(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Of the summed cross-entropy: x^T (softmax(x w) - onehot(y)), [d + 1, classes]."""
+    p = torch.softmax(x @ weight, dim=1)
+    p[torch.arange(len(x), device=x.device), y] -= 1
+    return x.T @ p
 
 
 @contextmanager
