@@ -71,8 +71,8 @@ class Shards:
         """Finished graphs, sorted by name."""
         return sorted(path.parent.name for path in self.root.glob("graphs/*/graph.json"))
 
-    def graph(self, name: str | None = None) -> Graph:
-        """A graph by name; without one, the only graph. Raises UserError naming what is there."""
+    def graph_name(self, name: str | None = None) -> str:
+        """The name, if such a graph is there; without one, the only graph's. Raises UserError naming what is there."""
         names = self.graph_names()
         if not names:
             raise UserError(
@@ -80,14 +80,19 @@ class Shards:
                 f"`xclr-shards graph {self.root}`"
             )
         if name is None and len(names) > 1:
-            raise UserError(f"{self.root} has several graphs ({', '.join(names)}): say which")
+            raise UserError(f"{self.root} has several graphs ({', '.join(names)}): say which with --graph")
         if name is not None and name not in names:
             raise UserError(f"{self.root} has no graph {name!r}, only {', '.join(names)}")
-        graph = read_graph(self.root / "graphs" / (name or names[0]))
+        return name or names[0]
+
+    def graph(self, name: str | None = None) -> Graph:
+        """A graph by name; without one, the only graph. Raises UserError naming what is there."""
+        name = self.graph_name(name)
+        graph = read_graph(self.root / "graphs" / name)
         if len(graph) != self.manifest.texts:
             raise UserError(
-                f"graph {name or names[0]} has {len(graph)} texts, {self.root} has {self.manifest.texts}: "
-                f"delete {self.root / 'graphs' / (name or names[0])} and run `xclr-shards graph` again"
+                f"graph {name} has {len(graph)} texts, {self.root} has {self.manifest.texts}: "
+                f"delete {self.root / 'graphs' / name} and run `xclr-shards graph` again"
             )
         return graph
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from shards.errors import UserError, run_cli
 from shards.manifest import Manifest
-from shards.reader import latest_shards
+from shards.reader import Shards, latest_shards
 from trainer.recipe import Recipe, builtin_recipes, changed, load_recipe
 
 if TYPE_CHECKING:
@@ -188,7 +188,8 @@ def _default_run(recipe: Recipe) -> Path:
 
 def _announce(recipe: Recipe, run: Path, ranks: int, device: str) -> None:
     """Say what will be trained on what, before anything slow happens."""
-    manifest = Manifest.load(Path(recipe.data.shards))
+    shards = Shards.open(Path(recipe.data.shards))
+    manifest = shards.manifest
     if manifest.samples < recipe.data.batch_size:
         raise UserError(
             f"{recipe.data.shards} has {manifest.samples} samples, too few for a batch of {recipe.data.batch_size}: "
@@ -203,7 +204,7 @@ def _announce(recipe: Recipe, run: Path, ranks: int, device: str) -> None:
         ),
         ("recipe", f"{recipe.name}  ({recipe.epochs} epochs of {steps:,} steps, batch {recipe.data.batch_size})"),
         ("model", f"{recipe.model.backbone} at {recipe.augment.image_size} pixels, {ranks} rank(s) on {device}"),
-        ("objective", _objective_line(recipe)),
+        ("objective", _objective_line(recipe, shards)),
         ("run", str(run)),
     ]
     for name, value in rows:
@@ -211,11 +212,11 @@ def _announce(recipe: Recipe, run: Path, ranks: int, device: str) -> None:
     Console(stderr=True).print(table, highlight=False)
 
 
-def _objective_line(recipe: Recipe) -> str:
+def _objective_line(recipe: Recipe, shards: Shards) -> str:
     objective = recipe.objective
     if objective.name != "xclr":
         return f"{objective.name}, tau {objective.tau}"
-    graph = recipe.data.graph or "(the only one)"
+    graph = shards.graph_name(recipe.data.graph or None)
     return f"xclr, tau {objective.tau}, tau_s {objective.tau_s}, graph {graph}, tail {objective.tail}"
 
 

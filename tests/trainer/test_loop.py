@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from shards.config import from_table
 from shards.errors import UserError
 from tests.make import make_shards
 from trainer.checkpoint import checkpoints, find_checkpoint, load_backbone, read_checkpoint
+from trainer.cli import main
 from trainer.loop import Stopped, train
 from trainer.recipe import Recipe
 from trainer.step import Stepper
@@ -243,3 +245,15 @@ def test_a_loss_that_is_not_finite_stops_at_the_last_good_checkpoint(shards: Pat
         train(recipe(shards, optimiser__lr=1e30, optimiser__name="sgd"), tmp_path / "run", ALONE)
     for path in checkpoints(tmp_path / "run"):
         assert all(torch.isfinite(v).all() for v in read_checkpoint(path)["encoder"].values())
+
+
+def test_a_missing_graph_is_said_before_anything_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards = make_shards(tmp_path / "shards", SIZES)
+    shutil.rmtree(shards / "graphs")
+    monkeypatch.setattr(sys, "argv", ["xclr-train", "--shards", str(shards), "--batch-size", "8"])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {shards} has no graph: run the build again")
