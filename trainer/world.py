@@ -13,6 +13,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 __all__ = ["World", "join_world"]
 
@@ -46,7 +47,15 @@ def join_world(device: str = "auto") -> Iterator[World]:
         yield world
         return
     backend = "nccl" if world.device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, rank=rank, world_size=size, timeout=timedelta(minutes=30))
+    timeout = timedelta(minutes=30)
+    store, _, _ = next(iter(rendezvous("env://", rank, size, timeout=timeout)))
+    if os.environ.get("LOCAL_WORLD_SIZE") == str(size):
+        # On one node torchrun keeps its store when it starts the ranks again. Without a name for each start, a rank may
+        # read the address of a peer that was killed, and be refused. (Nodes count their restarts each for itself.)
+        store = dist.PrefixStore(  # type: ignore[attr-defined]
+            f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store
+        )
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     try:
         yield world
     finally:
