@@ -31,9 +31,6 @@ from shards.errors import UserError
 __all__ = ["Row", "Suite", "load_suite", "run_suite"]
 
 
-KEYS = {"title", "benches", "few_shot", "rows"}  # of a suite file
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """A line of the table."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -56,7 +57,8 @@ class Metrics:
         self.board.close()
         self.file.close()
         if self.tracker:
-            self.tracker.close(failed=error is not None)
+            with suppress(Exception):  # a server that is away does not fail a run that is done
+                self.tracker.close(failed=error is not None)
 
     def advance(self, step: int) -> None:
         self.progress.update(self.task, completed=step)

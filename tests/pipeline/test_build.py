@@ -25,6 +25,7 @@ from PIL import Image
 from pipeline.build import BuildSettings, build_shards
 from pipeline.class_names import class_names
 from pipeline.datasets import builtin_datasets, load_dataset
+from pipeline.info import describe
 from pipeline.layout import shard_bounds
 from pipeline.scan import Limits
 from pipeline.sources import open_source
@@ -374,3 +375,19 @@ def test_killed_at_25_random_moments(tmp_path: Path) -> None:
     subprocess.run(command(source, out), check=True, capture_output=True, env=environment)
     assert kills > 5
     assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_info_says_that_a_manifest_was_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = build("flickr8k", img2dataset(tmp_path / "in"), tmp_path / "out")
+    describe(out)
+    assert "checksum" not in capsys.readouterr().out
+    manifest = out / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"seed": 0', '"seed": 7'))
+    describe(out)
+    assert "does not fit its own checksum" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
+def test_a_budget_that_is_no_share_is_refused_at_once(share: float) -> None:
+    with pytest.raises(UserError, match="--max-skipped is a share"):
+        BuildSettings(max_skipped=share)

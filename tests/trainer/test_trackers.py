@@ -106,6 +106,14 @@ def test_mlflow_gets_settings_and_metrics_and_may_go_away(
     assert words.count("the tracker is left out from step 5 on: no answer from the server") == 1
 
 
+def test_a_server_that_is_away_at_the_end_fails_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = MLflow()
+    monkeypatch.setitem(sys.modules, "mlflow", library)  # type: ignore[arg-type]
+    monkeypatch.setattr(library, "end_run", lambda status: 1 / 0)
+    shards, run = make_shards(tmp_path / "shards", SIZES), tmp_path / "run"
+    assert train(recipe(shards, run__track="mlflow"), run, ALONE).steps == 20
+
+
 def test_a_missing_library_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)  # type: ignore[arg-type]
     shards = make_shards(tmp_path / "shards", SIZES)
