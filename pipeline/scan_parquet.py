@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 
 from pipeline.captions import joined
 from pipeline.images import kind
-from pipeline.remote import fetch, shown
 from pipeline.samples import Limits, Scan, listed
 from pipeline.sources import Partition, Source
 from pipeline.tables import columns, holds_images
 from shards.atomic import atomic_file
 from shards.errors import UserError
+from shards.remote import fetch, shown
 from shards.tar import TarWriter
 
 __all__ = ["images_inside"]

@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 
 from pipeline.captions import joined
 from pipeline.images import EXTENSIONS
-from pipeline.remote import fetch, shown
 from pipeline.samples import NOT_OURS, Limits, Scan, listed, mapped
 from pipeline.scan_files import of_class
 from pipeline.sources import Partition, Source
 from shards.errors import TornTar, UserError
+from shards.remote import fetch, shown
 from shards.tar import Member, groups
 from shards.tar import scan as scan_tar
 

@@ -21,11 +21,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import remote
 from pipeline.class_names import ClassName, class_names
 from pipeline.datasets import Dataset
+from pipeline.remote import RemoteFile, find
 from pipeline.tables import columns, holds_images
 from shards.errors import UserError
+from shards.remote import is_remote, shown
 from shards.tar import scan as scan_tar
 
 __all__ = ["Partition", "Source", "open_source"]
@@ -100,7 +101,7 @@ def open_source(dataset: Dataset, source: str | None, demo_seed: int = 0) -> Sou
         )
     if where.startswith("pipe:"):
         raise UserError(f"source {where!r} would run a shell command, which is never done: fetch the data first")
-    if remote.is_remote(where):
+    if is_remote(where):
         return _remote(dataset, where)
     path = Path(where)
     if dataset.format == "webdataset" and (path.suffix == ".txt" or (set("{*[") & set(where) and not path.exists())):
@@ -127,18 +128,18 @@ def _demo(dataset: Dataset, seed: int) -> Source:
 def _remote(dataset: Dataset, where: str) -> Source:
     """Tars, or parquet files with images inside, by URL, list, braces or glob."""
     if dataset.format not in ("webdataset", "table"):
-        raise UserError(f"{dataset.name} is read from a local disk, not from {remote.shown(where)}: fetch it first")
-    found = remote.find(where, dataset.patterns, beside=dataset.format == "webdataset")
+        raise UserError(f"{dataset.name} is read from a local disk, not from {shown(where)}: fetch it first")
+    found = find(where, dataset.patterns, beside=dataset.format == "webdataset")
     unlike = [file.name for file in found if dataset.format == "table" and not file.name.endswith(".parquet")]
     if unlike:
-        raise UserError(f"{unlike[0]} of {remote.shown(where)}: only parquet with images inside is read from there")
+        raise UserError(f"{unlike[0]} of {shown(where)}: only parquet with images inside is read from there")
     partitions = tuple(_fetchable(i, file) for i, file in enumerate(found))
-    return Source(dataset=dataset, where=remote.shown(where).removeprefix("file://"), partitions=partitions)
+    return Source(dataset=dataset, where=shown(where).removeprefix("file://"), partitions=partitions)
 
 
-def _fetchable(number: int, file: remote.RemoteFile) -> Partition:
+def _fetchable(number: int, file: RemoteFile) -> Partition:
     """A remote file, or a local one of a list or a glob."""
-    if not remote.is_remote(file.url):
+    if not is_remote(file.url):
         path = Path(file.url.removeprefix("file://"))
         return Partition(number=number, name=file.name, path=path, bytes=file.size)
     return Partition(

@@ -49,23 +49,20 @@ class Shards:
 
     def image(self, sample: int) -> bytes:
         """The encoded image of a sample. Raises UserError where the tar is missing or shorter than the index says."""
-        index = self.index
-        shard, offset, size = int(index.shard[sample]), int(index.offset[sample]), int(index.size[sample])
-        data = os.pread(self._descriptor(shard), size, offset)
-        if len(data) != size:
-            raise UserError(
-                f"{self.tar_path(shard)} ends before byte {offset + size}: run `xclr-shards verify {self.root}`"
-            )
-        return data
+        return self._read(self._descriptor(int(self.index.shard[sample])), sample)
 
     def tar_path(self, shard: int) -> Path:
         """Absolute entries (layout in-place) stay as they are."""
         return self.root / self.manifest.shards[shard].tar
 
+    def local_tar(self, shard: int) -> Path:
+        """Its tar, once it is here."""
+        return self.tar_path(shard)
+
     def samples(self) -> Iterator[Sample]:
         """Every sample with all its members, in index order, read sequentially."""
         for shard in range(len(self.manifest.shards)):
-            yield from samples(self.tar_path(shard))
+            yield from samples(self.local_tar(shard))
 
     def graph_names(self) -> list[str]:
         """Finished graphs, sorted by name."""
@@ -95,6 +92,16 @@ class Shards:
                 f"delete {self.root / 'graphs' / name} and run `xclr-shards graph` again"
             )
         return graph
+
+    def _read(self, descriptor: int, sample: int) -> bytes:
+        index = self.index
+        shard, offset, size = int(index.shard[sample]), int(index.offset[sample]), int(index.size[sample])
+        data = os.pread(descriptor, size, offset)
+        if len(data) != size:
+            raise UserError(
+                f"{self.tar_path(shard)} ends before byte {offset + size}: run `xclr-shards verify {self.root}`"
+            )
+        return data
 
     def _descriptor(self, shard: int) -> int:
         if shard not in self._files:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from shards.errors import UserError, run_cli
-from shards.manifest import Manifest
+from shards.mirror import open_shards
 from shards.reader import Shards, latest_shards
 from trainer.recipe import Recipe, builtin_recipes, changed, load_recipe
 
@@ -35,7 +35,11 @@ def command(
         ),
     ] = None,
     shards: Annotated[
-        Path | None, typer.Option(help="Folder of shards. Default: the recipe's, else the one built last below data/.")
+        str | None,
+        typer.Option(
+            help="Folder of shards, or its URL (s3://, hf://, https://). Default: the recipe's, else the one built "
+            "last below data/."
+        ),
     ] = None,
     graph: Annotated[str | None, typer.Option(help="Graph of the shards, by name. Default: the only one.")] = None,
     model: Annotated[str | None, typer.Option(help="Backbone: any timm model.")] = None,
@@ -62,6 +66,9 @@ def command(
     tail: Annotated[str | None, typer.Option(help="Unlisted pairs: code, background or none.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.")] = None,
     seed: Annotated[int | None, typer.Option(help="Initial weights, batches and augmentations.")] = None,
+    cache_gib: Annotated[
+        float | None, typer.Option(help="Room for tars of shards that are read by URL. Default: most of the free disk.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Loader processes a rank.")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
     log_every: Annotated[int | None, typer.Option(help="Steps between lines of metrics.")] = None,
@@ -97,7 +104,7 @@ def command(
     chosen = changed(
         chosen,
         {
-            "data.shards": str(shards) if shards else None,
+            "data.shards": shards,
             "data.graph": graph,
             "data.batch_size": batch_size,
             "data.grouped": grouped,
@@ -110,6 +117,7 @@ def command(
             "objective.tau_s": tau_s,
             "objective.tail": tail,
             "optimiser.lr": lr,
+            "run.cache_gib": cache_gib,
             "run.workers": workers,
             "run.checkpoint_every": checkpoint_every,
             "run.log_every": log_every,
@@ -166,29 +174,29 @@ def _show(found: Estimate) -> None:
     print(f"time        {found.hours:.1f} hours at this speed")
 
 
-def _recipe(name: str | None, shards: Path | None) -> Recipe:
+def _recipe(name: str | None, shards: str | None) -> Recipe:
     """The named recipe, or the one of the data set; with a folder of shards in it."""
     if name is not None:
         recipe = load_recipe(name)
         if shards or recipe.data.shards:
             return recipe
-    folder = shards or latest_shards()
-    dataset = Manifest.load(folder).dataset
+    folder = shards or str(latest_shards())
+    dataset = open_shards(folder).manifest.dataset
     if name is None:
         recipe = load_recipe(dataset if dataset in builtin_recipes() else "default")
         # The recipe of a data set names its usual folder; what was built last is what was asked for here.
-    return changed(recipe, {"data.shards": str(folder)})
+    return changed(recipe, {"data.shards": folder})
 
 
 def _default_run(recipe: Recipe) -> Path:
-    dataset = Manifest.load(Path(recipe.data.shards)).dataset
+    dataset = open_shards(recipe.data.shards).manifest.dataset
     seed = f"-seed{recipe.seed}" if recipe.seed else ""
     return Path("runs") / f"{dataset}-{recipe.objective.name}-{recipe.model.backbone.replace('/', '_')}{seed}"
 
 
 def _announce(recipe: Recipe, run: Path, ranks: int, device: str) -> None:
     """Say what will be trained on what, before anything slow happens."""
-    shards = Shards.open(Path(recipe.data.shards))
+    shards = open_shards(recipe.data.shards)
     manifest = shards.manifest
     if manifest.samples < recipe.data.batch_size:
         raise UserError(

@@ -10,7 +10,7 @@ import json
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,11 @@ import torch.distributed as dist
 
 from shards.atomic import sha256_file
 from shards.errors import SkipBudget, UserError
+from shards.mirror import RemoteShards, open_shards
 from shards.reader import Shards
 from trainer import setup
 from trainer.advice import Adviser
+from trainer.ahead import Ahead, cache_limit
 from trainer.checkpoint import checkpoints, write_best, write_checkpoint
 from trainer.data import Batch, make_loader
 from trainer.metrics import Metrics
@@ -55,10 +57,11 @@ class Result:
 def train(recipe: Recipe, run: Path, world: World, *, resume: bool = False) -> Result:
     """Train `recipe` into the folder `run`.
 
-    recipe.data.shards names the folder of shards. resume: go on from the newest checkpoint of `run`, if there is one.
+    recipe.data.shards names the folder of shards, by path or URL. resume: go on from the newest checkpoint of `run`, if
+    there is one.
     Raises UserError for input that cannot work and for a run of another recipe, Stopped after SIGTERM or SIGUSR1.
     """
-    shards = Shards.open(Path(recipe.data.shards))
+    shards = open_shards(recipe.data.shards)
     recipe = setup.settle(recipe, shards, world)
     plan = setup.make_plan(recipe, shards)
     total = plan.steps_per_epoch * recipe.epochs
@@ -99,26 +102,46 @@ class _Loop:
             self.stepper.optimiser.load_state_dict(state["optimiser"])
             self.best = float(state.get("best", self.best))
         recipe, world = self.recipe, self.world
+        ahead = self._ahead(start, total)
         loader = make_loader(
             self.shards, self.plan, recipe.augment, world, start=start, stop=total, workers=self.workers
         )
+        batches = iter(loader)  # its workers fork here, before any thread of `ahead` runs
         title = f"{recipe.objective.name} {recipe.model.backbone}"
         with (
             _caught_signals() as stopping,
             _metrics(self.run, world, recipe, start, total, title) as metrics,
             self.saver,
+            ahead or nullcontext(),
         ):
-            loss = self._steps(iter(loader), start, total, metrics, stopping)
+            loss = self._steps(batches, start, total, metrics, stopping, ahead)
         return Result(run=self.run, steps=total, already_done=False, loss=loss)
 
+    def _ahead(self, start: int, total: int) -> Ahead | None:
+        """What keeps the shards of object storage coming: on one rank of each machine, with the first ones here."""
+        if not isinstance(self.shards, RemoteShards) or self.world.local_rank:
+            return None
+        limit = cache_limit(self.shards, self.plan, self.recipe.run.cache_gib)
+        ahead = Ahead(self.shards, self.plan, start=start, stop=total, limit=limit)
+        ahead.fill()
+        return ahead
+
     def _steps(
-        self, batches: Iterator[Batch], start: int, total: int, metrics: Metrics | None, stopping: list[int]
+        self,
+        batches: Iterator[Batch],
+        start: int,
+        total: int,
+        metrics: Metrics | None,
+        stopping: list[int],
+        ahead: Ahead | None,
     ) -> float:
         recipe, per_epoch = self.recipe, self.plan.steps_per_epoch
         clock = _Clock()
         finite = torch.ones((), dtype=torch.bool, device=self.world.device)
         loss = torch.zeros(())
         for step in range(start, total):
+            if ahead:
+                ahead.at(step)
             with clock.waiting():
                 batch = next(batches)
             self._count_bad(batch)

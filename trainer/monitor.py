@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional
 
 from shards.graph import Graph
+from shards.mirror import RemoteShards
 from shards.reader import Shards
 from trainer.augment import BadImage, Image8, decode
 from trainer.data import Batch, to_views
@@ -22,6 +23,7 @@ __all__ = ["Monitor"]
 
 SAMPLES = 1024
 NEIGHBOURS = 10
+REMOTE_SHARDS = 2
 TEMPERATURE = 0.07  # of the kNN vote (Wu et al. 2018)
 
 
@@ -30,7 +32,10 @@ class Monitor:
 
     def __init__(self, shards: Shards, graph: Graph | None, image_size: int, seed: int) -> None:
         rng = np.random.default_rng(seed)
-        chosen = np.sort(rng.permutation(len(shards))[:SAMPLES])
+        pool = np.arange(len(shards))
+        if isinstance(shards, RemoteShards):  # a sample of all would fetch every tar
+            pool = pool[shards.index.shard < REMOTE_SHARDS]
+        chosen = np.sort(rng.permutation(pool)[:SAMPLES])
         images, kept = [], []
         for sample in chosen:
             try:

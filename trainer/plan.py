@@ -66,14 +66,30 @@ class BatchPlan:
 
     def order(self, epoch: int) -> Order:
         """[n] every sample once, in the order of this epoch; batch t is [t * batch_size, (t + 1) * batch_size)."""
-        rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
+        rng = self._rng(epoch)
         starts = np.concatenate([[0], np.cumsum(self.shard_sizes)])
-        shards = rng.permutation(len(self.shard_sizes))
         windows = [
-            rng.permutation(np.concatenate([np.arange(starts[s], starts[s + 1]) for s in shards[i : i + self.window]]))
-            for i in range(0, len(shards), self.window)
+            rng.permutation(np.concatenate([np.arange(starts[s], starts[s + 1]) for s in shards]))
+            for shards in self._windows(rng)
         ]
         return self._with_groups(windows, rng) if self.grouped else np.concatenate(windows)
+
+    def windows(self, epoch: int) -> list[Order]:
+        """The shards of each window of this epoch, in the order in which they are worked through."""
+        return self._windows(self._rng(epoch))
+
+    def window_at(self, step: int) -> tuple[int, int]:
+        """(epoch, window) that the first sample of this step's batch comes from."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        ends = np.cumsum(np.asarray(self.shard_sizes)[np.concatenate(self.windows(epoch))])
+        return epoch, int(np.searchsorted(ends, batch * self.batch_size, side="right")) // self.window
+
+    def _rng(self, epoch: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
+
+    def _windows(self, rng: np.random.Generator) -> list[Order]:
+        shards = rng.permutation(len(self.shard_sizes))
+        return [shards[i : i + self.window] for i in range(0, len(shards), self.window)]
 
     def _with_groups(self, windows: list[Order], rng: np.random.Generator) -> Order:
         """Two streams through the windows, one of whole groups and one of random samples; a batch takes from both."""

@@ -35,7 +35,7 @@ __all__ = [
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
     shards: str = ""
-    """Folder of shards; empty: the one built last below data/."""
+    """Folder of shards, or its URL on object storage; empty: the one built last below data/."""
     graph: str = ""
     """Graph by name; empty: the only one of the shards."""
     batch_size: int = 1024
@@ -130,6 +130,8 @@ class RunConfig:
     """Newest checkpoints kept, besides the best."""
     knn_every: int = 1
     """Epochs between online kNN checks; 0: none."""
+    cache_gib: float = 0
+    """Tars of shards on object storage that are kept here (below $XCLR_CACHE); 0: nine tenths of the disk's room."""
     track: Literal["", "wandb", "mlflow"] = ""
     """Send the metrics there as well (trackers.py)."""
 

@@ -101,6 +101,8 @@ def resume_state(run: Path, recipe: Recipe, data_id: str, *, resume: bool) -> di
         return None
     state = read_checkpoint(found[-1])
     before = from_table(Recipe, json.loads(state["recipe"]), where=str(found[-1]))  # new options take their defaults
+    # Where the shards lie may change; whether they are the same ones is asked of the manifest.
+    before = replace(before, data=replace(before.data, shards=recipe.data.shards))
     unlike = differences(as_table(recipe), as_table(before))
     if unlike:
         raise UserError(

@@ -10,66 +10,30 @@ import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import remote
 from pipeline.build import BuildSettings, build_shards
 from pipeline.datasets import load_dataset
 from pipeline.sources import open_source
+from shards import remote
 from shards.errors import UserError
 from shards.manifest import Manifest
 from shards.reader import Shards
 from shards.verify import verify
 from tests.pipeline.sources import data_set, img2dataset, pictures
-
-
-class Files(SimpleHTTPRequestHandler):
-    """A folder, as any server shows it; byte ranges and dropped connections where a test asks for them."""
-
-    ranges = False
-    drops: ClassVar[list[int]] = []  # after how many bytes each of the next answers breaks off
-    asked: ClassVar[list[tuple[str, str]]] = []
-
-    def do_GET(self) -> None:
-        type(self).asked.append((self.path.partition("?")[0], self.headers.get("Range") or ""))
-        path = Path(self.translate_path(self.path))
-        if not path.is_file():
-            super().do_GET()
-            return
-        content = path.read_bytes()
-        begin, end, status = 0, len(content), 200
-        if self.ranges and (asked := self.headers.get("Range")):
-            first, _, last = asked.removeprefix("bytes=").partition("-")
-            begin, end, status = int(first), min(int(last) + 1, end) if last else end, 206
-        self.send_response(status)
-        self.send_header("Content-Length", str(end - begin))
-        if status == 206:
-            self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{len(content)}")
-        self.end_headers()
-        part = content[begin:end]
-        drop = type(self).drops.pop(0) if type(self).drops else len(part)
-        self.wfile.write(part[:drop])
-        self.close_connection = drop < len(part)
-
-    def end_headers(self) -> None:
-        if self.ranges:
-            self.send_header("Accept-Ranges", "bytes")
-        super().end_headers()
-
-    def log_message(self, *_: Any) -> None:
-        pass
+from tests.served import Files, new_handler, serving
 
 
 @pytest.fixture
 def handler() -> type[Files]:
-    return type("Handler", (Files,), {"drops": [], "asked": []})
+    return new_handler()
 
 
 @pytest.fixture
@@ -77,13 +41,8 @@ def served(tmp_path: Path, handler: type[Files], monkeypatch: pytest.MonkeyPatch
     """URL of tmp_path/in, two tars with parquet files beside them."""
     monkeypatch.setattr(remote, "WAIT", 0.01)
     img2dataset(tmp_path / "in", samples=6, tars=2, failed=2)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(tmp_path / "in")))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(tmp_path / "in", handler) as url:
+        yield url
 
 
 def build(dataset: str, source: str, out: Path, **settings: Any) -> dict[str, tuple[bytes, str]]:

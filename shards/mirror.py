@@ -1,0 +1,206 @@
+"""Shards on object storage, read through a folder of this machine.
+
+    $XCLR_CACHE/cc12m-0d3f9a61c2e4/                          by default in ~/.cache/xclr; one for each manifest
+      manifest.json, index/, texts.parquet, graphs/NAME/     copied when they are opened
+      train-000000.tar                                       fetched by the first process that needs it
+
+Every file is checked against the sha256 that the manifest (for a graph, its graph.json) names. Any number of processes
+may share the folder: a lock for each file makes the others wait for the one that fetches it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from shards.atomic import atomic_file, sha256_file, sweep
+from shards.bars import bar
+from shards.errors import UserError
+from shards.graph import Graph
+from shards.manifest import FileEntry, Manifest
+from shards.reader import Shards
+from shards.remote import fetch, is_remote, read, retried, shown, system_of
+
+__all__ = ["THREADS", "RemoteShards", "cache_folder", "open_shards"]
+
+THREADS = 4  # files fetched at once
+INSTEAD = "copy the shards to this machine and give that folder"
+WORK = ".fetching"  # below the folder: locks, and files on their way
+
+
+def open_shards(where: str) -> Shards:
+    """A folder of shards by its path, or by its URL on object storage. Raises UserError where there is none."""
+    return RemoteShards.mirror(where) if is_remote(where) else Shards.open(Path(where.removeprefix("file://")))
+
+
+def cache_folder() -> Path:
+    """Where mirrors lie."""
+    return Path(os.environ.get("XCLR_CACHE") or Path.home() / ".cache" / "xclr")
+
+
+class RemoteShards(Shards):
+    """Shards whose tars come when they are needed. `drop` gives up a tar; what needs it again fetches it again."""
+
+    def __init__(self, root: Path, manifest: Manifest, url: str) -> None:
+        super().__init__(root, manifest)
+        self.url = url
+
+    @classmethod
+    def mirror(cls, url: str) -> RemoteShards:
+        """Copy manifest, index and texts of the folder at `url`, as far as they are not here."""
+        url = url.rstrip("/")
+        content = read(f"{url}/manifest.json", INSTEAD)
+        digest = hashlib.sha256(url.encode() + b"\n" + content).hexdigest()[:12]
+        root = cache_folder() / f"{PurePosixPath(url).name}-{digest}"
+        if not (root / "manifest.json").exists():
+            with atomic_file(root / "manifest.json") as file:
+                file.write(content)
+        shards = cls(root, Manifest.load(root), url)
+        tars = {shard.tar for shard in shards.manifest.shards}
+        if strange := [tar for tar in tars if tar not in shards.manifest.files]:
+            raise UserError(
+                f"{shown(url)} names tars elsewhere ({strange[0]}; layout {shards.manifest.layout}): only shards that "
+                "hold their own tars can be read from another machine; build them with --layout shuffled"
+            )
+        shards._copy(
+            {name: entry for name, entry in shards.manifest.files.items() if name not in tars}, "fetching index"
+        )
+        return shards
+
+    def bytes_of(self, shard: int) -> int:
+        return self._entry(shard).bytes
+
+    def here(self) -> list[int]:
+        """Shards whose tars lie in the folder."""
+        return [shard for shard in range(len(self.manifest.shards)) if self.tar_path(shard).exists()]
+
+    def local_tar(self, shard: int) -> Path:
+        path = self.tar_path(shard)
+        if not path.exists():
+            self._fetch(self.manifest.shards[shard].tar, self._entry(shard))
+        return path
+
+    def drop(self, shard: int) -> None:
+        self.tar_path(shard).unlink(missing_ok=True)
+
+    def image(self, sample: int) -> bytes:
+        shard = int(self.index.shard[sample])
+        while True:
+            # Opened anew each time: a file kept open would hold its bytes on the disk after it is dropped.
+            try:
+                descriptor = os.open(self.local_tar(shard), os.O_RDONLY)
+            except FileNotFoundError:
+                continue  # dropped in between
+            try:
+                return self._read(descriptor, sample)
+            finally:
+                os.close(descriptor)
+
+    def graph_names(self) -> list[str]:
+        def ask() -> list[str]:
+            system, path = system_of(f"{self.url}/graphs")
+            try:
+                return sorted(PurePosixPath(name).parent.name for name in system.glob(f"{path}/*/graph.json"))
+            except FileNotFoundError:
+                return []
+
+        return sorted({*super().graph_names(), *retried(self.url, ask, INSTEAD)})
+
+    def graph_name(self, name: str | None = None) -> str:
+        # Servers that list nothing still give what is asked for by name.
+        return name if name is not None and self._graph_meta(name) else super().graph_name(name)
+
+    def graph(self, name: str | None = None) -> Graph:
+        name = self.graph_name(name)
+        meta = self._graph_meta(name)
+        try:
+            files = {f"graphs/{name}/{file}": FileEntry(**entry) for file, entry in json.loads(meta)["files"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{shown(self.url)}/graphs/{name}/graph.json is damaged ({error})") from None
+        self._copy(files, f"fetching graph {name}")
+        if not (self.root / "graphs" / name / "graph.json").exists():
+            with atomic_file(self.root / "graphs" / name / "graph.json") as file:
+                file.write(meta)
+        return super().graph(name)
+
+    def _graph_meta(self, name: str) -> bytes:
+        """graph.json; empty without one."""
+        if not _inside(name) or "/" in name:
+            return b""
+        path = self.root / "graphs" / name / "graph.json"
+        if path.exists():
+            return path.read_bytes()
+
+        def ask() -> bytes:
+            system, where = system_of(f"{self.url}/graphs/{name}/graph.json")
+            return bytes(system.cat_file(where)) if system.exists(where) else b""
+
+        return retried(self.url, ask, INSTEAD)
+
+    def _entry(self, shard: int) -> FileEntry:
+        return self.manifest.files[self.manifest.shards[shard].tar]
+
+    def _copy(self, files: dict[str, FileEntry], title: str) -> None:
+        missing = {name: entry for name, entry in files.items() if not (self.root / name).exists()}
+        if missing:
+            with bar(title, len(missing)) as advance, ThreadPoolExecutor(THREADS) as pool:
+                for _ in pool.map(lambda item: self._fetch(*item), missing.items()):
+                    advance(1)
+
+    def _fetch(self, name: str, entry: FileEntry) -> None:
+        """One file, whole and as it was written, or not at all."""
+        if not _inside(name):
+            raise UserError(f"{shown(self.url)} names a file outside its folder ({name}): it is not used")
+        path, url = self.root / name, f"{self.url}/{name}"
+        work = self.root / WORK / name
+        try:
+            work.mkdir(parents=True, exist_ok=True)
+            with _locked(work / "lock"):
+                if path.exists():
+                    return  # another process was quicker
+                sweep(work)
+                fetched = work / path.name
+                fetch(url, entry.bytes, fetched, INSTEAD)
+                if sha256_file(fetched) != entry.sha256:
+                    fetched.unlink()
+                    raise UserError(
+                        f"{shown(url)} is not the file that its manifest names (sha256 differs): "
+                        "copy the shards there again"
+                    )
+                path.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(fetched, path)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise UserError(
+                f"{self.root}: no room for {name} ({entry.bytes / 1e6:.0f} MB): make room, lower run.cache_gib, or set "
+                "XCLR_CACHE to a larger disk"
+            ) from None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "url": self.url}
+
+
+def _inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and path.parts[0] != WORK
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Alone among all threads and processes of this machine."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough where a forked process holds it too
+        os.close(descriptor)

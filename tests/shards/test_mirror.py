@@ -1,0 +1,155 @@
+"""Shards read by URL: the same samples and graph as on the disk, each file once, and nothing that is not theirs."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import pickle
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shards import remote
+from shards.errors import UserError
+from shards.mirror import RemoteShards, cache_folder, open_shards
+from shards.reader import Shards
+from tests.make import make_shards
+from tests.served import Files, new_handler, serving
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    return make_shards(tmp_path / "in" / "made")
+
+
+@pytest.fixture
+def handler() -> type[Files]:
+    return new_handler()
+
+
+@pytest.fixture
+def url(made: Path, handler: type[Files], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv("XCLR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(remote, "WAIT", 0.01)
+    with serving(made.parent, handler) as served:
+        yield f"{served}/made"
+
+
+def asked(handler: type[Files], end: str) -> int:
+    return sum(path.endswith(end) for path, _ in handler.asked)
+
+
+def test_samples_and_graph_are_those_of_the_disk(made: Path, url: str) -> None:
+    here, there = Shards.open(made), open_shards(url)
+    assert isinstance(there, RemoteShards)
+    assert there.here() == []  # no tar before one is needed
+    assert [there.image(i) for i in range(len(here))] == [here.image(i) for i in range(len(here))]
+    assert there.texts() == here.texts()
+    assert [sample.key for sample in there.samples()] == here.index.key.to_pylist()
+    assert there.graph_names() == here.graph_names()
+    for graph in (there.graph(), there.graph("made")):
+        assert graph.meta == here.graph().meta
+        np.testing.assert_array_equal(graph.neighbours, here.graph().neighbours)
+    again: RemoteShards = pickle.loads(pickle.dumps(there))
+    assert again.image(5) == here.image(5)
+
+
+def test_what_was_fetched_is_not_fetched_again_unless_dropped(url: str, handler: type[Files]) -> None:
+    shards = RemoteShards.mirror(url)
+    shards.image(0)
+    again = RemoteShards.mirror(url)
+    again.image(0)
+    assert asked(handler, "train-000000.tar") == 1
+    assert asked(handler, "texts.parquet") == 1
+    again.drop(0)
+    assert shards.here() == []
+    shards.image(0)  # another instance, which had read it
+    assert asked(handler, "train-000000.tar") == 2
+
+
+def _first_image(url: str, _: int) -> bytes:
+    return open_shards(url).image(0)
+
+
+def test_processes_that_need_a_tar_at_once_fetch_it_once(made: Path, url: str, handler: type[Files]) -> None:
+    with multiprocessing.get_context("spawn").Pool(4) as pool:
+        found = pool.starmap(_first_image, [(url, i) for i in range(4)])
+    assert set(found) == {Shards.open(made).image(0)}
+    assert asked(handler, "train-000000.tar") == 1
+    assert asked(handler, "index/train-000000.parquet") == 1
+
+
+def test_threads_that_need_a_tar_at_once_fetch_it_once(url: str, handler: type[Files]) -> None:
+    shards = RemoteShards.mirror(url)
+    threads = [threading.Thread(target=shards.local_tar, args=(1,)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert asked(handler, "train-000001.tar") == 1
+
+
+def test_what_a_killed_fetch_left_is_swept_away(url: str) -> None:
+    shards = RemoteShards.mirror(url)
+    left = shards.root / ".fetching" / "train-000000.tar" / ".partial-abc.tar"
+    left.parent.mkdir(parents=True, exist_ok=True)
+    left.write_bytes(b"half")
+    shards.local_tar(0)
+    assert not left.exists()
+
+
+def test_shards_built_again_are_other_shards(made: Path, url: str) -> None:
+    before = open_shards(url)
+    before.image(0)
+    make_shards(made, seed=1)
+    after = open_shards(url)
+    assert after.root != before.root
+    assert after.image(0) == Shards.open(made).image(0)
+
+
+def test_a_tar_that_is_not_the_manifests_is_refused(made: Path, url: str) -> None:
+    shards = RemoteShards.mirror(url)
+    tar = made / "train-000000.tar"
+    content = bytearray(tar.read_bytes())
+    content[len(content) // 2] ^= 1
+    tar.write_bytes(content)
+    with pytest.raises(UserError, match=r"made/train-000000\.tar is not the file that its manifest names"):
+        shards.image(0)
+    assert shards.here() == []
+
+
+@pytest.mark.parametrize("name", ["../evil.parquet", "/etc/evil", "index/../../evil"])
+def test_files_outside_the_folder_are_refused(made: Path, url: str, name: str) -> None:
+    path = made / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["files"][name] = {"sha256": "0" * 64, "bytes": 1}
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="outside its folder"):
+        open_shards(url)
+    assert not list(cache_folder().parent.rglob("evil*"))
+
+
+def test_shards_without_tars_of_their_own_are_refused(made: Path, url: str) -> None:
+    path = made / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["layout"] = "in-place"
+    for shard in manifest["shards"]:
+        del manifest["files"][shard["tar"]]
+        shard["tar"] = f"/elsewhere/{shard['tar']}"
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"layout in-place.*--layout shuffled"):
+        open_shards(url)
+
+
+def test_wrong_addresses_and_graphs_are_told_in_words(url: str) -> None:
+    with pytest.raises(UserError, match=r"there is no .*elsewhere/manifest\.json.*check the address"):
+        open_shards(f"{url}/elsewhere")
+    with pytest.raises(UserError, match="no graph 'other', only made"):
+        open_shards(url).graph("other")
+    with pytest.raises(UserError, match=r"cannot be read.*or copy the shards to this machine"):
+        open_shards("http://127.0.0.1:1/shards")
+    with pytest.raises(UserError, match=r"needs a package|cannot open"):
+        open_shards("nonsense://bucket/shards")

@@ -1,0 +1,165 @@
+"""Training from shards on a server: as from the disk, within the room that the cache has."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from shards import remote
+from shards.errors import UserError
+from shards.mirror import RemoteShards, open_shards
+from tests.make import make_shards
+from tests.served import Files, new_handler, serving
+from tests.trainer.test_loop import ALONE, recipe, weights
+from trainer.ahead import Ahead, cache_limit
+from trainer.dryrun import estimate
+from trainer.loop import train
+from trainer.plan import BatchPlan
+
+SIZES = (20, 17, 23, 19, 21, 16)
+GIB = 2**30
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shards(tmp_path_factory.mktemp("served") / "made", sizes=SIZES)
+
+
+@pytest.fixture
+def handler() -> type[Files]:
+    return new_handler()
+
+
+@pytest.fixture
+def url(made: Path, handler: type[Files], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv("XCLR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(remote, "WAIT", 0.01)
+    with serving(made.parent, handler) as served:
+        yield f"{served}/made"
+
+
+def plan_of(shards: RemoteShards, **changes: int) -> BatchPlan:
+    sizes = [shard.samples for shard in shards.manifest.shards]
+    settings = {"shard_sizes": sizes, "batch_size": 8, "seed": 0, "window": 1, **changes}
+    return BatchPlan(**settings)  # type: ignore[arg-type]
+
+
+def fetched(handler: type[Files]) -> list[str]:
+    return [path.rpartition("/")[2] for path, _ in handler.asked if path.endswith(".tar")]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_from_a_url_is_training_from_the_disk(
+    made: Path, url: str, handler: type[Files], tmp_path: Path, workers: int
+) -> None:
+    """Also half from the one and half from the other, and with room for two of six tars."""
+    changes = {"data__window": 1, "run__workers": workers, "run__checkpoint_every": 14}
+    local = recipe(made, **changes)
+    train(local, tmp_path / "local", ALONE)
+    room = 1.05 * sum(sorted(path.stat().st_size for path in made.glob("*.tar"))[-2:]) / GIB
+    distant = recipe(url, **changes, run__cache_gib=room)  # type: ignore[arg-type]
+    train(distant, tmp_path / "remote", ALONE)
+    expected, found = weights(tmp_path / "local"), weights(tmp_path / "remote")
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert len(fetched(handler)) > len(SIZES)  # two epochs, and no room to keep the first one's
+    checkpoint = tmp_path / "moved" / "checkpoints" / "step-00000014.pt"
+    checkpoint.parent.mkdir(parents=True)
+    shutil.copy(tmp_path / "local" / "checkpoints" / checkpoint.name, checkpoint)
+    train(distant, tmp_path / "moved", ALONE, resume=True)
+    moved = weights(tmp_path / "moved")
+    assert all(torch.equal(expected[name], moved[name]) for name in expected)
+
+
+@pytest.mark.parametrize("window", [1, 2])
+def test_the_room_is_kept_and_the_windows_come_in_their_order(
+    url: str, handler: type[Files], window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = RemoteShards.mirror(url)
+    plan = plan_of(shards, window=window)
+    limit = cache_limit(shards, plan, sum(sorted(map(shards.bytes_of, range(6)))[-2 * window :]) / GIB + 1e-6)
+    most, lock, fetch = [0], threading.Lock(), RemoteShards._fetch
+
+    def counted(self: RemoteShards, name: str, entry: object) -> None:
+        with lock:
+            coming = sum(path.stat().st_size for path in self.root.rglob("*.tar"))
+            most[0] = max(most[0], coming)
+        fetch(self, name, entry)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(RemoteShards, "_fetch", counted)
+    steps = 3 * plan.steps_per_epoch
+    ahead = Ahead(shards, plan, start=0, stop=steps, limit=limit)
+    ahead.fill()
+    assert set(shards.here()) == set(plan.windows(0)[0])
+    with ahead:
+        for step in range(steps):
+            ahead.at(step)
+            epoch, batch = divmod(step, plan.steps_per_epoch)
+            for sample in plan.order(epoch)[batch * 8 : batch * 8 + 8]:
+                until = time.monotonic() + 30
+                while not shards.tar_path(shards.index.shard[sample]).exists():
+                    assert time.monotonic() < until, "not fetched ahead"
+                    time.sleep(0.001)
+                shards.image(int(sample))
+            assert sum(map(shards.bytes_of, ahead.held)) <= limit
+    assert most[0] <= limit
+    order = [f"train-{shard:06d}.tar" for epoch in range(3) for part in plan.windows(epoch) for shard in sorted(part)]
+    seen = fetched(handler)
+    # What is still here from the window before is not fetched again; nothing is fetched more often than it is needed.
+    assert len(set(seen)) == 6
+    assert all(seen.count(name) <= order.count(name) for name in seen)
+
+
+def test_with_room_for_all_each_tar_is_fetched_once_and_before_it_is_needed(url: str, handler: type[Files]) -> None:
+    shards = RemoteShards.mirror(url)
+    plan = plan_of(shards)
+    ahead = Ahead(shards, plan, start=0, stop=5 * plan.steps_per_epoch, limit=cache_limit(shards, plan, 0))
+    with ahead:
+        for thread in ahead.threads:
+            thread.join(30)
+    assert sorted(shards.here()) == list(range(6))
+    assert sorted(fetched(handler)) == [f"train-{i:06d}.tar" for i in range(6)]
+
+
+def test_a_tar_that_does_not_come_leaves_it_to_the_loader_to_say(made: Path, url: str, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(made, broken)
+    (broken / "train-000002.tar").write_bytes(b"torn")
+    with serving(tmp_path, new_handler()) as served, pytest.raises(UserError, match=r"train-000002\.tar"):
+        train(recipe(f"{served}/broken", data__window=1), tmp_path / "run", ALONE)  # type: ignore[arg-type]
+
+
+def test_too_little_room_is_refused_with_what_would_fit(url: str) -> None:
+    shards = RemoteShards.mirror(url)
+    plan = plan_of(shards, window=3)
+    largest = sorted(map(shards.bytes_of, range(6)))
+    room = sum(largest[-4:]) / GIB + 1e-7
+    with pytest.raises(UserError, match=r"two windows of 3 shards.*lower data\.window to 2, or raise run\.cache_gib"):
+        cache_limit(shards, plan, room)
+    assert cache_limit(shards, replace(plan, window=2), room) == int(room * GIB)
+    with pytest.raises(UserError, match=r"may hold 0\.00: raise run\.cache_gib"):
+        cache_limit(shards, plan, 1e-9)
+
+
+def test_a_dry_run_fetches_a_tar_or_two(url: str, handler: type[Files]) -> None:
+    shards = open_shards(url)
+    assert len(shards) == sum(SIZES)
+    estimate(recipe(url, run__knn_every=0), ALONE)  # type: ignore[arg-type]
+    assert 0 < len(fetched(handler)) < 6
+
+
+@pytest.mark.parametrize(("window", "batch"), [(1, 8), (2, 8), (4, 30), (64, 8)])
+def test_window_at_names_the_window_of_the_first_sample(window: int, batch: int) -> None:
+    plan = BatchPlan(shard_sizes=SIZES, batch_size=batch, seed=3, window=window)
+    home = np.repeat(np.arange(6), SIZES)
+    for step in range(2 * plan.steps_per_epoch):
+        epoch, number = plan.window_at(step)
+        first = plan.order(epoch)[(step % plan.steps_per_epoch) * batch]
+        assert home[first] in plan.windows(epoch)[number]
