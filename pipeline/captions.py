@@ -18,10 +18,11 @@ def normalise(caption: str | bytes, longest: int) -> str:
 
     Only the part that can survive the cut is looked at, so a caption of a gigabyte costs no more than a long one.
     """
+    if type(caption) is str and len(caption) <= longest and caption.isascii() and caption.isprintable():
+        # Nearly all of them, ten times as fast.
+        return caption.strip() if "  " not in caption else " ".join(caption.split())
     part = caption[: 8 * longest]  # UTF-8 takes at most 4 bytes a character, and NFC shortens text by half at most
     text = part.decode("utf-8", "replace") if isinstance(part, bytes) else part
-    if text.isascii() and text.isprintable() and "  " not in text:  # nearly all of them, five times as fast
-        return text.strip()[:longest].rstrip()
     text = SURROGATES.sub("\ufffd", text)
     return BLANK.sub(" ", unicodedata.normalize("NFC", text)).strip()[:longest].rstrip()
 
@@ -31,5 +32,5 @@ def joined(captions: Iterable[object], longest: int) -> str:
 
     What is neither a string nor bytes (a number, None) is no caption.
     """
-    texts = (normalise(caption, longest) for caption in captions if isinstance(caption, (str, bytes)))
-    return "\n".join(dict.fromkeys(text for text in texts if text))
+    texts = [normalise(caption, longest) for caption in captions if isinstance(caption, (str, bytes))]
+    return texts[0] if len(texts) == 1 else "\n".join(dict.fromkeys(filter(None, texts)))

@@ -20,6 +20,7 @@ __all__ = ["EXTENSIONS", "QUALITY", "image_size", "kind", "problem", "resized"]
 
 EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm")
 QUALITY = 95  # JPEG quality of resized copies: img2dataset's default, beyond which files grow and nothing is seen
+JPEG, END = b"\xff\xd8", b"\xff\xd9"
 TAIL = 4096  # bytes in which a JPEG's end marker is looked for; cameras append a little after it
 # Start-of-frame markers carry the size; C4, C8 and CC of that range mean something else (ITU-T T.81, table B.1).
 FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
@@ -34,14 +35,14 @@ def problem(data: bytes | memoryview, max_pixels: int) -> str | None:
         return "undecodable image"
     if size[0] * size[1] > max_pixels:
         return "image of too many pixels"
-    if bytes(data[:2]) == b"\xff\xd8" and bytes(data[-TAIL:]).rfind(b"\xff\xd9") < 0 and not _decodes(data):
+    if bytes(data[:2]) == JPEG and not _ended(data) and not _decodes(data):
         return "cut image"
     return None
 
 
 def image_size(data: bytes | memoryview) -> tuple[int, int] | None:
     """(width, height) from the header; None when it is no image."""
-    found = _jpeg_size(data) if bytes(data[:2]) == b"\xff\xd8" else None
+    found = _jpeg_size(data) if bytes(data[:2]) == JPEG else None
     if found:
         return found
     try:
@@ -83,14 +84,16 @@ def _jpeg_size(data: bytes | memoryview) -> tuple[int, int] | None:
         if marker == 0xFF:  # fill byte
             position += 1
         elif marker in FRAMES:
-            height, width = (
-                int.from_bytes(data[position + 5 : position + 7], "big"),
-                int.from_bytes(data[position + 7 : position + 9], "big"),
-            )
+            height = data[position + 5] << 8 | data[position + 6]
+            width = data[position + 7] << 8 | data[position + 8]
             return (width, height) if width and height else None
         else:
-            position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+            position += 2 + (data[position + 2] << 8 | data[position + 3])
     return None
+
+
+def _ended(data: bytes | memoryview) -> bool:
+    return bytes(data[-2:]) == END or END in bytes(data[-TAIL:])
 
 
 def _decodes(data: bytes | memoryview) -> bool:

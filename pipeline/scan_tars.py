@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.captions import joined
@@ -40,10 +41,11 @@ def webdataset(source: Source, partition: Partition, limits: Limits, spool: Path
     captions, failed = _beside(beside, source.dataset.captions)
     if failed:
         found.skipped[NOT_OURS] += failed
+    path, prefix = str(tar), f"{partition.number:05d}_"
     with mapped(tar) as (file, content), _torn(partition, found, limits):
-        for key, parts in groups(file):
+        for key, parts in groups(file, content):
             flat = _flat(key)
-            extension = next((e for e in EXTENSIONS if e in parts), None)
+            extension = "jpg" if "jpg" in parts else next((e for e in EXTENSIONS if e in parts), None)
             reason = _unlike_a_sample(parts, extension) or ("repeated key" if flat in seen else None)
             if reason:
                 found.skipped[reason] += 1
@@ -56,8 +58,8 @@ def webdataset(source: Source, partition: Partition, limits: Limits, spool: Path
                 content,
                 parts[extension or ""],
                 text=joined(texts, limits.max_caption),
-                key=f"{partition.number:05d}_{flat}",
-                file=str(tar),
+                key=prefix + flat,
+                file=path,
                 extension=extension,
                 **_meta(parts.get("json")),
             )
@@ -69,7 +71,7 @@ def class_tar(source: Source, partition: Partition, limits: Limits) -> Scan:
     found = Scan()
     labels = {name.folder: label for label, name in enumerate(source.classes)}
     with mapped(partition.path) as (file, content), _torn(partition, found, limits):
-        for number, member in enumerate(scan_tar(file)):
+        for number, member in enumerate(scan_tar(file, content)):
             path = Path(member.name)
             extension = path.suffix[1:].lower()
             if extension in EXTENSIONS and path.name[0] != "." and path.parent.name in labels:
@@ -133,10 +135,11 @@ def _beside(path: Path, columns: Sequence[str]) -> tuple[dict[str, list[object]]
         raise UserError(
             f"{path} is damaged ({str(error).splitlines()[0]}): replace it, or delete it to read the tar's captions"
         ) from None
-    status = table["status"].to_pylist() if "status" in names else ["success"] * table.num_rows
-    rows = zip(table["key"].to_pylist(), status, table[column].to_pylist(), strict=True)
-    captions = {str(key): listed(value) for key, state, value in rows if state == "success"}
-    return captions, sum(state != "success" for state in status)
+    rows = table.num_rows
+    if "status" in names:
+        table = table.filter(pc.equal(table["status"], "success"))  # null counts as failed
+    keys, values = map(str, table["key"].to_pylist()), map(listed, table[column].to_pylist())
+    return dict(zip(keys, values, strict=True)), rows - table.num_rows
 
 
 def _inside(content: memoryview, parts: dict[str, Member], fields: Sequence[str]) -> Sequence[object]:
@@ -156,7 +159,7 @@ def _bytes(content: memoryview, member: Member) -> bytes:
 
 def _flat(key: str) -> str:
     """A key as one plain name: what could leave a folder, or is no text, becomes an underscore; long ones a digest."""
-    flat = NOT_IN_KEYS.sub("_", key)
+    flat = key if key.isalnum() else NOT_IN_KEYS.sub("_", key)
     if len(flat) <= MAX_KEY:
         return flat
     return f"{flat[: MAX_KEY - 17]}_{hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"

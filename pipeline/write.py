@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from shards.tar import TarWriter
 
 __all__ = ["ShardJob", "ShardResult", "open_table", "write_shard"]
 
+FLUSH = 32 << 20  # bytes
 OPEN_FILES = 128  # sources that a process keeps open at once
 
 
@@ -87,8 +89,7 @@ def write_shard(job: ShardJob) -> ShardResult:
 def _write_tar(job: ShardJob, rows: dict[str, list[Any]]) -> tuple[FileEntry, list[int], list[int]]:
     texts = open_table(job.texts)["text"].take(pa.array(rows["text_id"])).to_pylist()
     offsets, sizes = [], []
-    with atomic_file(job.out / f"{job.name}.tar") as file, _sources() as read:
-        hashing = _Hashing(file)
+    with atomic_file(job.out / f"{job.name}.tar") as file, _Hashing(file) as hashing, _sources() as read:
         tar = TarWriter(cast(BinaryIO, hashing))
         for i, key in enumerate(rows["key"]):
             image, extension = read(rows["file"][i], rows["offset"][i], rows["size"][i]), rows["extension"][i]
@@ -99,10 +100,9 @@ def _write_tar(job: ShardJob, rows: dict[str, list[Any]]) -> tuple[FileEntry, li
                 content = read(rows["file"][i], rows["meta_offset"][i], rows["meta_size"][i])
             else:
                 content = meta.encode("utf-8", "surrogateescape")
-            offsets.append(tar.add(f"{key}.{extension}", image))
+            members = ((f"{key}.{extension}", image), (f"{key}.txt", texts[i].encode()), (f"{key}.json", content))
+            offsets.append(tar.add_all(members)[0])
             sizes.append(len(image))
-            tar.add(f"{key}.txt", texts[i].encode())
-            tar.add(f"{key}.json", content)
         tar.close()
     return FileEntry(sha256=hashing.digest.hexdigest(), bytes=hashing.size), offsets, sizes
 
@@ -117,15 +117,37 @@ def _smaller(image: bytes, extension: str, side: int) -> tuple[bytes, str]:
 
 
 class _Hashing:
-    """A file that is hashed as it is written, so that no shard is read again for its checksum."""
+    """A file that is hashed as it is written, so that no shard is read again for its checksum; a context manager.
+
+    What is written goes to the disk as it comes, in a thread: at the end fsync would let the processor wait for all.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.digest, self.size = file, hashlib.sha256(), 0
+        self.flushed = 0
+        self.thread = ThreadPoolExecutor(1)
+        self.flush: Future[None] | None = None
 
     def write(self, data: bytes) -> None:
         self.file.write(data)
         self.digest.update(data)
         self.size += len(data)
+        if self.size - self.flushed >= FLUSH and (self.flush is None or self.flush.done()):
+            self._join()
+            self.file.flush()
+            self.flush, self.flushed = self.thread.submit(os.fsync, self.file.fileno()), self.size
+
+    def __enter__(self) -> _Hashing:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self.thread:
+            self._join()
+
+    def _join(self) -> None:
+        """An error of the disk is told once, so it must not stay in the thread."""
+        if self.flush:
+            self.flush.result()
 
 
 @contextmanager
