@@ -84,7 +84,7 @@ def test_descent_reaches_the_target_and_resumes(tmp_path: Path, monkeypatch: pyt
     def run(work: Path, passes: int = 8) -> tuple[Ids, Vectors, list[float]]:
         work.mkdir(exist_ok=True)
         monkeypatch.setattr(pipeline.descent, "PASSES", passes)
-        return descend(vectors, codes, k, work, lambda ids: recall(ids[sample]), 0.995, seed=0)
+        return descend(vectors, codes, k, work, sample, recall, 0.995, seed=0)
 
     ids, similarities, reached = run(tmp_path / "whole")
     assert reached[-1] >= 0.995 > reached[-2]
