@@ -6,9 +6,8 @@ Both encode the same third of the captions in turn, three times; speeds are medi
 it goes. The probe that chooses the precision is timed apart: a long job pays it once. The error is the largest
 difference of a similarity among all pairs of captions from the library's float32.
 
-Two AVX512-BF16 cores, 9,000 of the 160,840 captions: 393 captions/s against 921, speedup 2.3, largest error 0.0062;
-2026-11-23.
-Nearly all of the gain is bfloat16: larger batches, or none of the padding, change a few percent.
+Two Zen 4 cores, 9,000 of the 160,840 captions: 336 captions/s against 712, speedup 2.1, error 0.0062; 2026-11-24.
+bfloat16 brings 1.55 of it, a core for each batch 1.12, batches of equally many tokens 1.2.
 Captions: captions.tsv.gz in the folder that XCLR_TEST_DATA names, else those of the embedded data set.
 """
 

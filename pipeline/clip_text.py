@@ -30,11 +30,18 @@ def load_clip_text(folder: Path, device: str, dtype: torch.dtype) -> Encoder:
     model = model.to(device).eval()
     max_tokens = int(model.config.max_position_embeddings)
 
+    def tokenise(captions: Sequence[str]) -> Any:
+        return tokenizer(list(captions), padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
+
+    def tokens(captions: Sequence[str]) -> list[int]:
+        counts: list[int] = tokenise(captions)["attention_mask"].sum(1).tolist()
+        return counts
+
     def embed(captions: Sequence[str]) -> npt.NDArray[np.float32]:
-        tokens = tokenizer(list(captions), padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
         with torch.inference_mode():
-            vectors = model(**tokens.to(device)).text_embeds.float()
+            vectors = model(**tokenise(captions).to(device)).text_embeds.float()
             unit: npt.NDArray[np.float32] = torch.nn.functional.normalize(vectors, dim=1).cpu().numpy()
             return unit
 
-    return Encoder(embed=embed, dim=int(model.config.projection_dim), max_tokens=max_tokens, device=device)
+    dim = int(model.config.projection_dim)
+    return Encoder(embed=embed, tokens=tokens, dim=dim, max_tokens=max_tokens, device=device)

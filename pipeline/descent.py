@@ -7,8 +7,8 @@ of all their neighbours' neighbours in one int8 matrix product, which runs at th
 leaves of random-projection trees, others in every pass, and the first lists are the nearest within larger leaves.
 
 160,840 captions, k = 32, two Zen 4 cores, 2026-11-24: recall 0.989 in 24 s (two passes) and 0.996 in 36 s (three), no
-faster than brute force there (38 s), but about linear in the number of texts. Every pass reads the last pass's lists only, so the result does not depend on the number
-of threads, and a stopped search goes on from its last pass.
+faster than brute force there (38 s), but about linear in the number of texts. Every pass reads the last pass's lists
+only, so the result does not depend on the number of threads, and a stopped search goes on from its last pass.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def descend(
 ) -> tuple[Ids, Vectors, list[float]]:
     """The k nearest other texts of each as far as they are found: ids, similarities [n, k], and recall by pass.
 
-    recall: what recall is at least, by the ids of `sample`'s rows; passes go on until it reaches `target`, or PASSES. work: folder for the
-    lists after each pass.
+    recall: what recall is at least, by the ids of `sample`'s rows; passes go on until it reaches `target`, or PASSES.
+    work: folder for the lists after each pass.
     """
     n, keep = len(vectors), min(k + MARGIN, len(vectors) - 1)
     space = _principal(vectors)

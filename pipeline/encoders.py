@@ -57,7 +57,9 @@ class Encoder:
     """A loaded text encoder on one device in one precision."""
 
     embed: Callable[[Sequence[str]], npt.NDArray[np.float32]]
-    """One batch of captions -> [batch, dim] unit vectors, float32."""
+    """One batch of captions -> [batch, dim] unit vectors, float32. Any thread may call it."""
+    tokens: Callable[[Sequence[str]], list[int]]
+    """Tokens of each caption: a batch costs as many for each as its longest has."""
     dim: int
     max_tokens: int
     """Longer captions are cut."""
@@ -124,8 +126,12 @@ def _load_sentence_transformer(source: EncoderSource, device: str, dtype: torch.
             unit: npt.NDArray[np.float32] = torch.nn.functional.normalize(vectors, dim=1).cpu().numpy()
             return unit
 
+    def tokens(captions: Sequence[str]) -> list[int]:
+        counts: list[int] = tokenize(list(captions))["attention_mask"].sum(1).tolist()
+        return counts
+
     dim = embed(["a"]).shape[1]
-    return Encoder(embed=embed, dim=dim, max_tokens=int(model.max_seq_length or 0), device=device)
+    return Encoder(embed=embed, tokens=tokens, dim=dim, max_tokens=int(model.max_seq_length or 0), device=device)
 
 
 def _source(name: str, revision: str | None, folder: Path) -> EncoderSource:

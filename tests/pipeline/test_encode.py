@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,10 @@ class Counting:
         self.left = stop_after
 
     def load(self, source: EncoderSource, device: str, precision: str) -> Encoder:
-        return Encoder(embed=self.embed, dim=8, max_tokens=16, device="cpu")
+        return Encoder(embed=self.embed, tokens=self.tokens, dim=8, max_tokens=16, device="cpu")
+
+    def tokens(self, captions: Sequence[str]) -> list[int]:
+        return [len(caption) // 3 for caption in captions]
 
     def embed(self, captions: list[str]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
         if self.left == 0:
@@ -74,7 +78,8 @@ def test_node_is_the_normalised_mean_of_its_captions(
 def test_a_stop_costs_one_chunk(
     texts: list[str], source: EncoderSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline.encode, "CHUNK", 128)  # two batches of 64
+    monkeypatch.setattr(pipeline.encode, "CHUNK", 64)  # two batches of 32
+    monkeypatch.setattr(pipeline.encode, "LANES", 1)
     whole = Counting()
     monkeypatch.setattr(pipeline.encode, "load_encoder", whole.load)
     expected, _ = encode_texts(texts, source, tmp_path / "whole")
@@ -85,7 +90,7 @@ def test_a_stop_costs_one_chunk(
     monkeypatch.setattr(pipeline.encode, "load_encoder", resumed.load)
     vectors, _ = encode_texts(texts, source, tmp_path / "stopped")
     np.testing.assert_array_equal(vectors, expected)
-    assert stopped.seen[:384] + resumed.seen == whole.seen  # three chunks had landed, half of one was lost
+    assert stopped.seen[:192] + resumed.seen == whole.seen  # three chunks had landed, half of one was lost
     # Other texts in the same folder: nothing of the old ones is taken over.
     other = Counting()
     monkeypatch.setattr(pipeline.encode, "load_encoder", other.load)
