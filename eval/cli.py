@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from eval.registry import BENCHES
+from shards.bars import say
 from shards.errors import UserError, run_cli
 
 if TYPE_CHECKING:
@@ -190,10 +192,22 @@ def _run(
         raise UserError(f"unknown benchmark {bench!r}: give one of {', '.join(BENCHES)}")
     model = open_model(checkpoint, untrained=untrained)
     opened = open_bench(bench, data, partial=settings.partial, shards=model.shards)
-    result = evaluate(model, opened, method, settings)
     path = out or _default_out(model, opened, method, untrained, settings)
+    _check_writable(path.parent, "choose another --out")  # before the work, not after it
+    say(f"{model.folder or model.name} on {bench} ({opened.root})")
+    result = evaluate(model, opened, method, settings)
     write_json(path, result)
     show_result(result, path)
+
+
+def _check_writable(folder: Path, remedy: str) -> None:
+    """Raises UserError where no file can be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror}: {remedy}") from None
 
 
 def _default_out(model: Model, bench: OpenBench, method: Method, untrained: bool, settings: Settings) -> Path:

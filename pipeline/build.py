@@ -118,7 +118,9 @@ def _finished(out: Path, work: Path, wanted: dict[str, Any]) -> bool:
             raise UserError(f"{path} is damaged ({error}): delete {out} and build again") from None
         if found is None:
             continue
-        unlike = differing(found, wanted)
+        unlike = differing(found, wanted, _forgiven(found, wanted))
+        if what == "begun" and not (work / "samples.arrow").exists():  # only scans so far: those of other files go
+            unlike = [line for line in unlike if not line.startswith("files_sha256")]
         if any(line.startswith("files_sha256") for line in unlike):
             unlike = ["other source files", *(line for line in unlike if not line.startswith("files_sha256"))]
         if unlike:
@@ -129,8 +131,15 @@ def _finished(out: Path, work: Path, wanted: dict[str, Any]) -> bool:
     return False
 
 
+def _forgiven(found: dict[str, Any], wanted: dict[str, Any]) -> set[str]:
+    """What may change without another result: the budget, and taking torn tars, which a stop for them advises."""
+    return {"max_skipped"} | ({"use_torn"} if wanted["use_torn"] and not found.get("use_torn") else set())
+
+
 def _scan_all(source: Source, settings: BuildSettings, work: Path, processes: int) -> dict[str, int]:
     """Scan what is not scanned yet; returns reason -> samples left out. Raises OverBudget."""
+    for partition in source.partitions:
+        _drop_other_scan(source, work, partition)
     todo = [p for p in source.partitions if not _scan_path(work, p).exists()]
     function = partial(_scan_one, source, settings.limits, work)
     with bar(f"scanning {source.dataset.name}", len(source.partitions)) as advance:
@@ -140,7 +149,7 @@ def _scan_all(source: Source, settings: BuildSettings, work: Path, processes: in
     budget, not_ours = SkipBudget(source.where, settings.max_skipped), 0
     for partition in source.partitions:
         schema = pq.read_schema(_scan_path(work, partition))
-        counts = {key.decode(): int(value) for key, value in (schema.metadata or {}).items()}
+        counts = {key.decode(): int(value) for key, value in schema.metadata.items() if key.decode() != "of"}
         budget.ok(counts.pop("rows"))
         not_ours += counts.pop(NOT_OURS, 0)
         for reason, count in sorted(counts.items()):
@@ -153,8 +162,17 @@ def _scan_one(source: Source, limits: Limits, work: Path, partition: Partition) 
     found = scan(source, partition, limits, path.with_suffix(".tar"))
     table = found.table()
     counts = {"rows": table.num_rows, **found.skipped}
+    meta = {"of": source.fingerprint(partition)} | {reason: str(count) for reason, count in counts.items()}
     with atomic_file(path) as file:
-        pq.write_table(table.replace_schema_metadata({k: str(v) for k, v in counts.items()}), file, compression="zstd")
+        pq.write_table(table.replace_schema_metadata(meta), file, compression="zstd")
+
+
+def _drop_other_scan(source: Source, work: Path, partition: Partition) -> None:
+    """Files that were replaced since a stop are scanned again, and fetched again; the others' scans stay."""
+    path = _scan_path(work, partition)
+    if path.exists() and pq.read_schema(path).metadata.get(b"of") != source.fingerprint(partition).encode():
+        for other in path.parent.glob(f"{path.stem}.*"):
+            other.unlink()
 
 
 def _scan_path(work: Path, partition: Partition) -> Path:

@@ -65,7 +65,9 @@ def build(
         int | None,
         typer.Option(help="Shrink images to this shorter side (JPEG, quality 95). Default: bytes as they are."),
     ] = None,
-    max_skipped: Annotated[float, typer.Option(help="Share of unusable samples that stops the build.")] = 0.05,
+    max_skipped: Annotated[
+        float, typer.Option(help="Share of unusable samples that stops the build (ten are always let pass).")
+    ] = 0.05,
     max_caption: Annotated[int, typer.Option(min=1, help="Characters; longer captions are cut.")] = 2000,
     max_pixels: Annotated[int, typer.Option(min=1, help="Images of more are skipped.")] = 100_000_000,
     max_bytes: Annotated[int, typer.Option(min=1, help="Encoded images of more are skipped.")] = 64 << 20,
@@ -161,7 +163,10 @@ def graph(
     name: Annotated[str | None, typer.Option(help="Folder below graphs/. Default: after kind or encoder.")] = None,
     encoder: EncoderOption = None,
     source: Annotated[
-        Path | None, typer.Option(help="file: matrix .npy or edges .parquet. wordnet: folder of data.noun.")
+        Path | None,
+        typer.Option(
+            help="file: matrix .npy, or .parquet of edges (a, b: text ids, similarity). wordnet: folder of data.noun."
+        ),
     ] = None,
     k: KOption = 32,
     code_dim: CodeOption = 384,

@@ -32,8 +32,9 @@ SEARCHED = 1 << 14  # random vectors of the search probe, of which PROBE are sea
 PROBE = 256
 SPREAD = 1.1  # of the number of samples, extrapolated from one partition
 SLOWER = 1.5  # a long run beside a short probe: caches that no longer hold, other work on the machine
-# A written sample takes this much beside its image: headers, padding, text, index. As pipeline.build._check_room.
-BESIDE = 4096
+# A written sample takes this much beside its image: three headers, padding, text, metadata, index. The most is that of
+# pipeline.build._check_room.
+BESIDE = 2500, 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +118,9 @@ def estimate(
         samples=samples,
         texts=texts,
         skipped=unusable / (rows + unusable),
-        disk=samples.times(each[0] + BESIDE if copy else 200).plus(graph.disk),
+        disk=(samples.times(each[0] + BESIDE[0], each[0] + BESIDE[1]) if copy else samples.times(60, 200)).plus(
+            graph.disk
+        ),
         work=samples.high * 400 + spooled + graph.work,
         free=shutil.disk_usage(place).free,
         scan=scanned,

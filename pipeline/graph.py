@@ -57,6 +57,8 @@ def build_graph(
     encoder_source, source = _check(shards, kind, encoder, source, k, code_dim, recall)
     settings = {"kind": kind, "k": k, "code_dim": code_dim, "seed": seed, "recall": recall}
     settings |= _inputs(shards, encoder_source, source)
+    if name is not None and (name != Path(name).name or name.startswith(".")):
+        raise UserError(f"a graph's --name is one plain folder name, not {name!r}")
     folder = root / "graphs" / (name or graph_name(kind, encoder_source, source, k))
     with disk_errors(folder), alone(folder, "choose another --name") as work:
         if _finished(folder, settings):

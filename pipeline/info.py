@@ -38,7 +38,8 @@ def _rows(manifest: Manifest) -> list[tuple[str, str]]:
     per_text = manifest.samples / max(manifest.texts, 1)
     size = sum(entry.bytes for entry in manifest.files.values())
     skipped = ", ".join(f"{count:,} {reason}" for reason, count in manifest.skipped.items()) or "none"
-    classes = f"{len(manifest.classes):,} ({', '.join(name.split(',')[0] for name in manifest.classes[:4])}, ...)"
+    names = [name.split(",")[0] for name in manifest.classes]
+    classes = f"{len(names):,} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
     return [
         ("data set", f"{manifest.dataset} ({manifest.split}), from {manifest.source}"),
         ("samples", f"{manifest.samples:,} in {len(manifest.shards):,} shards, {size / 1e6:,.1f} MB"),

@@ -79,6 +79,8 @@ def _urls(where: str, patterns: Sequence[str]) -> tuple[list[str], set[str] | No
 
 def _listed_url(line: str, path: str) -> str:
     """A line of a list: a URL, or a path from the list's folder. Only local lists may name local files."""
+    if line.startswith("pipe:"):
+        raise UserError(f"{shown(path)} names {line[:60]!r}: commands are not run")
     local = path.startswith("file://")
     if is_remote(line) or (local and line.startswith("file://")):
         return line

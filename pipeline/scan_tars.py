@@ -27,6 +27,8 @@ from shards.tar import scan as scan_tar
 __all__ = ["class_tar", "webdataset"]
 
 MAX_TEXT_MEMBER = 4 << 20  # bytes of a KEY.json or KEY.txt; img2dataset's largest, with EXIF, are some 100 KB
+TORN = "torn tar"
+LOST = "named by the parquet file, not in the tar"
 MAX_KEY = 200  # characters: a file system's longest name is 255, and an extension follows
 NOT_IN_KEYS = re.compile(r"[^\w+=@,;()\[\]-]")  # slashes, dots, blanks, control characters, undecodable bytes
 
@@ -41,17 +43,18 @@ def webdataset(source: Source, partition: Partition, limits: Limits, spool: Path
     captions, failed = _beside(beside, source.dataset.captions)
     if failed:
         found.skipped[NOT_OURS] += failed
-    path, prefix = str(tar), f"{partition.number:05d}_"
+    path, prefix, met = str(tar), f"{partition.number:05d}_", set[str]()
     with mapped(tar) as (file, content), _torn(partition, found, limits):
         for key, parts in groups(file, content):
-            flat = _flat(key)
+            flat, name = _flat(key), key.rpartition("/")[2]
+            met.add(name)
             extension = "jpg" if "jpg" in parts else next((e for e in EXTENSIONS if e in parts), None)
             reason = _unlike_a_sample(parts, extension) or ("repeated key" if flat in seen else None)
             if reason:
                 found.skipped[reason] += 1
                 continue
             seen.add(flat)
-            texts = captions.get(key.rpartition("/")[2], ()) or _inside(content, parts, source.dataset.captions)
+            texts = captions.get(name, ()) or _inside(content, parts, source.dataset.captions)
             _keep(
                 found,
                 limits,
@@ -63,6 +66,10 @@ def webdataset(source: Source, partition: Partition, limits: Limits, spool: Path
                 extension=extension,
                 **_meta(parts.get("json")),
             )
+    lost = len(captions.keys() - met)
+    # With none in common its keys are others than the tar's; what a tear took is told by the tear.
+    if 0 < lost < len(captions) and TORN not in found.skipped:
+        found.skipped[LOST] += lost
     return found
 
 
@@ -173,4 +180,4 @@ def _torn(partition: Partition, found: Scan, limits: Limits) -> Iterator[None]:
         if not limits.use_torn:
             where = f"{shown(partition.url)}: " if partition.url else ""
             raise UserError(f"{where}{error}. Replace the file, or give --use-torn to take what is whole") from None
-        found.skipped["torn tar"] += 1
+        found.skipped[TORN] += 1

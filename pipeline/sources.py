@@ -72,12 +72,14 @@ class Source:
     images: tuple[Path, ...] = ()
     """Folders that the paths of tables are relative to; the first that has a file counts."""
 
-    def fingerprint(self) -> str:
-        """sha256 over names and sizes: equal for a copy of the source, another when a file came, went or grew.
+    def fingerprint(self, partition: Partition | None = None) -> str:
+        """sha256 over names and sizes (of one partition): another when a file came, went or grew.
 
-        Of images that are files of their own only the number a class folder, or the table, counts.
+        Equal for a copy of the source. Of images that are files of their own only the number a class folder, or the
+        table, counts.
         """
-        lines = [f"{p.name}\t{p.bytes}\t{p.start}\t{p.stop}\n" for p in self.partitions]
+        partitions = [partition] if partition else self.partitions
+        lines = [f"{p.name}\t{p.bytes}\t{p.start}\t{p.stop}\n" for p in partitions]
         lines += [f"{path.name}\t{path.stat().st_size}\n" for path in self.tables]
         return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 

@@ -6,7 +6,7 @@ import errno
 import fcntl
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,11 +59,11 @@ def read_settings(path: Path, key: str | None = None) -> dict[str, Any] | None:
     return found
 
 
-def differing(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    """`name OLD, not NEW` for each setting that differs."""
+def differing(found: dict[str, Any], wanted: dict[str, Any], forgiven: Set[str] = frozenset()) -> list[str]:
+    """`name OLD, not NEW` for each setting that differs, besides the forgiven ones."""
     return [
         f"{name} {found.get(name)}, not {wanted.get(name)}"
-        for name in sorted({*found, *wanted})
+        for name in sorted({*found, *wanted} - forgiven)
         if found.get(name) != wanted.get(name)
     ]
 

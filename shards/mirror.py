@@ -181,7 +181,7 @@ class RemoteShards(Shards):
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise UserError(
-                f"{self.root}: no room for {name} ({entry.bytes / 1e6:.0f} MB): make room, lower run.cache_gib, or set "
+                f"{self.root}: no room for {name} ({entry.bytes / 1e6:.0f} MB): make room, lower --cache-gib, or set "
                 "XCLR_CACHE to a larger disk"
             ) from None
 

@@ -83,8 +83,13 @@ def scan(file: BinaryIO, content: memoryview | None = None) -> Iterator[Member]:
         header = file.read(BLOCK)
         if not header and count == 0:
             raise TornTar(f"{_name(file)} is empty, not a tar: delete it or write it again")
-        if not header or header == ZEROS:
-            return  # some writers leave out the closing zero blocks; every member before is whole
+        if header == ZEROS:
+            return
+        if not header:
+            raise TornTar(
+                f"{_name(file)} is torn: it ends at byte {size_of_file} without the zero blocks that close a tar; "
+                f"{count} whole members come before"
+            )
         kind, name, size = _parse(header, file, position, count)
         data = position + BLOCK
         extra = kind in b"LxgK"

@@ -37,10 +37,10 @@ def cache_limit(shards: RemoteShards, plan: BatchPlan, gib: float) -> int:
     needed = sum(sizes[: 2 * plan.window])
     if needed > limit:
         fitting = next((window for window in range(plan.window, 0, -1) if sum(sizes[: 2 * window]) <= limit), 0)
-        lower = f"lower data.window to {fitting}, or " if fitting else ""
+        lower = f"lower the recipe's data.window to {fitting}, or " if fitting else ""
         raise UserError(
             f"two windows of {min(plan.window, len(sizes))} shards take up to {needed / 2**30:.2f} GiB, and "
-            f"{shards.root.parent} may hold {limit / 2**30:.2f}: {lower}raise run.cache_gib, or set XCLR_CACHE to a "
+            f"{shards.root.parent} may hold {limit / 2**30:.2f}: {lower}raise --cache-gib, or set XCLR_CACHE to a "
             "larger disk"
         )
     return min(limit, sum(sizes))
@@ -56,6 +56,10 @@ class Ahead:
         """Windows are counted over the whole run."""
         self.held = set(shards.here())
         """Here, or on their way."""
+        while sum(map(shards.bytes_of, self.held)) > limit:  # what an earlier run, or the monitor, fetched
+            past = self.held - set(self._window(self.current))
+            shards.drop(min(past))
+            self.held.remove(min(past))
         self.coming = set[int]()
         self.change = threading.Condition()
         self.turn = threading.Lock()

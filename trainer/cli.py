@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,6 +23,7 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
+BY_HAND = 130  # 128 + SIGINT
 INTERRUPTED = 143  # 128 + SIGTERM: what schedulers take for "was told to stop", and requeue
 
 
@@ -67,7 +69,8 @@ def command(
     precision: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.")] = None,
     seed: Annotated[int | None, typer.Option(help="Initial weights, batches and augmentations.")] = None,
     cache_gib: Annotated[
-        float | None, typer.Option(help="Room for tars of shards that are read by URL. Default: most of the free disk.")
+        float | None,
+        typer.Option(help="Room for tars of shards that are read by URL. 0, the default: most of the free disk."),
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Loader processes a rank.")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
@@ -140,7 +143,7 @@ def command(
             result = train(chosen, run, world, resume=resume)
         except Stopped as stopped:
             print(stopped, file=sys.stderr)
-            sys.exit(INTERRUPTED)
+            sys.exit(BY_HAND if stopped.by == signal.SIGINT else INTERRUPTED)
         if world.is_main:
             state = "already finished" if result.already_done else "finished"
             print(f"{state}: {result.run} ({result.steps} steps)")
@@ -169,9 +172,10 @@ def _show(found: Estimate) -> None:
         f"parameters  {found.parameters / 1e6:.1f} M, of them {found.backbone_parameters / 1e6:.1f} M in the backbone"
     )
     print(f"steps       {found.steps:,}")
-    print(f"a step      {found.step_s:.2f} s, of them {found.compute_s:.2f} s the model's")
+    print(f"a step      {found.step_s:.2f} s, of them {min(found.compute_s, found.step_s):.2f} s the model's")
     print(f"memory      {found.memory / 2**30:.1f} GiB at the peak")
-    print(f"time        {found.hours:.1f} hours at this speed")
+    long = f"{found.hours:.1f} hours" if found.hours >= 1 else f"{60 * found.hours:.1f} minutes"
+    print(f"time        {long} at this speed")
 
 
 def _recipe(name: str | None, shards: str | None) -> Recipe:

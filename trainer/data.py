@@ -7,6 +7,8 @@ worker's queue, and channels-last for free.
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +17,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from shards.errors import UserError
 from shards.reader import Shards
 from trainer.augment import AugmentConfig, BadImage, decode, sample_rng, two_views
 from trainer.plan import BatchPlan, StepSampler, Ticket
 from trainer.world import World
 
-__all__ = ["Batch", "ViewDataset", "make_loader", "to_views"]
+__all__ = ["Batch", "ViewDataset", "batches_of", "make_loader", "to_views"]
 
 # timm's and torchvision's ImageNet constants.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -47,8 +50,11 @@ class Batch:
         return Batch(self.views.pin_memory(), self.samples, self.texts, self.labels, self.bad)
 
 
-class ViewDataset(Dataset[Batch]):
-    """Batches by tickets; a ticket names the epoch too, since augmentation depends on it."""
+class ViewDataset(Dataset["Batch | UserError"]):
+    """Batches by tickets; a ticket names the epoch too, since augmentation depends on it.
+
+    What the user can mend is handed on as it is: raised here, DataLoader would wrap it in the worker's traceback.
+    """
 
     def __init__(self, shards: Shards, augment: AugmentConfig, seed: int) -> None:
         self.shards, self.augment, self.seed = shards, augment, seed
@@ -59,7 +65,14 @@ class ViewDataset(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.texts)
 
-    def __getitems__(self, tickets: list[Ticket]) -> Batch:
+    def __getitems__(self, tickets: list[Ticket]) -> Batch | UserError:
+        try:
+            return self.batch(tickets)
+        except UserError as error:
+            return error
+
+    def batch(self, tickets: list[Ticket]) -> Batch:
+        """Raises UserError for a tar that is missing or torn, or cannot be fetched."""
         size = self.augment.image_size
         samples = np.array([sample for _, sample in tickets], np.int64)
         views = np.empty((len(tickets), 2, size, size, 3), np.uint8)
@@ -80,20 +93,31 @@ class ViewDataset(Dataset[Batch]):
             bad,
         )
 
-    def __getitem__(self, ticket: Ticket) -> Batch:
+    def __getitem__(self, ticket: Ticket) -> Batch | UserError:
         return self.__getitems__([ticket])
+
+
+def batches_of(loader: Iterable[Batch | UserError]) -> Iterator[Batch]:
+    """Workers start with this call. Raises what they met."""
+    return map(_checked, iter(loader))
+
+
+def _checked(batch: Batch | UserError) -> Batch:
+    if isinstance(batch, UserError):
+        raise batch
+    return batch
 
 
 def make_loader(
     shards: Shards, plan: BatchPlan, augment: AugmentConfig, world: World, *, start: int, stop: int, workers: int
-) -> DataLoader[Batch]:
+) -> DataLoader[Batch | UserError]:
     """Batches start, start + 1, ..., stop - 1 of the plan, this rank's share of each."""
     return DataLoader(
         ViewDataset(shards, augment, plan.seed),
         batch_sampler=StepSampler(plan, rank=world.rank, size=world.size, start=start, stop=stop),
         num_workers=workers,
         collate_fn=_as_it_is,
-        worker_init_fn=_single_thread,
+        worker_init_fn=_prepare_worker,
         pin_memory=world.device.type == "cuda",
         prefetch_factor=4 if workers else None,
         multiprocessing_context="fork" if workers else None,
@@ -112,6 +136,10 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _single_thread(worker: int) -> None:
+def _prepare_worker(worker: int) -> None:
+    # A signal to the whole group (Ctrl-C, `timeout`, a scheduler) is the main process's business, which needs its
+    # workers until the step is done; workers end with their parent.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)  # one thread a worker: more would fight the other workers and the model
     torch.set_num_threads(1)

@@ -12,7 +12,7 @@ import torch
 
 from shards.mirror import RemoteShards, open_shards
 from trainer import setup
-from trainer.data import make_loader
+from trainer.data import batches_of, make_loader
 from trainer.recipe import Recipe
 from trainer.world import World
 
@@ -48,7 +48,7 @@ def estimate(recipe: Recipe, world: World) -> Estimate:
     total = plan.steps_per_epoch * recipe.epochs
     count = min(WARM_UP + MEASURED, total)
     workers = setup.workers(recipe, world)
-    loader = iter(make_loader(shards, plan, recipe.augment, world, start=0, stop=count, workers=workers))
+    loader = batches_of(make_loader(shards, plan, recipe.augment, world, start=0, stop=count, workers=workers))
     whole, compute = [], []
     for step in range(count):
         begin = time.perf_counter()

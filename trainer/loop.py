@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from shards.atomic import sha256_file
+from shards.bars import say
 from shards.errors import SkipBudget, UserError
 from shards.mirror import RemoteShards, open_shards
 from shards.reader import Shards
@@ -26,7 +29,7 @@ from trainer import setup
 from trainer.advice import Adviser
 from trainer.ahead import Ahead, cache_limit
 from trainer.checkpoint import checkpoints, write_best, write_checkpoint
-from trainer.data import Batch, make_loader
+from trainer.data import Batch, batches_of, make_loader
 from trainer.metrics import Metrics
 from trainer.monitor import Monitor
 from trainer.plan import BatchPlan
@@ -43,7 +46,12 @@ STOP_CHECK = 10  # steps between asking the other ranks whether one was told to 
 
 
 class Stopped(Exception):
-    """SIGTERM or SIGUSR1 came: a checkpoint was written at this step, and the same command with --resume goes on."""
+    """A signal came: a checkpoint was written at this step, and the same command with --resume goes on."""
+
+    def __init__(self, message: str, by: int) -> None:
+        super().__init__(message)
+        self.by = by
+        """The signal; 0 where another rank had it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,17 +67,27 @@ def train(recipe: Recipe, run: Path, world: World, *, resume: bool = False) -> R
 
     recipe.data.shards names the folder of shards, by path or URL. resume: go on from the newest checkpoint of `run`, if
     there is one.
-    Raises UserError for input that cannot work and for a run of another recipe, Stopped after SIGTERM or SIGUSR1.
+    Raises UserError for input that cannot work, for a run of another recipe, and where another process trains into
+    the folder; Stopped after SIGTERM, SIGUSR1 or Ctrl-C.
     """
     shards = open_shards(recipe.data.shards)
     recipe = setup.settle(recipe, shards, world)
     plan = setup.make_plan(recipe, shards)
     total = plan.steps_per_epoch * recipe.epochs
     data_id = sha256_file(shards.root / "manifest.json")
+    with setup.alone(run) if world.is_main else nullcontext():
+        return _train(recipe, run, world, shards, plan, total, data_id, resume=resume)
+
+
+def _train(
+    recipe: Recipe, run: Path, world: World, shards: Shards, plan: BatchPlan, total: int, data_id: str, *, resume: bool
+) -> Result:
     state = setup.resume_state(run, recipe, data_id, resume=resume)
     start = int(state["step"]) if state else 0
     if start >= total:
         return Result(run=run, steps=total, already_done=True, loss=None)
+    if state and world.is_main:
+        say(f"going on from step {start} of {total}")
     loop = _Loop(recipe, run, world, shards, plan, data_id, fresh=state is None)
     if world.is_main:
         setup.describe_run(run, recipe, shards, total)
@@ -106,7 +124,7 @@ class _Loop:
         loader = make_loader(
             self.shards, self.plan, recipe.augment, world, start=start, stop=total, workers=self.workers
         )
-        batches = iter(loader)  # its workers fork here, before any thread of `ahead` runs
+        batches = batches_of(loader)  # its workers fork here, before any thread of `ahead` runs
         title = f"{recipe.objective.name} {recipe.model.backbone}"
         with (
             _caught_signals() as stopping,
@@ -163,7 +181,10 @@ class _Loop:
                 self._check_finite(finite, done)
                 self._save(done, total)
             if stop and not last:
-                raise Stopped(f"stopped at step {done} of {total}; the same command with --resume goes on from there")
+                raise Stopped(
+                    f"stopped at step {done} of {total}; the same command with --resume goes on from there",
+                    by=stopping[0] if stopping else 0,
+                )
         return float(loss)
 
     def _count_bad(self, batch: Batch) -> None:
@@ -283,10 +304,21 @@ def _metrics(run: Path, world: World, recipe: Recipe, start: int, total: int, ti
 
 @contextmanager
 def _caught_signals() -> Iterator[list[int]]:
-    """A list that is no longer empty once SIGTERM or SIGUSR1 came; schedulers send one of them before they kill."""
+    """The signals that came: SIGTERM or SIGUSR1, which schedulers send before they kill, or Ctrl-C.
+
+    A second Ctrl-C ends the process at once.
+    """
     caught: list[int] = []
-    numbers = (signal.SIGTERM, signal.SIGUSR1)
-    before = [signal.signal(number, lambda number, frame: caught.append(number)) for number in numbers]
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and signal.SIGINT in caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+        if number == signal.SIGINT:
+            print("stopping after this step; Ctrl-C again stops at once", file=sys.stderr)
+
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    before = [signal.signal(number, note) for number in numbers]
     try:
         yield caught
     finally:

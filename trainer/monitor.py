@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn import functional
 
 from shards.graph import Graph
-from shards.mirror import RemoteShards
 from shards.reader import Shards
 from trainer.augment import BadImage, Image8, decode
 from trainer.data import Batch, to_views
@@ -23,7 +23,6 @@ __all__ = ["Monitor"]
 
 SAMPLES = 1024
 NEIGHBOURS = 10
-REMOTE_SHARDS = 2
 TEMPERATURE = 0.07  # of the kNN vote (Wu et al. 2018)
 
 
@@ -32,10 +31,7 @@ class Monitor:
 
     def __init__(self, shards: Shards, graph: Graph | None, image_size: int, seed: int) -> None:
         rng = np.random.default_rng(seed)
-        pool = np.arange(len(shards))
-        if isinstance(shards, RemoteShards):  # a sample of all would fetch every tar
-            pool = pool[shards.index.shard < REMOTE_SHARDS]
-        chosen = np.sort(rng.permutation(pool)[:SAMPLES])
+        chosen = np.sort(rng.permutation(_pool(shards))[:SAMPLES])
         images, kept = [], []
         for sample in chosen:
             try:
@@ -77,6 +73,17 @@ class Monitor:
             random = (self.codes.sum(0).square().sum() - self.codes.square().sum()) / (n * (n - 1))
             values["knn_similarity"] = float(near - random)
         return values
+
+
+def _pool(shards: Shards) -> npt.NDArray[np.int64]:
+    """Samples to choose from: all, or of the first shards enough, where any shard is a random share of all.
+
+    A sample of all would fetch every tar of shards that are read by URL.
+    """
+    if shards.manifest.layout == "in-place":
+        return np.arange(len(shards))
+    sizes = np.cumsum([shard.samples for shard in shards.manifest.shards])
+    return np.arange(int(sizes[min(int(np.searchsorted(sizes, SAMPLES)), len(sizes) - 1)]))
 
 
 def _rankme(features: torch.Tensor) -> float:

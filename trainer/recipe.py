@@ -125,7 +125,7 @@ class RunConfig:
     log_every: int = 20
     """Steps between lines of metrics."""
     checkpoint_every: int = 500
-    """Steps between checkpoints; one more at the end, and on SIGTERM."""
+    """Steps between checkpoints; one more at the end, and on SIGTERM or Ctrl-C."""
     keep: int = 2
     """Newest checkpoints kept, besides the best."""
     knn_every: int = 1

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import numpy as np
 import torch
 
 from shards.atomic import write_json
+from shards.bars import say
 from shards.config import from_table
 from shards.errors import UserError
 from shards.graph import Graph
@@ -25,7 +29,17 @@ from trainer.step import Stepper
 from trainer.text import Captions, TextTower, vocabulary
 from trainer.world import World
 
-__all__ = ["build_stepper", "describe_run", "graph_of", "make_plan", "resume_state", "set_status", "settle", "workers"]
+__all__ = [
+    "alone",
+    "build_stepper",
+    "describe_run",
+    "graph_of",
+    "make_plan",
+    "resume_state",
+    "set_status",
+    "settle",
+    "workers",
+]
 
 
 def make_plan(recipe: Recipe, shards: Shards) -> BatchPlan:
@@ -99,7 +113,7 @@ def resume_state(run: Path, recipe: Recipe, data_id: str, *, resume: bool) -> di
     found = checkpoints(run)
     if not found:
         return None
-    state = read_checkpoint(found[-1])
+    state = _newest_readable(found)
     before = from_table(Recipe, json.loads(state["recipe"]), where=str(found[-1]))  # new options take their defaults
     # Where the shards lie may change; whether they are the same ones is asked of the manifest.
     before = replace(before, data=replace(before.data, shards=recipe.data.shards))
@@ -113,6 +127,31 @@ def resume_state(run: Path, recipe: Recipe, data_id: str, *, resume: bool) -> di
     if not resume:
         raise UserError(f"{run} holds a run at step {state['step']}: add --resume to go on, or choose another --out")
     return state
+
+
+def _newest_readable(found: list[Path]) -> dict[str, Any]:
+    """A torn checkpoint costs the steps since the one before."""
+    for path in reversed(found[1:]):
+        try:
+            return read_checkpoint(path)
+        except UserError as error:
+            say(f"warning: {error}; going on from the one before")
+    return read_checkpoint(found[0])
+
+
+@contextmanager
+def alone(run: Path) -> Iterator[None]:
+    """Hold the run's folder against a second training. The lock goes with the process, however it ends.
+
+    It is of the kind that forked processes do not share: a killed run's loader workers live some seconds longer.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / "lock").open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise UserError(f"another process is training into {run}: wait for it, or choose another --out") from None
+        yield
 
 
 def describe_run(run: Path, recipe: Recipe, shards: Shards, total: int) -> None:

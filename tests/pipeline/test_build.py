@@ -15,7 +15,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -32,6 +32,7 @@ from pipeline.sources import open_source
 from shards.errors import UserError
 from shards.manifest import Manifest
 from shards.reader import Shards
+from shards.tar import Member, groups
 from shards.verify import verify
 from tests.make import jpeg
 from tests.pipeline.sources import class_folders, img2dataset, write_tar
@@ -245,11 +246,40 @@ def test_a_torn_tar_is_refused_and_replaced(tmp_path: Path) -> None:
     manifest = Manifest.load(kept)
     assert manifest.skipped == {"torn tar": 1}
     assert 12 < manifest.samples < 18
+    # What the error advises works where it was said, and the scans of whole tars stay.
+    shutil.copytree(tmp_path / "out", tmp_path / "taken")
+    assert (tmp_path / "taken" / ".work" / "scan" / "000000.parquet").exists()
+    assert contents(build("flickr8k", source, tmp_path / "taken", limits=Limits(use_torn=True))) == contents(kept)
     torn.write_bytes(whole)
-    with pytest.raises(UserError, match="source files"):  # begun with the torn file
-        build("flickr8k", source, tmp_path / "out")
-    shutil.rmtree(tmp_path / "out")
     assert len(by_key(build("flickr8k", source, tmp_path / "out"))) == 18
+    fresh = build("flickr8k", source, tmp_path / "fresh")
+    assert contents(tmp_path / "out") == contents(fresh)
+
+
+@pytest.mark.parametrize("parquet", [True, False])
+def test_a_tar_cut_between_samples_is_torn_too(tmp_path: Path, parquet: bool) -> None:
+    source = img2dataset(tmp_path / "in", samples=20, tars=1, parquet=parquet)
+    tar = source / "00000.tar"
+    with tar.open("rb") as file:
+        ends = [parts["txt"].offset + 512 for _, parts in groups(file)]
+    tar.write_bytes(tar.read_bytes()[: ends[15]])
+    with pytest.raises(UserError, match=r"torn.*without the zero blocks.*--use-torn"):
+        build("flickr8k", source, tmp_path / "out")
+
+
+def test_samples_that_only_the_parquet_names_are_counted(tmp_path: Path) -> None:
+    source = img2dataset(tmp_path / "in", samples=20, tars=2)
+    with (source / "00000.tar").open("rb") as file:
+        kept = [(key, parts) for key, parts in groups(file)][:15]
+        members = [(f"{k}.{e}", _content(file, m)) for k, parts in kept for e, m in parts.items()]
+    write_tar(source / "00000.tar", members)
+    out = build("flickr8k", source, tmp_path / "out", max_skipped=0.5)
+    assert Manifest.load(out).skipped == {"named by the parquet file, not in the tar": 5}
+
+
+def _content(file: BinaryIO, member: Member) -> bytes:
+    file.seek(member.offset)
+    return file.read(member.size)
 
 
 @pytest.mark.parametrize(

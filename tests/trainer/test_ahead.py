@@ -141,10 +141,10 @@ def test_too_little_room_is_refused_with_what_would_fit(url: str) -> None:
     plan = plan_of(shards, window=3)
     largest = sorted(map(shards.bytes_of, range(6)))
     room = sum(largest[-4:]) / GIB + 1e-7
-    with pytest.raises(UserError, match=r"two windows of 3 shards.*lower data\.window to 2, or raise run\.cache_gib"):
+    with pytest.raises(UserError, match=r"two windows of 3 shards.*data\.window to 2, or raise --cache-gib"):
         cache_limit(shards, plan, room)
     assert cache_limit(shards, replace(plan, window=2), room) == int(room * GIB)
-    with pytest.raises(UserError, match=r"may hold 0\.00: raise run\.cache_gib"):
+    with pytest.raises(UserError, match=r"may hold 0\.00: raise --cache-gib"):
         cache_limit(shards, plan, 1e-9)
 
 

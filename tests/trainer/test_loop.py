@@ -166,7 +166,7 @@ def test_killed_and_resumed_equals_never_stopped(shards: Path, tmp_path: Path) -
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_saves_and_resuming_is_exact(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
@@ -185,6 +185,57 @@ def test_a_signal_saves_and_resuming_is_exact(
     train(recipe(shards), tmp_path / "run", ALONE, resume=True)
     for name, value in weights(tmp_path / "whole").items():
         assert torch.equal(weights(tmp_path / "run")[name], value)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_the_whole_group_saves_too(shards: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
+    """As Ctrl-C, `timeout` and schedulers send it: to the loader's workers as well."""
+    run = tmp_path / "run"
+    started = command(shards, run, epochs=300, run__workers=1, run__checkpoint_every=10_000)
+    with subprocess.Popen(started, env=env(), stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        metrics = run / "metrics.jsonl"
+        while process.poll() is None and not (metrics.exists() and '"step": 3,' in metrics.read_text()):
+            time.sleep(0.005)
+        os.killpg(process.pid, number)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "Traceback" not in said
+    step = int(said.split("stopped at step ")[1].split()[0])
+    assert step >= 3
+    assert checkpoints(run)[-1].name == f"step-{step:08d}.pt"
+
+
+def test_a_second_training_into_the_folder_is_refused(shards: Path, tmp_path: Path) -> None:
+    script = f"""
+from pathlib import Path
+from trainer.setup import alone
+with alone(Path({str(tmp_path / "run")!r})):
+    print("held", flush=True)
+    input()
+"""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", script], text=True, **pipes) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="another process is training into"):
+            train(recipe(shards, epochs=1), tmp_path / "run", ALONE)
+        other.kill()
+    train(recipe(shards, epochs=1), tmp_path / "run", ALONE)
+
+
+def test_a_torn_checkpoint_costs_the_steps_since_the_one_before(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(recipe(shards), tmp_path / "whole", ALONE)
+    shutil.copytree(tmp_path / "whole", tmp_path / "torn")
+    last = checkpoints(tmp_path / "torn")[-1]
+    last.write_bytes(last.read_bytes()[:1000])
+    train(recipe(shards), tmp_path / "torn", ALONE, resume=True)
+    said = capsys.readouterr().err
+    assert "not a readable checkpoint" in said
+    assert "going on from step 18 of 20" in said
+    for name, value in weights(tmp_path / "whole").items():
+        assert torch.equal(weights(tmp_path / "torn")[name], value)
 
 
 def test_a_finished_run_is_reused(shards: Path, tmp_path: Path) -> None:
