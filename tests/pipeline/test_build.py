@@ -306,6 +306,10 @@ def test_sources_that_are_refused(tmp_path: Path) -> None:
         build("cc12m", None, tmp_path / "out")
     with pytest.raises(UserError, match="shell command"):
         open_source(load_dataset("cc12m"), "pipe:curl http://example.org")
+    (tmp_path / "list.txt").write_text(f"pipe:touch {tmp_path}/ran\n")
+    with pytest.raises(UserError, match="commands are not run"):
+        open_source(load_dataset("cc12m"), str(tmp_path / "list.txt"))
+    assert not (tmp_path / "ran").exists()
     with pytest.raises(UserError, match=r"unknown data set 'cc13m': known are .*cc12m"):
         load_dataset("cc13m")
     (tmp_path / "mine.toml").write_text('format = "webdataset"\nfile = "x"\n')

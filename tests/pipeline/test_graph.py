@@ -204,3 +204,9 @@ def test_few_and_equal_texts(texts: list[str], tmp_path: Path) -> None:
     ]
     assert graph.meta["audit"]["recall"] == 1
     json.dumps(graph.meta, allow_nan=False)
+
+
+@pytest.mark.parametrize("name", ["../out", "a/b", "/tmp/x", "..", ".hidden"])
+def test_a_name_is_one_folder_below_graphs(caption_shards: Path, name: str) -> None:
+    with pytest.raises(UserError, match="one plain folder name"):
+        build_graph(caption_shards, kind="random", name=name)

@@ -128,12 +128,16 @@ def test_with_room_for_all_each_tar_is_fetched_once_and_before_it_is_needed(url:
     assert sorted(fetched(handler)) == [f"train-{i:06d}.tar" for i in range(6)]
 
 
-def test_a_tar_that_does_not_come_leaves_it_to_the_loader_to_say(made: Path, url: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_tar_that_does_not_come_is_told_in_one_line(made: Path, url: str, tmp_path: Path, workers: int) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(made, broken)
     (broken / "train-000002.tar").write_bytes(b"torn")
-    with serving(tmp_path, new_handler()) as served, pytest.raises(UserError, match=r"train-000002\.tar"):
-        train(recipe(f"{served}/broken", data__window=1), tmp_path / "run", ALONE)  # type: ignore[arg-type]
+    with serving(tmp_path, new_handler()) as served:
+        settings = recipe(f"{served}/broken", data__window=1, run__workers=workers)  # type: ignore[arg-type]
+        with pytest.raises(UserError, match=r"^http.*train-000002\.tar") as raised:
+            train(settings, tmp_path / "run", ALONE)
+    assert "Traceback" not in str(raised.value)
 
 
 def test_too_little_room_is_refused_with_what_would_fit(url: str) -> None:
