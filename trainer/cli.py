@@ -174,8 +174,13 @@ def _show(found: Estimate) -> None:
     print(f"steps       {found.steps:,}")
     print(f"a step      {found.step_s:.2f} s, of them {min(found.compute_s, found.step_s):.2f} s the model's")
     print(f"memory      {found.memory / 2**30:.1f} GiB at the peak")
-    long = f"{found.hours:.1f} hours" if found.hours >= 1 else f"{60 * found.hours:.1f} minutes"
-    print(f"time        {long} at this speed")
+    print(f"time        {_spoken(found.hours)} at this speed")
+
+
+def _spoken(hours: float) -> str:
+    if hours >= 1:
+        return f"{hours:.1f} hours"
+    return f"{60 * hours:.0f} minutes" if hours >= 1 / 30 else f"{3600 * hours:.0f} seconds"
 
 
 def _recipe(name: str | None, shards: str | None) -> Recipe:
