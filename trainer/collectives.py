@@ -25,6 +25,10 @@ from trainer.world import World
 
 __all__ = ["gather", "gather_with_gradient"]
 
+# Renamed in torch 2.14; the old names warn there.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 
 def gather(x: torch.Tensor, world: World) -> torch.Tensor:
     """[n, ...] of every rank -> [size * n, ...], without gradient."""
@@ -32,7 +36,7 @@ def gather(x: torch.Tensor, world: World) -> torch.Tensor:
         return x
     x = x.contiguous()
     out = x.new_empty((world.size * x.shape[0], *x.shape[1:]))
-    dist.all_gather_into_tensor(out, x)
+    _all_gather(out, x)
     return out
 
 
@@ -53,7 +57,7 @@ class _Gather(torch.autograd.Function):
         gradient = gradients[0].contiguous()
         if gradient.device.type == "cuda":
             out = gradient.new_empty((rows, *gradient.shape[1:]))
-            dist.reduce_scatter_tensor(out, gradient)
+            _reduce_scatter(out, gradient)
             return out, None
         dist.all_reduce(gradient)  # gloo has no reduce-scatter
         return gradient[world.rank * rows : (world.rank + 1) * rows], None
