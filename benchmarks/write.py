@@ -3,8 +3,8 @@
     python -m benchmarks.write [--rounds 3] [--gigabytes 2]
 
 copy_ratio: throughput of scanning, numbering and writing shuffled shards (all cores, sha256 and fsync included, no
-graph) over that of `cp -r` followed by `sync`, on the same tars: with images of 110 KB, as ImageNet's are, and nothing
-in the page cache, as with any data set that is larger than memory. Beside it: the same with the files in the cache
+graph) over that of `cp -r` followed by `sync`, on the same tars: with images of some 100 KB, as ImageNet's are, and
+nothing in the page cache, as with any data set that is larger than memory. Beside it: the same with the files in the cache
 (copy_ratio_warm), where sha256 alone costs as much as `cp`, and both with small images (copy_ratio_small,
 copy_ratio_small_warm), where the work is one for each sample. index_speedup: samples/s of one scan (headers, image
 sizes, one caption each as cc12m has; with five beside it) over iterating webdataset.WebDataset, which decodes nothing,
@@ -12,7 +12,7 @@ but is what one would otherwise use to find out what a tar holds; small images i
 Medians of rounds in turn.
 
 Tars: Flickr8k's of the folder that XCLR_TEST_DATA names, else generated ones, copied under other names to some
-gigabytes; for 110 KB their images enlarged. Results: docs/results.md.
+gigabytes; for the first their images are enlarged. Results: docs/results.md.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 
 import cv2
 import numpy as np
@@ -164,8 +164,7 @@ def main() -> None:
         for suffix, tars in (("", enlarged(small, folder / "enlarged")), ("_small", small)):
             source = folder / f"source{suffix}"
             megabytes = copies(tars, source, options.gigabytes / (3 if suffix else 1))
-            count = sum(1 for tar in tars for _ in samples(tar))
-            size = sum(len(sample.parts["jpg"]) for tar in tars for sample in samples(tar)) / count
+            size = fmean(len(sample.parts["jpg"]) for tar in tars for sample in samples(tar))
             print(
                 f"{megabytes:.0f} MB in tars, images of {size / 1000:.0f} KB, medians of {options.rounds}", flush=True
             )

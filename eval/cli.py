@@ -193,21 +193,21 @@ def _run(
     model = open_model(checkpoint, untrained=untrained)
     opened = open_bench(bench, data, partial=settings.partial, shards=model.shards)
     path = out or _default_out(model, opened, method, untrained, settings)
-    _check_writable(path.parent, "choose another --out")  # before the work, not after it
+    _check_writable(path.parent)  # before the work, not after it
     say(f"{model.folder or model.name} on {bench} ({opened.root})")
     result = evaluate(model, opened, method, settings)
     write_json(path, result)
     show_result(result, path)
 
 
-def _check_writable(folder: Path, remedy: str) -> None:
+def _check_writable(folder: Path) -> None:
     """Raises UserError where no file can be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UserError(f"{folder}: {error.strerror}: {remedy}") from None
+        raise UserError(f"{folder}: {error.strerror}: choose another --out") from None
 
 
 def _default_out(model: Model, bench: OpenBench, method: Method, untrained: bool, settings: Settings) -> Path:

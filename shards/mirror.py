@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -125,9 +126,16 @@ class RemoteShards(Shards):
             files = {f"graphs/{name}/{file}": FileEntry(**entry) for file, entry in json.loads(meta)["files"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{shown(self.url)}/graphs/{name}/graph.json is damaged ({error})") from None
-        self._copy(files, f"fetching graph {name}")
-        if not (self.root / "graphs" / name / "graph.json").exists():
-            with atomic_file(self.root / "graphs" / name / "graph.json") as file:
+        folder, begun = self.root / "graphs" / name, self.root / WORK / "graphs" / name / "begun.json"
+        begun.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(begun.with_name("begun.lock")):
+            # The manifest does not name graphs, so one may have been made again under the same name.
+            if not begun.exists() or begun.read_bytes() != meta:
+                shutil.rmtree(folder, ignore_errors=True)
+                with atomic_file(begun) as file:
+                    file.write(meta)
+            self._copy(files, f"fetching graph {name}")
+            with atomic_file(folder / "graph.json") as file:
                 file.write(meta)
         return super().graph(name)
 
@@ -135,9 +143,6 @@ class RemoteShards(Shards):
         """graph.json; empty without one."""
         if not _inside(name) or "/" in name:
             return b""
-        path = self.root / "graphs" / name / "graph.json"
-        if path.exists():
-            return path.read_bytes()
 
         def ask() -> bytes:
             system, where = system_of(f"{self.url}/graphs/{name}/graph.json")

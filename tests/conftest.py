@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from shards import remote
+from tests.served import Files, new_handler, serving
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that would download fails at once instead
 
@@ -15,3 +19,17 @@ def data_root() -> Path | None:
     """The folder of real images and captions that XCLR_TEST_DATA names; None: use the embedded data set."""
     value = os.environ.get("XCLR_TEST_DATA")
     return Path(value) if value else None
+
+
+@pytest.fixture
+def handler() -> type[Files]:
+    return new_handler()
+
+
+@pytest.fixture
+def url(made: Path, handler: type[Files], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Where a server has the module's shards `made`; the cache lies in tmp_path."""
+    monkeypatch.setenv("XCLR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(remote, "WAIT", 0.01)
+    with serving(made.parent, handler) as served:
+        yield f"{served}/{made.name}"

@@ -28,12 +28,7 @@ from shards.manifest import Manifest
 from shards.reader import Shards
 from shards.verify import verify
 from tests.pipeline.sources import data_set, img2dataset, pictures
-from tests.served import Files, new_handler, serving
-
-
-@pytest.fixture
-def handler() -> type[Files]:
-    return new_handler()
+from tests.served import Files, serving
 
 
 @pytest.fixture

@@ -6,36 +6,22 @@ import json
 import multiprocessing
 import pickle
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from shards import remote
 from shards.errors import UserError
+from shards.graph import write_graph
 from shards.mirror import RemoteShards, cache_folder, open_shards
 from shards.reader import Shards
-from tests.make import make_shards
-from tests.served import Files, new_handler, serving
+from tests.make import make_graph, make_shards
+from tests.served import Files
 
 
 @pytest.fixture
 def made(tmp_path: Path) -> Path:
     return make_shards(tmp_path / "in" / "made")
-
-
-@pytest.fixture
-def handler() -> type[Files]:
-    return new_handler()
-
-
-@pytest.fixture
-def url(made: Path, handler: type[Files], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setenv("XCLR_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(remote, "WAIT", 0.01)
-    with serving(made.parent, handler) as served:
-        yield f"{served}/made"
 
 
 def asked(handler: type[Files], end: str) -> int:
@@ -108,6 +94,18 @@ def test_shards_built_again_are_other_shards(made: Path, url: str) -> None:
     after = open_shards(url)
     assert after.root != before.root
     assert after.image(0) == Shards.open(made).image(0)
+
+
+def test_a_graph_made_again_under_its_name_is_fetched_again(made: Path, url: str, handler: type[Files]) -> None:
+    before = open_shards(url).graph("made")
+    assert asked(handler, "graphs/made/train-000000.parquet") == 1
+    open_shards(url).graph("made")
+    assert asked(handler, "graphs/made/train-000000.parquet") == 1
+    shards = Shards.open(made).manifest.shards
+    write_graph(made, "made", make_graph(4, seed=7), np.zeros(4, np.int32), [shard.name for shard in shards])
+    after = open_shards(url).graph("made")
+    assert after.meta == Shards.open(made).graph("made").meta != before.meta
+    np.testing.assert_array_equal(after.similarities, Shards.open(made).graph("made").similarities)
 
 
 def test_a_tar_that_is_not_the_manifests_is_refused(made: Path, url: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from shards import remote
 from shards.errors import UserError
 from shards.mirror import RemoteShards, open_shards
 from tests.make import make_shards
 from tests.served import Files, new_handler, serving
-from tests.trainer.test_loop import ALONE, recipe, weights
+from tests.trainer.test_loop import ALONE, lines_of, recipe, weights
 from trainer.ahead import Ahead, cache_limit
 from trainer.dryrun import estimate
 from trainer.loop import train
@@ -31,19 +29,6 @@ GIB = 2**30
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_shards(tmp_path_factory.mktemp("served") / "made", sizes=SIZES)
-
-
-@pytest.fixture
-def handler() -> type[Files]:
-    return new_handler()
-
-
-@pytest.fixture
-def url(made: Path, handler: type[Files], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setenv("XCLR_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(remote, "WAIT", 0.01)
-    with serving(made.parent, handler) as served:
-        yield f"{served}/made"
 
 
 def plan_of(shards: RemoteShards, **changes: int) -> BatchPlan:
@@ -69,6 +54,8 @@ def test_training_from_a_url_is_training_from_the_disk(
     train(distant, tmp_path / "remote", ALONE)
     expected, found = weights(tmp_path / "local"), weights(tmp_path / "remote")
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+    watched = [[line for line in lines_of(tmp_path / run) if "knn" in line] for run in ("local", "remote")]
+    assert watched[0] == watched[1] != []
     assert len(fetched(handler)) > len(SIZES)  # two epochs, and no room to keep the first one's
     checkpoint = tmp_path / "moved" / "checkpoints" / "step-00000014.pt"
     checkpoint.parent.mkdir(parents=True)
