@@ -4,8 +4,8 @@
 
 copy_ratio: throughput of scanning, numbering and writing shuffled shards (all cores, sha256 and fsync included, no
 graph) over that of `cp -r` followed by `sync`, on the same tars: with images of some 100 KB, as ImageNet's are, and
-nothing in the page cache, as with any data set that is larger than memory. Beside it: the same with the files in the cache
-(copy_ratio_warm), where sha256 alone costs as much as `cp`, and both with small images (copy_ratio_small,
+nothing in the page cache, as with any data set that is larger than memory. Beside it: the same with the files in the
+cache (copy_ratio_warm), where sha256 alone costs as much as `cp`, and both with small images (copy_ratio_small,
 copy_ratio_small_warm), where the work is one for each sample. index_speedup: samples/s of one scan (headers, image
 sizes, one caption each as cc12m has; with five beside it) over iterating webdataset.WebDataset, which decodes nothing,
 but is what one would otherwise use to find out what a tar holds; small images in the page cache, one process each.

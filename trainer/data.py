@@ -7,7 +7,9 @@ worker's queue, and channels-last for free.
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -139,7 +141,17 @@ def _as_it_is(batch: Any) -> Any:
 def _prepare_worker(worker: int) -> None:
     # A signal to the whole group (Ctrl-C, `timeout`, a scheduler) is the main process's business, which needs its
     # workers until the step is done; workers end with their parent.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_on_parents_word, args=(os.getppid(),), daemon=True).start()
     cv2.setNumThreads(0)  # one thread a worker: more would fight the other workers and the model
     torch.set_num_threads(1)
+
+
+def _end_on_parents_word(parent: int) -> None:
+    """SIGTERM from the parent, which then waits for this process, ends it; anyone else's is not for a worker."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

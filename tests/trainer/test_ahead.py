@@ -43,9 +43,10 @@ def fetched(handler: type[Files]) -> list[str]:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_training_from_a_url_is_training_from_the_disk(
-    made: Path, url: str, handler: type[Files], tmp_path: Path, workers: int
+    made: Path, url: str, handler: type[Files], tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also half from the one and half from the other, and with room for two of six tars."""
+    monkeypatch.setattr("trainer.monitor.SAMPLES", 30)  # fewer than there are
     changes = {"data__window": 1, "run__workers": workers, "run__checkpoint_every": 14}
     local = recipe(made, **changes)
     train(local, tmp_path / "local", ALONE)
@@ -119,10 +120,16 @@ def test_with_room_for_all_each_tar_is_fetched_once_and_before_it_is_needed(url:
 def test_a_tar_that_does_not_come_is_told_in_one_line(made: Path, url: str, tmp_path: Path, workers: int) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(made, broken)
-    (broken / "train-000002.tar").write_bytes(b"torn")
+    last = int(plan_of(RemoteShards.mirror(url)).windows(0)[-1][0])  # so that it is a loader that meets it
+    (broken / f"train-{last:06d}.tar").write_bytes(b"torn")
     with serving(tmp_path, new_handler()) as served:
-        settings = recipe(f"{served}/broken", data__window=1, run__workers=workers)  # type: ignore[arg-type]
-        with pytest.raises(UserError, match=r"^http.*train-000002\.tar") as raised:
+        settings = recipe(
+            f"{served}/broken",  # type: ignore[arg-type]
+            data__window=1,
+            run__workers=workers,
+            run__knn_every=0,
+        )
+        with pytest.raises(UserError, match=rf"^http.*train-{last:06d}\.tar") as raised:
             train(settings, tmp_path / "run", ALONE)
     assert "Traceback" not in str(raised.value)
 
