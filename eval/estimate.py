@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import time
 
 import numpy as np
 import torch
 
 from eval.bank import Bank
+from eval.flow import path_steps
 from eval.probe import ProbeConfig, schedule
 from eval.solvers import Candidate, Moments, Schedule, sgd
 from shards.bars import say
@@ -36,22 +36,17 @@ def announce(name: str, bank: Bank, classes: int, config: ProbeConfig) -> None:
 
 
 def estimate(bank: Bank, classes: int, config: ProbeConfig) -> tuple[float, int]:
-    """(seconds, bytes held at most), from a few steps of the first round and of a single candidate."""
-    count = len(bank) - round(config.held_out * len(bank))
-    alive = len(config.learning_rates) * len(config.weight_decays)
-    largest = alive
-    whole = schedule(len(bank), config, 1.0)
-    many, one = (_step_seconds(bank, classes, heads, whole) for heads in (alive, 1))
-    seconds = one * whole.epochs * whole.per_epoch
-    for share in config.rounds:
-        part = schedule(count, config, share)
-        step = one + (many - one) * (alive - 1) / max(1, largest - 1)  # linear between one head and all
-        seconds += len(config.features) * step * part.epochs * part.per_epoch
-        alive = math.ceil(config.survivors * alive)
-    weights = 4 * (bank.dim + 1) * classes * largest  # bytes; weight, velocity, gradient and decay of each head
+    """(seconds, bytes held at most), from a few steps of the path through the candidates and of a single one."""
+    whole, rates, decays = schedule(len(bank), config), len(config.learning_rates), len(config.weight_decays)
+    seconds = _step_seconds(bank, classes, 1, whole) * whole.steps
+    if rates * decays * len(config.features) > 1:
+        steps = len(config.features) * path_steps(schedule(len(bank) - round(config.held_out * len(bank)), config))
+        seconds += _step_seconds(bank, classes, decays, whole) * steps
+    # Of the path: the weights, their average gradient, what it is scaled by, and an average for each learning rate.
+    weights = 4 * (bank.dim + 1) * classes * decays * (3 + rates)
     resident = bank.memory if bank.values is None else bank.values.numel() * bank.values.element_size()
     resident += 4 * len(bank) * (bank.dim + 1) if bank.copies else 0
-    return seconds, 4 * weights + resident + 3 * 4 * whole.batch * (bank.dim + classes * largest)
+    return seconds, weights + resident + 3 * 4 * whole.batch * (bank.dim + classes * decays)
 
 
 def _step_seconds(bank: Bank, classes: int, heads: int, whole: Schedule) -> float:
@@ -60,7 +55,7 @@ def _step_seconds(bank: Bank, classes: int, heads: int, whole: Schedule) -> floa
     candidates = [Candidate(features="standardised", lr=1e-3, weight_decay=0.0)] * heads
     at = Moments(torch.zeros(bank.dim, device=bank.device), torch.ones(bank.dim, device=bank.device))
     labels = torch.zeros(len(bank), dtype=torch.int64, device=bank.device)
-    trial = Schedule(batch=whole.batch, per_epoch=TRIAL_STEPS, epochs=2, share=1.0, momentum=0.9, seed=0)
+    trial = Schedule(batch=whole.batch, per_epoch=TRIAL_STEPS, epochs=2, most=whole.batch, momentum=0.9, seed=0)
     marks: list[float] = []
     sgd(bank, rows, labels, classes, candidates, at, trial, advance=lambda _: marks.append(_now()))
     return (marks[1] - marks[0]) / TRIAL_STEPS  # the second pass: buffers are warm

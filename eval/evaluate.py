@@ -112,12 +112,12 @@ def _probe_words(settings: Settings) -> dict[str, Any]:
         }
     selection = "by accuracy on a stratified part held out of the training images"
     if settings.probe.solver == "lbfgs":
-        optimiser = "L-BFGS to convergence for each weight decay; learning rates and rounds have no say"
+        optimiser = "L-BFGS to convergence for each weight decay; learning rates have no say"
     else:
         optimiser = (
             "SGD with momentum, cosine to 0; learning rates relative to 1 / largest eigenvalue of the covariance"
         )
-        selection += ", in rounds of growing length"
+        selection += ", one training passing the ends of all learning rates"
     return {
         "name": "features",
         "classifier": classifier,

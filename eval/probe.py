@@ -1,16 +1,15 @@
 """Linear probes on frozen features: every learning rate, weight decay and kind of features trained at once.
 
-H candidates are one matrix [d + 1, H * classes] (the last row is the bias), so a step is two matrix products whatever
-H is. Plain softmax regression: SGD with momentum and a cosine, on features standardised over the training images.
-Learning rates are given relative to the curvature, 1 / (largest eigenvalue of the features' covariance), so that one
-grid serves features of any width and correlation.
+Plain softmax regression: SGD with momentum and a cosine, on features standardised over the training images. Learning
+rates are given relative to the curvature, 1 / (largest eigenvalue of the features' covariance), so that one grid serves
+features of any width and correlation.
 
-Candidates compete on a part held out of the training set (stratified, seeded), in rounds: all of them in a short
-training, the best of those in a longer one (successive halving; Jamieson and Talwalkar 2016). A short training imitates
-the long one, its learning rate raised by as much as it is shorter, as far as that is stable. The winner is trained
-again on all training images. Nothing here sees a test image.
+Candidates compete on a part held out of the training set (stratified, seeded). All learning rates of a weight decay
+are one training, which passes the places where each would end (eval/flow.py), and the weight decays are one matrix
+[d + 1, decays * classes] (the last row is the bias), so a step is two matrix products however many they are. The winner
+is trained on all training images, by itself. Nothing here sees a test image.
 
-solver = "lbfgs" takes each weight decay to convergence instead; learning rates and rounds have no say then.
+solver = "lbfgs" takes each weight decay to convergence instead; learning rates have no say then.
 """
 
 from __future__ import annotations
@@ -24,12 +23,13 @@ import numpy as np
 import torch
 
 from eval.bank import Bank, Floats, Ints
+from eval.flow import follow, path_steps
 from eval.solvers import Advance, Candidate, Kind, Moments, Schedule, lbfgs, moments, prepare, sgd
 from shards.errors import UserError
 
 __all__ = ["LBFGS_DECAYS", "Candidate", "Probe", "ProbeConfig", "fit_probe", "probe_steps", "split"]
 
-ROUND_STEPS = 50  # of a round at least: fewer say little
+LARGEST_RATE = 15.0  # relative; SGD with momentum 0.9 is not stable above
 LBFGS_DECAYS = (1e-5, 1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 
 
@@ -39,7 +39,7 @@ class ProbeConfig:
 
     solver: Literal["sgd", "lbfgs"] = "sgd"
     learning_rates: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-    """Relative to 1 / (largest eigenvalue of the features' covariance); with momentum 0.9, stable up to about 15."""
+    """Relative to 1 / (largest eigenvalue of the features' covariance); at most LARGEST_RATE."""
     weight_decays: tuple[float, ...] = (1e-3, 1e-2, 1e-1)
     """L2 on the weights (not the bias), added to the mean loss: wd / 2 |w|^2."""
     features: tuple[Kind, ...] = ("standardised",)
@@ -50,10 +50,6 @@ class ProbeConfig:
     batch_size: int = 512
     """At most an eighth of the training set."""
     momentum: float = 0.9
-    rounds: tuple[float, ...] = (0.125, 0.375, 1.0)
-    """Length of each round of the competition, as a share of the whole training; (1.0,): every candidate whole."""
-    survivors: float = 0.25
-    """Share of the candidates that go on to the next round, rounded up."""
     iterations: int = 100
     """Of L-BFGS, at most, for each weight decay."""
     held_out: float = 0.1
@@ -70,8 +66,10 @@ class ProbeConfig:
             raise UserError(f"unknown kind of features {sorted(unknown)[0]!r}: give {' or '.join(get_args(Kind))}")
         if min(self.learning_rates) <= 0 or min(self.weight_decays) < 0:
             raise UserError("learning rates are above 0 and weight decays at least 0")
-        if not self.rounds or min(self.rounds) <= 0 or max(self.rounds) > 1 or not 0 < self.survivors <= 1:
-            raise UserError("rounds and survivors are shares, above 0 and at most 1")
+        if max(self.learning_rates) > LARGEST_RATE:
+            raise UserError(
+                f"learning rates are relative to the features' curvature: above {LARGEST_RATE:g} training is not stable"
+            )
         if min(self.epochs, self.batch_size, self.min_steps, self.iterations) < 1 or not 0 < self.held_out < 1:
             raise UserError("a probe needs epochs and batch size of at least 1, and a held-out share between 0 and 1")
 
@@ -88,7 +86,7 @@ class Probe:
     """[d + 1, classes]; the last row is the bias."""
     chosen: Candidate
     table: list[dict[str, Any]] = field(default_factory=list)
-    """Each candidate, the last round it was in, and its accuracy on the held-out part there, in percent."""
+    """Each candidate, and its accuracy on the held-out part, in percent."""
     trained_on: int = 0
     held_out: int = 0
 
@@ -112,27 +110,25 @@ def fit_probe(
     """labels [n of the bank] in 0..classes-1. advance(k): k of probe_steps() steps are done."""
     y = torch.from_numpy(labels).to(bank.device)
     fit = _Fit(bank, y, classes, config, advance)
-    alive, standings = _grid(config), dict[Candidate, tuple[int, float]]()  # (last round, accuracy there)
-    nothing = np.zeros(0, np.int64)
-    train, held = split(labels, config.held_out, config.seed) if len(alive) > 1 else (nothing, nothing)
-    for number, share in enumerate(config.rounds if config.solver == "sgd" else (1.0,)):
-        if len(alive) == 1:
-            break  # nothing left to select
-        found = fit.compete(train, held, alive, share)
-        standings.update({candidate: (number + 1, accuracy) for candidate, accuracy in found.items()})
-        alive = sorted(alive, key=lambda candidate: -found[candidate])  # stable: of equals, the first of the grid
-        alive = alive[: math.ceil(config.survivors * len(alive))]
-    chosen = alive[0]
+    candidates = _grid(config)
+    found, held = dict[Candidate, float](), np.zeros(0, np.int64)
+    if len(candidates) > 1:
+        train, held = split(labels, config.held_out, config.seed)
+        found = fit.compete(train, held, candidates)
+    chosen = max(candidates, key=lambda candidate: found.get(candidate, 0.0))  # of equals, the first of the grid
     everything = np.arange(len(labels), dtype=np.int64)
     at = moments(bank, everything, chosen.features)
+    weight = fit.train(everything, chosen, at)
+    if not weight.isfinite().all():
+        raise UserError(f"training with learning rate {chosen.lr:g} diverged: give smaller --learning-rates")
     return Probe(
         mean=at.mean,
         scale=at.scale,
-        weight=fit.train(everything, [chosen], at, 1.0)[0],
+        weight=weight,
         chosen=chosen,
         table=[
-            {**asdict(candidate), "round": number, "held_out_accuracy": round(100 * accuracy, 3)}
-            for candidate, (number, accuracy) in standings.items()
+            {**asdict(candidate), "held_out_accuracy": round(100 * accuracy, 3)}
+            for candidate, accuracy in found.items()
         ],
         trained_on=len(labels),
         held_out=len(held),
@@ -140,31 +136,24 @@ def fit_probe(
 
 
 def probe_steps(count: int, config: ProbeConfig) -> int:
-    """How many steps fit_probe will report for `count` images, give or take the rounding of the held-out part.
-
-    Rounds are counted as if every kind of features stayed in.
-    """
+    """How many steps fit_probe will report for `count` images, about."""
     if config.solver == "lbfgs":
         return config.iterations * (len(config.features) * len(config.weight_decays) + 1)
-    alive, parts = len(_grid(config)), [schedule(count, config, 1.0)]
-    for share in config.rounds:
-        if alive > 1:
-            parts += [schedule(count - round(config.held_out * count), config, share)] * len(config.features)
-            alive = math.ceil(config.survivors * alive)
-    return sum(part.epochs * part.per_epoch for part in parts)
+    steps = schedule(count, config).steps
+    if len(_grid(config)) > 1:
+        steps += len(config.features) * path_steps(schedule(count - round(config.held_out * count), config))
+    return steps
 
 
-def schedule(count: int, config: ProbeConfig, share: float) -> Schedule:
-    """Batches and epochs of a training on `count` images, `share` as long as a whole one."""
+def schedule(count: int, config: ProbeConfig) -> Schedule:
+    """Batches and epochs of a training on `count` images."""
     batch = max(1, min(config.batch_size, count // 8))
     per_epoch = count // batch
-    whole = max(config.epochs, math.ceil(config.min_steps / per_epoch))
-    epochs = min(whole, max(1, round(share * whole), math.ceil(ROUND_STEPS / per_epoch)))
     return Schedule(
         batch=batch,
         per_epoch=per_epoch,
-        epochs=epochs,
-        share=epochs / whole,
+        epochs=max(config.epochs, math.ceil(config.min_steps / per_epoch)),
+        most=config.batch_size,
         momentum=config.momentum,
         seed=config.seed,
     )
@@ -191,6 +180,9 @@ def split(labels: Ints, share: float, seed: int) -> tuple[Ints, Ints]:
     return np.flatnonzero(mask).astype(np.int64), np.sort(held).astype(np.int64)
 
 
+_Shared = tuple[Bank, Ints, torch.Tensor, int, Sequence[Candidate], Moments]
+
+
 @dataclass(frozen=True, slots=True)
 class _Fit:
     """What all trainings of one probe share."""
@@ -201,23 +193,34 @@ class _Fit:
     config: ProbeConfig
     advance: Advance
 
-    def compete(self, train: Ints, held: Ints, candidates: Sequence[Candidate], share: float) -> dict[Candidate, float]:
+    def compete(self, train: Ints, held: Ints, candidates: Sequence[Candidate]) -> dict[Candidate, float]:
         """Accuracy of each candidate on the held-out rows after a training on the others."""
         found: dict[Candidate, float] = {}
         for kind in self.config.features:
             group = [candidate for candidate in candidates if candidate.features == kind]
-            if group:
-                at = moments(self.bank, train, kind)
-                weights = self.train(train, group, at, share)
-                found.update(zip(group, self.accuracies(held, kind, at, weights), strict=True))
+            at = moments(self.bank, train, kind)
+            weights = self.ends(train, group, at)
+            found.update(zip(group, self.accuracies(held, kind, at, weights), strict=True))
         return found
 
-    def train(self, rows: Ints, group: Sequence[Candidate], at: Moments, share: float) -> list[torch.Tensor]:
-        """Weights of candidates of one kind of features."""
-        shared = (self.bank, rows, self.labels, self.classes, group, at)
+    def ends(self, rows: Ints, group: Sequence[Candidate], at: Moments) -> list[torch.Tensor]:
+        """Weights of all candidates of one kind of features."""
         if self.config.solver == "lbfgs":
-            return lbfgs(*shared, iterations=self.config.iterations, advance=self.advance)
-        return sgd(*shared, schedule(len(rows), self.config, share), advance=self.advance)
+            return lbfgs(*self.shared(rows, group, at), iterations=self.config.iterations, advance=self.advance)
+        config, kind = self.config, group[0].features
+        rates, decays, whole = config.learning_rates, config.weight_decays, schedule(len(rows), config)
+        found = follow(self.bank, rows, self.labels, self.classes, kind, rates, decays, at, whole, advance=self.advance)
+        return [found[candidate] for candidate in group]
+
+    def train(self, rows: Ints, candidate: Candidate, at: Moments) -> torch.Tensor:
+        """[d + 1, classes]"""
+        shared = self.shared(rows, [candidate], at)
+        if self.config.solver == "lbfgs":
+            return lbfgs(*shared, iterations=self.config.iterations, advance=self.advance)[0]
+        return sgd(*shared, schedule(len(rows), self.config), advance=self.advance)[0]
+
+    def shared(self, rows: Ints, group: Sequence[Candidate], at: Moments) -> _Shared:
+        return self.bank, rows, self.labels, self.classes, group, at
 
     def accuracies(self, rows: Ints, kind: Kind, at: Moments, weights: list[torch.Tensor]) -> list[float]:
         """Share right, 0 for a candidate that diverged."""

@@ -76,7 +76,7 @@ class _Run:
             ]
             at = moments(bank, train, kind)
             top = curvature(bank, train, kind, at, config.seed)
-            heads = Heads(group, len(task.classes), width=bank.dim + 1, top=top, share=1.0, place=bank.device)
+            heads = Heads(group, len(task.classes), width=bank.dim + 1, top=top, place=bank.device)
             self.groups.append((group, at, heads))
 
     def step(self, x: torch.Tensor, rows: Ints, progress: float) -> None:
@@ -96,7 +96,7 @@ class _Run:
         for group, at, heads in self.groups:
             for candidate, weight in zip(group, heads.weights(), strict=True):
                 accuracy = self._accuracy(candidate, at, weight)
-                table.append({**asdict(candidate), "round": 1, "held_out_accuracy": round(100 * accuracy, 3)})
+                table.append({**asdict(candidate), "held_out_accuracy": round(100 * accuracy, 3)})
                 if best is None or accuracy > best[0]:
                     best = accuracy, candidate, at, weight
         assert best is not None

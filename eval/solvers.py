@@ -14,7 +14,19 @@ from torch.nn import functional
 
 from eval.bank import Bank, Ints
 
-__all__ = ["Candidate", "Heads", "Kind", "Moments", "Schedule", "curvature", "lbfgs", "moments", "prepare", "sgd"]
+__all__ = [
+    "Candidate",
+    "Heads",
+    "Kind",
+    "Moments",
+    "Schedule",
+    "curvature",
+    "lbfgs",
+    "moments",
+    "prepare",
+    "sgd",
+    "threads_for",
+]
 
 Kind = Literal["standardised", "unit"]
 Advance = Callable[[int], None]
@@ -22,8 +34,7 @@ Advance = Callable[[int], None]
 EPSILON = 1e-6  # of the largest deviation: a feature that changes less stays zero
 POWER_STEPS = 20
 POWER_ROWS = 16384  # of a large bank, for its largest eigenvalue
-STABLE = 10.0  # relative learning rate below which SGD with momentum 0.9 is safe
-SMALL_STEP = 500_000_000  # multiply-adds
+SMALL_STEP = 50_000_000  # multiply-adds
 HISTORY = 20  # pairs that L-BFGS keeps
 
 
@@ -51,11 +62,14 @@ class Schedule:
     per_epoch: int
     """Steps."""
     epochs: int
-    share: float
-    """How long this training is, of a whole one. Learning rates are raised by as much as it is shorter, as far as that
-    is stable, so that it ends about where the whole one would."""
+    most: int
+    """The batch that was asked for; `batch` is smaller where there are few rows."""
     momentum: float
     seed: int
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * self.per_epoch
 
 
 def moments(bank: Bank, positions: Ints, kind: Kind) -> Moments:
@@ -100,13 +114,11 @@ class Heads:
         *,
         width: int,
         top: float,
-        share: float,
         place: torch.device,
     ) -> None:
-        """width: d + 1. top: largest eigenvalue of the rows' covariance. share: see Schedule."""
+        """width: d + 1. top: largest eigenvalue of the rows' covariance."""
         self.heads, self.classes = len(candidates), classes
-        rates = [min(c.lr / share, max(c.lr, STABLE)) / top for c in candidates]
-        self.lr = _row(rates, classes, place)  # [1, H * classes]
+        self.lr = _row([c.lr / top for c in candidates], classes, place)  # [1, H * classes]
         self.decay = _row([c.weight_decay for c in candidates], classes, place)  # [1, H * classes]
         self.weight = torch.zeros(width, self.heads * classes, device=place)
         self.velocity = torch.zeros_like(self.weight)
@@ -142,16 +154,16 @@ def sgd(
     """
     kind = candidates[0].features
     top = curvature(bank, positions, kind, at, schedule.seed)
-    heads = Heads(candidates, classes, width=bank.dim + 1, top=top, share=schedule.share, place=bank.device)
+    heads = Heads(candidates, classes, width=bank.dim + 1, top=top, place=bank.device)
     source = bank.holding(lambda x: prepare(x, kind, at)) or bank  # once, instead of batch by batch, if it fits
     rng = np.random.default_rng(schedule.seed)
-    steps, step = schedule.epochs * schedule.per_epoch, 0
-    with _threads_for(4 * schedule.batch * heads.weight.numel()):
+    step = 0
+    with threads_for(4 * schedule.batch * heads.weight.numel()):
         for _ in range(schedule.epochs):
             for x, part in source.shuffled(positions, schedule.batch, rng):
                 y = labels[torch.from_numpy(part).to(bank.device)]
                 rows = prepare(x, kind, at) if source is bank else x
-                heads.step(rows, y, schedule.momentum, step / steps)
+                heads.step(rows, y, schedule.momentum, step / schedule.steps)
                 step += 1
             advance(schedule.per_epoch)
     return heads.weights()
@@ -203,7 +215,7 @@ def _gradient(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -> torch.T
 
 
 @contextmanager
-def _threads_for(work: int) -> Iterator[None]:
+def threads_for(work: int) -> Iterator[None]:
     """One thread for steps of few operations: waiting for each other costs threads more than they gain there, and
     where other programs use the cores as well, many times more."""
     before = torch.get_num_threads()
