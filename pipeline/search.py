@@ -5,14 +5,16 @@
     descent   neighbours of neighbours in groups: beyond
     gpu       brute force in half precision with float32 ranking
 
-What a method costs and recalls is first measured on a few hundred texts against brute force. The margin of candidates
-is doubled until that recall reaches the target, and passes of `descent` go on until it does.
+What a method costs and recalls is first measured on a few hundred texts against brute force. Tiles are tried on all
+dimensions and on the leading principal ones; the margin of candidates is doubled until the recall reaches the target,
+and passes of `descent` go on until it does.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import resource
 import shutil
 import time
@@ -49,10 +51,14 @@ __all__ = [
 METHODS = ("exact", "tiles", "descent", "gpu")
 SMALL = 20_000  # exact search of so many takes 2 s on two cores
 LARGE = 170_000  # 160,840 captions, two Zen 4 cores: tiles 38 s, descent 36 s, which grows linearly; 2026-11-24
-PROBE = 512  # texts that method and margin are measured on
+PROBE = 512  # texts that method, dimensions and margin are measured on
+SHARES = (1.0, 2 / 3, 1 / 2)  # of the dimensions that candidates are found by; MOST: their margin at most
+MOST = 64  # 160,840 captions of 384 dimensions: all 35 s; 256 at margin 8, 26 s; 192 at 32, 24 s; 128 at 160, 32 s
 PART = 1 << 14  # texts a file of finished neighbours
 Recall = Callable[[Ids], float]
 Rows = npt.NDArray[np.int64]
+Search = Callable[[Rows, int], tuple[Ids, Vectors]]
+"""(rows, margin) -> ids and similarities [rows, k]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +66,8 @@ class Plan:
     method: str
     margin: int
     """Candidates beyond k that are ranked again in float32."""
+    dim: int | None = None
+    """Leading principal directions of the vectors that tiles find candidates by; None: all dimensions."""
     seconds: float
     """Estimate from the probe."""
     bytes: int
@@ -80,6 +88,8 @@ def nearest(
     say(f"search: {plan.method}, about {plan.seconds:.0f} s and {plan.bytes / 1e6:.0f} MB beside the embeddings")
     begin = time.perf_counter()
     record: dict[str, Any] = {"method": plan.method, "margin": plan.margin, "target": target}
+    if plan.method == "tiles":
+        record["dim"] = plan.dim or vectors.shape[1]
     if plan.method == "exact":
         ids, similarities = search_exact(vectors, k)
     elif plan.method == "descent":
@@ -87,7 +97,8 @@ def nearest(
         ids, similarities, reached = descend(vectors, quantise(vectors), k, work, sample, recall, target, seed)
         record["recall_by_pass"] = reached
     else:
-        ids, similarities = _in_parts(vectors, k, work, _row_search(plan.method, vectors, k, plan.margin))
+        search = _row_search(plan.method, vectors, k, plan.dim)
+        ids, similarities = _in_parts(vectors, k, work, lambda rows: search(rows, plan.margin))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     seconds = time.perf_counter() - begin
     say(f"search took {seconds:.0f} s; the process's peak memory so far is {peak:.0f} MB")
@@ -107,18 +118,17 @@ def plan_search(vectors: Vectors, k: int, *, target: float, memory: int | None, 
         ]
     else:
         probe = sample_recall(vectors, k, seed)
-        methods = ("gpu",) if torch.cuda.is_available() else ("exact", "tiles")
-        plans = [_measured(method, vectors, k, target, *probe) for method in methods]
+        if torch.cuda.is_available():
+            methods: list[tuple[str, int | None]] = [("gpu", None)]
+        else:
+            methods = [("exact", None), *(("tiles", part) for part in dict.fromkeys(_share_of(dim, s) for s in SHARES))]
+        found = [_measured(method, vectors, k, target, *probe, dim=part) for method, part in methods]
+        plans = [plan for plan in found if plan is not None]
         if n > LARGE and not torch.cuda.is_available():
             # Per text descent costs as much as a brute-force row of LARGE texts, whatever n is.
-            plans.append(
-                Plan(
-                    method="descent",
-                    margin=MARGIN,
-                    seconds=plans[1].seconds * LARGE / n,
-                    bytes=search_bytes("descent", n, dim, k),
-                )
-            )
+            tiles = min(plan.seconds for plan in plans if plan.method == "tiles")
+            held = search_bytes("descent", n, dim, k)
+            plans.append(Plan(method="descent", margin=MARGIN, seconds=tiles * LARGE / n, bytes=held))
     fitting = [plan for plan in plans if memory is None or plan.bytes <= memory]
     if not fitting:
         least = min(plan.bytes for plan in plans)
@@ -148,33 +158,46 @@ def sample_recall(vectors: Vectors, k: int, seed: int) -> tuple[Rows, Recall]:
     return sample, recall
 
 
-def _measured(method: str, vectors: Vectors, k: int, target: float, rows: Rows, recall: Recall) -> Plan:
-    """Search PROBE texts, doubling the margin until their recall reaches the target."""
-    n, dim = vectors.shape
-    margin = MARGIN
+def _measured(
+    method: str, vectors: Vectors, k: int, target: float, rows: Rows, recall: Recall, dim: int | None = None
+) -> Plan | None:
+    """Search PROBE texts, doubling the margin until their recall reaches the target; None: fewer dimensions than the
+    vectors' do not reach it with a margin that would still be quick."""
+    n, margin, search = len(vectors), MARGIN, _row_search(method, vectors, k, dim)
     while True:
-        search = _row_search(method, vectors, k, margin)
-        search(rows[:8])  # what is only paid once: thread pools, buffers, the copy of the vectors
+        search(rows[:8], margin)  # what is only paid once: thread pools, buffers
         begin = time.perf_counter()
-        ids, _ = search(rows)
+        ids, _ = search(rows, margin)
         seconds = (time.perf_counter() - begin) * n / len(rows)
         if method == "exact" or recall(ids) >= target or margin >= n:
-            return Plan(method=method, margin=margin, seconds=seconds, bytes=search_bytes(method, n, dim, k))
+            held = search_bytes(method, n, dim or vectors.shape[1], k)
+            return Plan(method=method, margin=margin, dim=dim, seconds=seconds, bytes=held)
         margin *= 2
+        if dim is not None and margin > MOST:
+            return None
 
 
-def _row_search(method: str, vectors: Vectors, k: int, margin: int) -> Callable[[Rows], tuple[Ids, Vectors]]:
+def _share_of(dim: int, share: float) -> int | None:
+    """Rounded up to the 64 that an int8 instruction multiplies at once."""
+    part = 64 * math.ceil(share * dim / 64)
+    return part if part < dim else None
+
+
+def _row_search(method: str, vectors: Vectors, k: int, dim: int | None = None) -> Search:
     if method == "tiles":
-        codes = quantise(vectors)
-        return lambda rows: search_rows(vectors, codes, rows, k, margin)
+        codes = quantise(vectors, dim)
+        return lambda rows, margin: search_rows(vectors, codes, rows, k, margin)
     if method == "gpu":
         find = gpu_search(vectors, "cuda")
-        return lambda rows: _ranked_blocks(vectors, rows, k, margin, find)
-    index = faiss.IndexFlatIP(vectors.shape[1])
-    index.add(np.ascontiguousarray(vectors))
-    return lambda rows: _ranked_blocks(
-        vectors, rows, k, margin, lambda part, keep: index.search(np.ascontiguousarray(vectors[part]), keep)[1]
-    )
+    else:
+        index = faiss.IndexFlatIP(vectors.shape[1])
+        index.add(np.ascontiguousarray(vectors))
+
+        def find(part: Rows, keep: int) -> npt.NDArray[np.int64]:
+            ids: npt.NDArray[np.int64] = index.search(np.ascontiguousarray(vectors[part]), keep)[1]
+            return ids
+
+    return lambda rows, margin: _ranked_blocks(vectors, rows, k, margin, find)
 
 
 def _ranked_blocks(

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.codes import principal_basis
 from pipeline.neighbours import Ids, Vectors, rank
 
 __all__ = ["ROWS", "column_of", "product_of", "quantise", "ranked_keys", "row_of", "search_rows"]
@@ -26,16 +27,23 @@ FIRST = 1024  # columns that give the first bound
 # Of the integers that entries are sorted by: row, falling product, column.
 COLUMN_BITS, PRODUCT = 28, 1 << 26
 ROW_SHIFT = COLUMN_BITS + 27
+SAMPLE = 4096  # rows that the step and the principal directions are taken from
 CLIPPED = 1e-4  # share of coordinates that may be clipped, so that a few outliers do not coarsen all others
 
 
-def quantise(vectors: Vectors) -> Codes:
-    """One step for all rows, so that integer products compare as similarities do."""
-    sample = np.abs(vectors[:: max(1, len(vectors) // 4096)])
-    step = max(float(np.quantile(sample, 1 - CLIPPED)) / 127, 1e-12)
-    codes = np.empty(vectors.shape, np.int8)
+def quantise(vectors: Vectors, dim: int | None = None) -> Codes:
+    """[n, dim] int8, one step for all rows, so that integer products compare as similarities do.
+
+    dim: only so many coordinates, along the principal directions of a sample; None: all, as they are.
+    """
+    sample = np.asarray(vectors[:: max(1, len(vectors) // SAMPLE)])
+    basis = None if dim is None or dim >= vectors.shape[1] else principal_basis(sample, dim)
+    sizes = np.abs(sample if basis is None else sample @ basis)
+    step = max(float(np.quantile(sizes, 1 - CLIPPED)) / 127, 1e-12)
+    codes = np.empty((len(vectors), vectors.shape[1] if basis is None else basis.shape[1]), np.int8)
     for start in range(0, len(vectors), COLUMNS):
-        codes[start : start + COLUMNS] = np.clip(np.rint(vectors[start : start + COLUMNS] / step), -127, 127)
+        block = vectors[start : start + COLUMNS]
+        codes[start : start + COLUMNS] = np.clip(np.rint((block if basis is None else block @ basis) / step), -127, 127)
     return codes
 
 

@@ -138,7 +138,7 @@ def test_nearest_resumes_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for name in ("whole", "stopped"):
         (tmp_path / name).mkdir()
     ids, similarities, record = nearest(vectors, 10, tmp_path / "whole")
-    assert record == {"method": "tiles", "margin": 8, "target": 0.99}
+    assert record == {"method": "tiles", "margin": 8, "target": 0.99, "dim": 48}
     searched: list[int] = []
 
     def stop_after(limit: int) -> None:
@@ -181,11 +181,32 @@ def test_the_plan_is_measured_and_fits_in_memory(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.usefixtures("everything_is_large")
 def test_the_margin_grows_until_recall_reaches_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
     """A coarse code: 4 levels instead of 127."""
-    monkeypatch.setattr(pipeline.search, "quantise", lambda v: np.clip(np.rint(v * 12), -127, 127).astype(np.int8))
+    monkeypatch.setattr(pipeline.search, "quantise", lambda v, dim: np.clip(np.rint(v * 12), -127, 127).astype(np.int8))
     vectors = clustered(1000)
     plan = pipeline.search._measured("tiles", vectors, 10, 0.999, *sample_recall(vectors, 10, 0))
+    assert plan is not None
     assert plan.margin > 8
-    ids, _ = pipeline.search._row_search("tiles", vectors, 10, plan.margin)(np.arange(1000))
+    search = pipeline.search._row_search("tiles", vectors, 10)
+    ids, _ = search(np.arange(1000), plan.margin)
     assert true_recall(vectors, ids, 10) > 0.99
-    narrow, _ = pipeline.search._row_search("tiles", vectors, 10, 8)(np.arange(1000))
+    narrow, _ = search(np.arange(1000), 8)
     assert true_recall(vectors, narrow, 10) < true_recall(vectors, ids, 10)
+
+
+@pytest.mark.usefixtures("everything_is_large")
+def test_fewer_dimensions_are_taken_only_where_recall_is_reached() -> None:
+    """Vectors of 256 dimensions: most of what they are lies in 32 directions, or in none more than in others."""
+    rng, k = np.random.default_rng(0), 10
+    flat = rng.normal(size=(2000, 256)).astype(np.float32)
+    falling = ((flat * (np.arange(256) < 32) + 0.02 * flat) @ np.linalg.qr(rng.normal(size=(256, 256)))[0]).astype(
+        np.float32
+    )
+    for rows, reached in ((flat, False), (falling, True)):
+        vectors = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        plan = pipeline.search._measured("tiles", vectors, k, 0.99, *sample_recall(vectors, k, 0), dim=64)
+        assert (plan is not None) == reached
+        if plan is not None:
+            ids, near = pipeline.search._row_search("tiles", vectors, k, plan.dim)(np.arange(2000), plan.margin)
+            assert true_recall(vectors, ids, k) >= 0.99
+            exact = np.take_along_axis(vectors @ vectors.T, ids.astype(np.int64), axis=1)
+            np.testing.assert_allclose(near, exact, atol=1e-6)  # ranked by all dimensions
