@@ -1,15 +1,14 @@
 """The 32 nearest of every caption: this pipeline's search beside FAISS's and others', and how the cost grows.
 
-    python -m benchmarks.neighbours [--only compare|growth] [--million]
+    python -m benchmarks.neighbours [--only compare|growth]
 
 compare: all captions, copies included, each method in a process of its own on the same vectors. Recall is audited on
 1,000 texts against brute force in float64, tie-aware. `pipeline` times all of pipeline.search.nearest: choosing by
 measuring, searching, ranking in float32. Exact FAISS and inverted lists cost the same for every query, so they search
 10,000 queries and are scaled. HNSW's, inverted lists' and PyNNDescent's effort is the least of a few that reaches
 recall 0.99.
-growth: `descent`, the method for more than 170,000 texts, at 20, 40, 80 and 160 thousand, and with --million at one
-million vectors (real ones with noise, cosine 0.9 to their origin), beside brute force in tiles. The exponent is the
-slope of log time over log n of descent.
+growth: `descent`, the method for more than 220,000 texts, at 20, 40, 80 and 160 thousand, and at one million vectors
+(real ones with noise, cosine 0.9 to their origin). The exponent is the slope of log time over log n.
 
 Results and what they mean: docs/results.md. Captions: see benchmarks/captions.py.
 """
@@ -38,7 +37,7 @@ from pipeline.tiles import quantise
 Vectors = npt.NDArray[np.float32]
 Ids = npt.NDArray[Any]
 K, TARGET, QUERIES = 32, 0.99, 10_000
-SIZES = (20_000, 40_000, 80_000, 160_000)
+SIZES = (20_000, 40_000, 80_000, 160_000, 1_000_000)
 
 
 def audited(vectors: Vectors, rows: npt.NDArray[np.int64], ids: Ids) -> float:
@@ -194,7 +193,6 @@ def measure(method: str, n: int = 0) -> dict[str, Any] | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=["compare", "growth"])
-    parser.add_argument("--million", action="store_true")
     parser.add_argument("--methods", nargs="*", default=list(METHODS)[:-1])
     parser.add_argument("--one")
     parser.add_argument("--size", type=int, default=0)
@@ -214,8 +212,7 @@ def main() -> None:
                 if row is not None and method != "pipeline":
                     result[f"speedup_{method}"] = round(row["seconds"] / ours["seconds"], 3)
     if arguments.only != "compare":
-        sizes = [*SIZES, 1_000_000] if arguments.million else list(SIZES)
-        grown = [row for row in (measure("descent", n) for n in sizes) if row is not None]
+        grown = [row for row in (measure("descent", n) for n in SIZES) if row is not None]
         slope, level = np.polyfit(np.log([r["n"] for r in grown]), np.log([r["seconds"] for r in grown]), 1)
         memory = np.polyfit([r["n"] for r in grown], [r["peak_mb"] for r in grown], 1)
         estimate = {"hours": float(np.exp(level) * 12e6**slope / 3600), "gb": float(np.polyval(memory, 12e6) / 1024)}

@@ -83,7 +83,7 @@ def build_shards(source: Source, out: Path, settings: BuildSettings, processes: 
     wanted = _settings(source, settings)
     processes = processes or cores()
     with disk_errors(out), alone(out, "choose another OUT= (--out)") as work:
-        if _finished(out, work, wanted):
+        if _finished(source, out, work, wanted):
             shutil.rmtree(work)
             return False
         sweep(out, out / "index", work, work / "scan", work / "written")
@@ -109,7 +109,7 @@ def _settings(source: Source, settings: BuildSettings) -> dict[str, Any]:
     }
 
 
-def _finished(out: Path, work: Path, wanted: dict[str, Any]) -> bool:
+def _finished(source: Source, out: Path, work: Path, wanted: dict[str, Any]) -> bool:
     """Whether the shards are there. Raises UserError where they are there, or begun, with other settings."""
     for path, key, what in ((out / "manifest.json", "settings", "built"), (work / "settings.json", None, "begun")):
         try:
@@ -122,7 +122,8 @@ def _finished(out: Path, work: Path, wanted: dict[str, Any]) -> bool:
         if what == "begun" and not (work / "samples.arrow").exists():  # only scans so far: those of other files go
             unlike = [line for line in unlike if not line.startswith("files_sha256")]
         if any(line.startswith("files_sha256") for line in unlike):
-            unlike = ["other source files", *(line for line in unlike if not line.startswith("files_sha256"))]
+            others = f"other source files{_first_other(source, work) if what == 'begun' else ''}"
+            unlike = [others, *(line for line in unlike if not line.startswith("files_sha256"))]
         if unlike:
             raise UserError(
                 f"{out} was {what} with {'; '.join(unlike)}: choose another OUT= (--out), or delete that folder first"
@@ -170,9 +171,23 @@ def _scan_one(source: Source, limits: Limits, work: Path, partition: Partition) 
 def _drop_other_scan(source: Source, work: Path, partition: Partition) -> None:
     """Files that were replaced since a stop are scanned again, and fetched again; the others' scans stay."""
     path = _scan_path(work, partition)
-    if path.exists() and pq.read_schema(path).metadata.get(b"of") != source.fingerprint(partition).encode():
+    if path.exists() and not _is_scan_of(source, partition, path):
         for other in path.parent.glob(f"{path.stem}.*"):
             other.unlink()
+
+
+def _is_scan_of(source: Source, partition: Partition, path: Path) -> bool:
+    found: bytes | None = pq.read_schema(path).metadata.get(b"of")
+    return found == source.fingerprint(partition).encode()
+
+
+def _first_other(source: Source, work: Path) -> str:
+    """` (NAME)` of the first file that is not as it was when it was scanned, or was not there."""
+    for partition in source.partitions:
+        path = _scan_path(work, partition)
+        if not path.exists() or not _is_scan_of(source, partition, path):
+            return f" ({partition.name} has changed, or is new)"
+    return " (some are missing)"
 
 
 def _scan_path(work: Path, partition: Partition) -> Path:

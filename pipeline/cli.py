@@ -29,7 +29,9 @@ class Kind(StrEnum):
     file = "file"
 
 
-KOption = Annotated[int, typer.Option("--k", min=1, help="Nearest texts that a text lists.")]
+KOption = Annotated[
+    int, typer.Option("--k", min=1, help="Nearest texts that a text lists; as many as there are texts: every pair.")
+]
 EncoderOption = Annotated[
     str | None,
     typer.Option(help="A sentence-transformers name or folder, or a CLIP folder. Default: the bundled MiniLM."),

@@ -6,9 +6,10 @@ of all their neighbours' neighbours in one int8 matrix product, which runs at th
 (pipeline.tiles); the union's size, some 15 to 30 thousand, does not grow with the number of texts. Groups are the
 leaves of random-projection trees, others in every pass, and the first lists are the nearest within larger leaves.
 
-160,840 captions, k = 32, two Zen 4 cores, 2026-11-24: recall 0.989 in 24 s (two passes) and 0.996 in 36 s (three), no
-faster than brute force there (38 s), but about linear in the number of texts. Every pass reads the last pass's lists
-only, so the result does not depend on the number of threads, and a stopped search goes on from its last pass.
+160,840 captions, k = 32, two Zen 4 cores, 2026-11-24: recall 0.989 in 24 s (two passes) and 0.996 in 36 s (three),
+slower than brute force there (30 s), but about linear in the number of texts: a million take 166 s. Every pass reads
+the last pass's lists only, so the result does not depend on the number of threads, and a stopped search goes on from
+its last pass.
 """
 
 from __future__ import annotations

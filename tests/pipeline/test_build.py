@@ -336,6 +336,21 @@ def test_other_settings_and_a_changed_source_are_refused(tmp_path: Path) -> None
     assert contents(out) == before
 
 
+def test_a_stopped_build_names_the_source_file_that_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = img2dataset(tmp_path / "in", samples=6, tars=3)
+
+    def stop(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.build._write_all", stop)
+    with pytest.raises(KeyboardInterrupt):
+        build("flickr8k", source, tmp_path / "out")
+    img2dataset(tmp_path / "other", samples=9, tars=2)
+    shutil.copyfile(tmp_path / "other" / "00001.tar", source / "00001.tar")
+    with pytest.raises(UserError, match=r"was begun with other source files \(\S*00001\S* has changed, or is new\)"):
+        build("flickr8k", source, tmp_path / "out")
+
+
 def test_two_builds_in_one_folder(tmp_path: Path) -> None:
     from pipeline.work import alone
 
