@@ -156,18 +156,16 @@ def copy_ratio(source: Path, out: Path, megabytes: float, rounds: int, *, warm: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--gigabytes", type=float, default=6.0, help="of large images; half and a third as much of smaller ones"
-    )
+    parser.add_argument("--gigabytes", type=float, default=6.0, help="of tars; a third as much of small images")
     options = parser.parse_args()
     result: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         small = originals(folder / "demo")
-        for number, (suffix, size) in enumerate(SIZES.items()):
+        for suffix, size in SIZES.items():
             tars = enlarged(small, folder / f"tars{suffix}", size) if size else small
             source = folder / f"source{suffix}"
-            megabytes = copies(tars, source, options.gigabytes / (number + 1))
+            megabytes = copies(tars, source, options.gigabytes / (3 if size is None else 1))
             mean = fmean(len(sample.parts["jpg"]) for tar in tars for sample in samples(tar)) / 1000
             print(f"{megabytes:.0f} MB in tars, images of {mean:.0f} KB, medians of {options.rounds}", flush=True)
             for warm in (False, True):

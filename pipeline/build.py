@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from pipeline.layout import group_shards, shard_bounds, shuffled
 from pipeline.packing import Packing, packed_order
-from pipeline.parallel import cores, ordered
+from pipeline.parallel import Workers, cores
 from pipeline.scan import NOT_OURS, SCAN_SCHEMA, Limits, check_room, scan
 from pipeline.sources import Partition, Source
 from pipeline.texts import number_texts
@@ -81,7 +81,6 @@ def build_shards(source: Source, out: Path, settings: BuildSettings, processes: 
     if settings.layout == "in-place":
         source.check_in_place()
     wanted = _settings(source, settings)
-    processes = processes or cores()
     with disk_errors(out), alone(out, "choose another OUT= (--out)") as work:
         if _finished(source, out, work, wanted):
             shutil.rmtree(work)
@@ -89,9 +88,10 @@ def build_shards(source: Source, out: Path, settings: BuildSettings, processes: 
         sweep(out, out / "index", work, work / "scan", work / "written")
         write_json(work / "settings.json", wanted)
         check_room(source, out, work / "scan", whole=settings.image_size is None)
-        skipped = _scan_all(source, settings, work, processes)
-        samples = _number_samples(source, work, out)
-        results = _write_all(source, settings, out, work, samples, processes)
+        with Workers(processes or cores()) as workers:
+            skipped = _scan_all(source, settings, work, workers)
+            samples = _number_samples(source, work, out)
+            results = _write_all(source, settings, out, work, samples, workers)
         _finish(source, settings, out, wanted, results, skipped)
         shutil.rmtree(work)
     return True
@@ -137,7 +137,7 @@ def _forgiven(found: dict[str, Any], wanted: dict[str, Any]) -> set[str]:
     return {"max_skipped"} | ({"use_torn"} if wanted["use_torn"] and not found.get("use_torn") else set())
 
 
-def _scan_all(source: Source, settings: BuildSettings, work: Path, processes: int) -> dict[str, int]:
+def _scan_all(source: Source, settings: BuildSettings, work: Path, workers: Workers) -> dict[str, int]:
     """Scan what is not scanned yet; returns reason -> samples left out. Raises OverBudget."""
     for partition in source.partitions:
         _drop_other_scan(source, work, partition)
@@ -145,7 +145,7 @@ def _scan_all(source: Source, settings: BuildSettings, work: Path, processes: in
     function = partial(_scan_one, source, settings.limits, work)
     with bar(f"scanning {source.dataset.name}", len(source.partitions)) as advance:
         advance(len(source.partitions) - len(todo))
-        for _ in ordered(function, todo, processes):
+        for _ in workers.ordered(function, todo):
             advance(1)
     budget, not_ours = SkipBudget(source.where, settings.max_skipped), 0
     for partition in source.partitions:
@@ -220,7 +220,7 @@ def _write_arrow(path: Path, schema: pa.Schema, tables: list[pa.Table]) -> None:
 
 
 def _write_all(
-    source: Source, settings: BuildSettings, out: Path, work: Path, samples: pa.Table, processes: int
+    source: Source, settings: BuildSettings, out: Path, work: Path, samples: pa.Table, workers: Workers
 ) -> list[ShardResult]:
     if settings.layout != "in-place":
         _check_room(out, samples)
@@ -244,7 +244,7 @@ def _write_all(
     verb = "writing" if settings.layout != "in-place" else "indexing"
     with bar(f"{verb} {len(jobs)} shards", samples.num_rows) as advance:
         advance(sum(result.samples for result in done.values() if result))
-        for result in ordered(write_shard, todo, processes):
+        for result in workers.ordered(write_shard, todo):
             write_json(work / "written" / f"{result.name}.json", asdict(result))
             done[result.name] = result
             advance(result.samples)

@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import wait
 from typing import TypeVar
 
-__all__ = ["cores", "ordered"]
+__all__ = ["Workers", "cores"]
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -22,27 +22,42 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def ordered(function: Callable[[Job], Result], jobs: Sequence[Job], processes: int) -> Iterator[Result]:
-    """function(job) for each job, in order; in this process for one process or one job.
+class Workers:
+    """Processes for several loops, started when the first of them needs any; a context manager that ends them."""
 
-    On an exception jobs that have not begun are dropped, and it is raised here.
-    """
-    processes = min(processes, len(jobs))
-    if processes <= 1:
-        yield from map(function, jobs)
-        return
-    # spawn: the parent runs threads (progress bars, Arrow), which a fork would copy in an unknown state.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_die_with_parent) as pool:
+    def __init__(self, processes: int) -> None:
+        self.processes = processes
+        self.pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(cancel_futures=True)
+
+    def ordered(self, function: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result]:
+        """function(job) for each job, in order; in this process for one process or one job.
+
+        On an exception jobs that have not begun are dropped, and it is raised here.
+        """
+        if min(self.processes, len(jobs)) <= 1:
+            yield from map(function, jobs)
+            return
+        if self.pool is None:
+            # spawn: the parent runs threads (progress bars, Arrow), which a fork would copy in an unknown state.
+            context = multiprocessing.get_context("spawn")
+            self.pool = ProcessPoolExecutor(self.processes, mp_context=context, initializer=_die_with_parent)
+        waiting = [self.pool.submit(function, job) for job in jobs[: AHEAD * self.processes]]
         try:
-            waiting = [pool.submit(function, job) for job in jobs[: AHEAD * processes]]
             for following in range(len(waiting), len(jobs) + len(waiting)):
                 result = waiting.pop(0).result()
                 if following < len(jobs):
-                    waiting.append(pool.submit(function, jobs[following]))
+                    waiting.append(self.pool.submit(function, jobs[following]))
                 yield result
         finally:
-            pool.shutdown(cancel_futures=True)
+            for future in waiting:
+                future.cancel()
 
 
 def _die_with_parent() -> None:
