@@ -118,7 +118,7 @@ def remember(folder: Path) -> None:
 def scan_speed(source: Path, dataset: str) -> float:
     found = open_source(load_dataset(dataset), str(source))
     begin = time.perf_counter()
-    count = sum(len(scan(found, part, Limits(), Path("unused")).rows["key"]) for part in found.partitions)
+    count = sum(scan(found, part, Limits(), Path("unused")).table().num_rows for part in found.partitions)
     return count / (time.perf_counter() - begin)
 
 
