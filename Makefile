@@ -62,4 +62,6 @@ bench: .venv/.bench
 
 .venv/.bench: .venv/.ready
 	@$(BIN)/python -m pip install -e '.[bench]' -c constraints.txt
+	@# It asks for faiss-cpu, whose files would lie over faiss-gpu's.
+	@$(BIN)/python -m pip install --no-deps autofaiss embedding_reader fire -c constraints.txt
 	@touch $@

@@ -149,7 +149,7 @@ METHODS: dict[str, Callable[[Vectors, npt.NDArray[np.int64]], dict[str, Any]]] =
     "hnsw": hnsw,
     "inverted_lists": inverted_lists,
     "pynndescent": pynndescent,
-    "autofaiss": autofaiss,  # not in the bench extra: it asks for faiss-cpu, over faiss-gpu's files
+    "autofaiss": autofaiss,
     "descent": by_descent,
 }
 
