@@ -55,7 +55,7 @@ def open_objectnet(source: Source) -> Bench:
     partial = check_counts(
         "objectnet",
         {
-            "folders": (len(set(names.tolist())), len(classes)),
+            "folders with images": (len(set(names.tolist())), len(classes)),
             "images": (len(pictures.keys), IMAGES),
             "images of the overlap": (len(rows), OVERLAP),
         }

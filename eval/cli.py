@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -87,6 +88,10 @@ def linear_probe(
         raise UserError(f"--protocol is features or views, not {protocol!r}")
     if protocol == "views" and solver != "sgd":
         raise UserError("--protocol views trains by SGD: leave out --solver")
+    if solver == "lbfgs" and (learning_rates or epochs or batch_size):
+        raise UserError(
+            "L-BFGS takes every weight decay to convergence: leave out --learning-rates, --epochs, --batch-size"
+        )
     changes: dict[str, Any] = {
         "solver": solver,
         "learning_rates": _numbers(learning_rates, "--learning-rates"),
@@ -182,7 +187,7 @@ def _run(
     out: Path | None,
     settings: Settings,
 ) -> None:
-    from eval.evaluate import evaluate
+    from eval.evaluate import evaluate, evaluation_hash
     from eval.models import open_model
     from eval.registry import open_bench
     from eval.show import show_result
@@ -190,24 +195,42 @@ def _run(
 
     if bench not in BENCHES:  # before anything slow
         raise UserError(f"unknown benchmark {bench!r}: give one of {', '.join(BENCHES)}")
+    if bench == "demo" and data and not any((at / "manifest.json").is_file() for at in (data, data / "demo")):
+        raise UserError(
+            f"--data {data} is no folder of shards, such as data/demo: class folders are --bench imagefolder"
+        )
     model = open_model(checkpoint, untrained=untrained)
     opened = open_bench(bench, data, partial=settings.partial, shards=model.shards)
-    path = out or _default_out(model, opened, method, untrained, settings)
-    _check_writable(path.parent)  # before the work, not after it
-    say(f"{model.folder or model.name} on {bench} ({opened.root})")
+    name = evaluation_hash(model, opened, method, settings)
+    path = out or _free(_default_out(model, opened, method, untrained, settings), name)
+    _check_writable(path)  # before the work, not after it
+    step = f", step {model.about['step']}" if model.folder and "step" in model.about else ""
+    say(f"{model.folder or model.name}{step} on {bench} ({opened.root})")
     result = evaluate(model, opened, method, settings)
-    write_json(path, result)
+    write_json(path, {"hash": name, **result})
     show_result(result, path)
 
 
-def _check_writable(folder: Path) -> None:
-    """Raises UserError where no file can be made."""
+def _check_writable(path: Path) -> None:
+    """Raises UserError where the file cannot be made."""
+    folder = path.parent
+    if path.is_dir():
+        raise UserError(f"--out {path} is a folder: give the name of a .json file")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise UserError(f"{folder}: {error.strerror}: choose another --out") from None
+
+
+def _free(path: Path, name: str) -> Path:
+    """`path`, or where it holds another evaluation (other options, data or weights) one with this one's hash."""
+    try:
+        taken = json.loads(path.read_text(encoding="utf-8")).get("hash") != name
+    except (OSError, ValueError, AttributeError):
+        return path
+    return path.with_name(f"{path.stem}-{name[:8]}.json") if taken else path
 
 
 def _default_out(model: Model, bench: OpenBench, method: Method, untrained: bool, settings: Settings) -> Path:

@@ -97,12 +97,12 @@ def extract(model: Model, images: ImageSet, root: Path, *, max_bad: float = MAX_
     name = feature_hash(model, images)
     folder = root / name
     starts = range(0, len(images), CHUNK)
-    missing = [start for start in starts if not _part(folder, start).is_file()]
+    missing = [start for start in starts if not _whole(folder, start, min(CHUNK, len(images) - start))]
     if missing:
         write_json(folder / "what.json", _what(model, images))
         _fill(model, images, folder, missing, max_bad)
     ok = [np.load(_mask(folder, start)) for start in starts]
-    parts = [_open(_part(folder, start)) for start in starts]
+    parts = [np.load(_part(folder, start), mmap_mode="r") for start in starts]
     dim = parts[0].shape[1] if parts else model.feature_dim
     mask = np.concatenate(ok) if ok else np.zeros(0, bool)
     if len(mask) - mask.sum() > max(10, max_bad * len(mask)):
@@ -235,12 +235,18 @@ def _land(folder: Path, start: int, collected: list[npt.NDArray[Any]], masks: li
             np.save(file, array)
 
 
-def _open(path: Path) -> npt.NDArray[Any]:
+def _whole(folder: Path, start: int, count: int) -> bool:
+    """Whether a part of `count` rows is there; a damaged one is made again."""
+    if not _part(folder, start).exists():
+        return False
     try:
-        array: npt.NDArray[Any] = np.load(path, mmap_mode="r")
-        return array
-    except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"{path} is damaged ({error}): delete its folder, it will be made again") from None
+        part, mask = (np.load(path(folder, start), mmap_mode="r") for path in (_part, _mask))
+        whole = bool(len(part) == len(mask) == count and part.ndim == 2)
+    except (ValueError, OSError, EOFError):
+        whole = False
+    if not whole:
+        say(f"{_part(folder, start)} is damaged: these features are extracted again")
+    return whole
 
 
 def _part(folder: Path, start: int) -> Path:

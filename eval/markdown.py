@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from eval.suite_table import is_best
+from eval.suite_table import difference_lines, is_best
 from eval.titles import TITLES
 from shards.atomic import atomic_file
 
@@ -29,6 +29,8 @@ def markdown(results: dict[str, Any]) -> str:
         if method == "linear_probe":
             parts += [_line([f"*{row['method']}, published*", *_quoted(row, results)]) for row in results["published"]]
         parts.append("")
+    if differences := difference_lines(results):
+        parts += [*(f"- {line}" for line in differences), ""]
     if results["published"]:
         parts += ["~ from memory of the paper: approximate. Its probes were trained on augmented views.", ""]
     model = [f"- {row['method']}: {row['model']['model']}, {_sha(row['model'])}" for row in results["rows"]]

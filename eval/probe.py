@@ -64,8 +64,12 @@ class ProbeConfig:
         unknown = set(self.features) - set(get_args(Kind))
         if unknown:
             raise UserError(f"unknown kind of features {sorted(unknown)[0]!r}: give {' or '.join(get_args(Kind))}")
+        if not all(map(math.isfinite, (*self.learning_rates, *self.weight_decays))):
+            raise UserError("learning rates and weight decays are numbers, not nan or inf")
         if min(self.learning_rates) <= 0 or min(self.weight_decays) < 0:
             raise UserError("learning rates are above 0 and weight decays at least 0")
+        if self.seed < 0:
+            raise UserError(f"the seed must be 0 or more, not {self.seed}")
         if max(self.learning_rates) > LARGEST_RATE:
             raise UserError(
                 f"learning rates are relative to the features' curvature: above {LARGEST_RATE:g} training is not stable"
@@ -173,7 +177,8 @@ def split(labels: Ints, share: float, seed: int) -> tuple[Ints, Ints]:
     held = by_class[rank < np.repeat(take, counts)]
     if len(held) == 0:
         raise UserError(
-            f"{len(labels)} training images of {len(counts)} classes leave none to select on: give more images a class"
+            f"{len(labels)} training images of {len(counts)} classes leave none to select on: give more "
+            "images a class, a larger --few-shot, or one learning rate and weight decay"
         )
     mask = np.ones(len(labels), bool)
     mask[held] = False

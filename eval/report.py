@@ -11,7 +11,7 @@ from typing import Any
 
 from eval.claims import verdicts
 from eval.gallery import Neighbour, Strip
-from eval.suite_table import is_best
+from eval.suite_table import difference_lines, is_best
 from eval.titles import TITLES
 from shards.page import COLOURS, interval_chart, legend, line_chart, write_page
 
@@ -43,6 +43,7 @@ def write_report(
         f'<p class="soft">{_models(results)}</p>',
         _partial(results["partial"]),
         *(_table(results, method) for method in TITLES),
+        *(f"<p>{escape(line)}</p>" for line in difference_lines(results)),
         _columns(results),
         _figures(results, colours),
         _verdicts(results),

@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from eval.suite_table import is_best
+from eval.suite_table import difference_lines, is_best
 from eval.titles import TITLES
 
 __all__ = ["show_result", "show_rows"]
@@ -34,9 +34,10 @@ def show_result(result: dict[str, Any], path: Path) -> None:
     console.print(table)
     for task, chosen in result["chosen"].items():
         if "lr" in chosen:
+            rate = f"lr {chosen['lr']:g}, " if chosen["lr"] else ""  # L-BFGS has none
             how = f"chosen on {chosen['held_out']:,} of {chosen['trained_on']:,} training images"
             console.print(
-                f"{task}: lr {chosen['lr']:g}, weight decay {chosen['weight_decay']:g}, {chosen['features']} features; "
+                f"{task}: {rate}weight decay {chosen['weight_decay']:g}, {chosen['features']} features; "
                 f"{how if chosen['held_out'] else 'the only candidate'}"
             )
     show_partial(console, result["partial"])
@@ -65,6 +66,8 @@ def show_rows(results: dict[str, Any], path: Path) -> None:
                 cells.append(f"[bold]{text}[/bold]" if best else text)
             table.add_row(row["method"], *cells)
         console.print(table)
+    for line in difference_lines(results):
+        console.print(line, soft_wrap=True)
     show_partial(console, results["partial"])
     console.print(f"written to {path}: results.json, results.md, report.html", soft_wrap=True)
 

@@ -7,8 +7,9 @@ from typing import Any
 from eval.bench import Bench
 from eval.evaluate import METHODS
 from eval.published import published_rows
+from eval.titles import TITLES
 
-__all__ = ["Part", "gather", "is_best"]
+__all__ = ["Part", "difference_lines", "gather", "is_best"]
 
 Part = tuple[str, Bench]
 """(what its columns are prefixed with, benchmark): `imagenet`, `imagenet 1%`."""
@@ -20,7 +21,6 @@ def gather(name: str, title: str, evaluated: list[dict[str, Any]], parts: list[P
     columns = [(prefix, column) for prefix, bench in parts for column in _columns(bench)]
     titles = {place: f"{place[0]}/{place[1]}" if several else place[1] for place in columns}
     first = evaluated[0]["evaluations"]
-    everything = [value for row in evaluated for value in row["evaluations"].values()]
     return {
         "suite": name,
         "title": title,
@@ -45,8 +45,28 @@ def gather(name: str, title: str, evaluated: list[dict[str, Any]], parts: list[P
             prefix: {key: first[(prefix, METHODS[0])][key] for key in ("root", "notes", "pictures")}
             for prefix, _ in parts
         },
-        "partial": sorted({reason for value in everything for reason in value["partial"]}),
-        "versions": everything[0]["versions"],
+        "differences": [
+            [
+                prefix,
+                method,
+                summary.name,
+                summary.about,
+                {row["method"]: _value(row, prefix, method, summary.name) for row in evaluated},
+            ]
+            for prefix, bench in parts
+            for summary in bench.summaries
+            if summary.kind == "difference"
+            for method in METHODS
+        ],
+        "partial": sorted(
+            {
+                f"{prefix}: {reason}" if several else reason
+                for row in evaluated
+                for (prefix, _), value in row["evaluations"].items()
+                for reason in value["partial"]
+            }
+        ),
+        "versions": first[(parts[0][0], METHODS[0])]["versions"],
     }
 
 
@@ -55,6 +75,20 @@ def is_best(rows: list[dict[str, Any]], row: dict[str, Any], method: str, column
     if len(rows) < 2 or not row["details"][method][column]["marked"]:
         return False
     return bool(row[method][column] == max(other[method][column] for other in rows))
+
+
+def difference_lines(results: dict[str, Any]) -> list[str]:
+    """A line for each figure that is one column less another, such as ImageNet-9's gap: it has no column of its own."""
+    lines = []
+    for prefix, method, name, about, values in results["differences"]:
+        figures = ", ".join(f"{row} {value:.1f}" for row, value in values.items())
+        lines.append(f"{name} ({prefix}, {TITLES[method]}; {about}): {figures}")
+    return lines
+
+
+def _value(row: dict[str, Any], prefix: str, method: str, name: str) -> float:
+    value: float = row["evaluations"][(prefix, method)]["summaries"][name]["value"]
+    return value
 
 
 def _columns(bench: Bench) -> list[str]:

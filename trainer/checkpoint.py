@@ -62,19 +62,25 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def find_checkpoint(path: Path | None = None, runs: Path = Path("runs")) -> Path:
-    """A checkpoint file: `path` itself, the newest of the run folder `path`, or of the newest run below `runs`."""
+    """A checkpoint file: `path` itself, the last step of the run folder `path`, or of the newest run below `runs`.
+
+    The newest run is the one written to last; times within a run say nothing, since a copy may have mixed them.
+    """
     if path is None:
-        found = sorted(runs.rglob("checkpoints/step-*.pt"), key=lambda p: (p.stat().st_mtime, p.name))
+        found = list(runs.rglob("checkpoints/step-*.pt"))
         if not found:
             raise UserError(f"no checkpoint below {runs}/: train with `make train`, or give --checkpoint")
-        return found[-1]
+        newest = max(found, key=lambda p: (p.stat().st_mtime, str(p)))
+        return checkpoints(newest.parent.parent)[-1]
     if path.is_file():
         return path
     if not path.is_dir():
-        raise UserError(f"there is no checkpoint or run folder {path}")
+        raise UserError(f"there is no checkpoint or run folder {path}: other models are timm:NAME, torchvision:NAME")
     found = checkpoints(path)
     if not found:
-        raise UserError(f"{path} holds no checkpoints/step-*.pt: give a run folder (runs/NAME) or a checkpoint file")
+        inside = sorted({str(file.parent.parent) for file in path.rglob("checkpoints/step-*.pt")})
+        which = f"one of {', '.join(inside)}" if inside else "a run folder (runs/NAME) or a checkpoint file"
+        raise UserError(f"{path} holds no checkpoints/step-*.pt: give {which}")
     return found[-1]
 
 

@@ -85,6 +85,21 @@ def test_a_missing_part_alone_is_made_again(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.rows(np.arange(21)), whole.rows(np.arange(21)))
 
 
+@pytest.mark.parametrize("name", ["part-000001.npy", "ok-000001.npy"])
+@pytest.mark.parametrize("cut", [0, 10, -3])
+def test_a_damaged_part_alone_is_made_again(
+    tmp_path: Path, name: str, cut: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, model = make_set(21), make_model()
+    whole = extract(model, images, tmp_path)
+    kept, path = whole.rows(np.arange(21)), tmp_path / whole.hash / name
+    path.write_bytes(path.read_bytes()[:cut])  # a new file could keep the map of the old one
+    again = extract(model, images, tmp_path)
+    assert "part-000001.npy is damaged: these features are extracted again" in capsys.readouterr().err
+    assert not again.reused
+    np.testing.assert_array_equal(again.rows(np.arange(21)), kept)
+
+
 SLOW = """
 import time, dataclasses
 from pathlib import Path

@@ -82,6 +82,15 @@ def test_results_lie_beside_the_checkpoint_and_a_second_call_says_it_reuses(
     untrained = read(run / "eval" / f"linear-probe-imagefolder-{folders.name}-untrained.json")
     assert untrained["model"]["objective"] == "untrained"
     assert untrained["pictures"]["train"]["features"] != trained["pictures"]["train"]["features"]
+    # Other options are another result, which overwrites none.
+    assert run_eval([*call, "--weight-decays", "0.5", "--learning-rates", "1"]) == 0
+    assert read(path) == trained
+    others = set(path.parent.glob(f"{path.stem}-*.json")) - {path.with_name(f"{path.stem}-untrained.json")}
+    assert [read(other)["chosen"]["class"]["weight_decay"] for other in others] == [0.5]
+    assert f"{run}, step " in said
+    capsys.readouterr()
+    assert run_eval([*call, "--out", str(tmp_path)]) == 2
+    assert f"--out {tmp_path} is a folder: give the name of a .json file" in capsys.readouterr().err
 
 
 def test_unreadable_pictures_are_counted_and_left_out(run: Path, folders: Path, tmp_path: Path) -> None:
@@ -164,6 +173,10 @@ def test_wrong_folders_are_one_line(folders: Path, tmp_path: Path, what: str, me
         (["--bench", "demo", "--checkpoint", "nowhere"], "there is no checkpoint or run folder nowhere"),
         (["--bench", "demo"], "the benchmark demo needs the shards demo and demo-test"),
         (["--bench", "demo", "--learning-rates", "a,b"], "--learning-rates takes numbers separated by commas"),
+        (["--bench", "demo", "--learning-rates", "nan"], "are numbers, not nan or inf"),
+        (["--bench", "demo", "--seed", "-1"], "the seed must be 0 or more, not -1"),
+        (["--bench", "demo", "--data", "."], "--data . is no folder of shards, such as data/demo"),
+        (["--bench", "demo", "--solver", "lbfgs", "--learning-rates", "1"], "leave out --learning-rates"),
     ],
 )
 def test_wrong_options_are_one_line(
@@ -180,7 +193,11 @@ def test_wrong_options_are_one_line(
 
 def test_a_run_without_checkpoints_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_eval(["knn", "--bench", "demo", "--checkpoint", str(tmp_path)]) == 2
-    assert "holds no checkpoints/step-*.pt" in capsys.readouterr().err
+    assert "holds no checkpoints/step-*.pt: give a run folder" in capsys.readouterr().err
+    (tmp_path / "a" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "a" / "checkpoints" / "step-00000001.pt").touch()
+    assert run_eval(["knn", "--bench", "demo", "--checkpoint", str(tmp_path)]) == 2
+    assert f"give one of {tmp_path / 'a'}\n" in capsys.readouterr().err
     (tmp_path / "other.pt").write_bytes(b"x")
     assert run_eval(["knn", "--bench", "demo", "--checkpoint", str(tmp_path / "other.pt")]) == 2
     assert "is not a readable checkpoint" in capsys.readouterr().err

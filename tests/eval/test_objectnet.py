@@ -140,7 +140,7 @@ def test_the_command_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert result["columns"][name]["accuracy"] == 80
     assert "images of the overlap: 5 of 18,574" in result["partial"]
     assert "images: 7 of 50,273" in result["partial"]
-    assert "folders: 3 of 313" in result["partial"]
+    assert "folders with images: 3 of 313" in result["partial"]
     refused = str(xclr_eval("linear-probe", "--bench", "objectnet").exception)
     assert "images: 7 of 50,273" in refused
     assert "--partial" in refused

@@ -51,8 +51,9 @@ def results() -> dict[str, Any]:
     seeds = ("objects_seed0", "objects_seed1")
     mean = Summary(name="objects", kind="mean", columns=seeds)
     deviation = Summary(name="objects_deviation", kind="deviation", columns=seeds)
+    gap = Summary(name="gap", kind="difference", columns=("top1", "top5"), about="difference")
     parts = [
-        ("imagenet", bench("imagenet", ("top1", "top5"))),
+        ("imagenet", bench("imagenet", ("top1", "top5"), (gap,))),
         ("imagenet 1%", bench("imagenet", ("top1", "top5"))),
         ("mit-states", bench("mit-states", seeds, (mean, deviation))),
     ]
@@ -81,7 +82,7 @@ def test_columns_are_named_by_benchmark_and_means_stand_for_their_splits() -> No
     assert set(row["linear_probe"]) == set(row["knn"]) == set(table["columns"])
     assert row["details"]["linear_probe"]["mit-states/objects"]["deviation"] == 60.0
     assert "candidates" not in row["chosen"]["imagenet/linear_probe"]["class"]
-    assert table["partial"] == ["images: 3 of 4"]
+    assert table["partial"] == ["mit-states: images: 3 of 4"]
 
 
 def test_published_figures_stand_beside_and_say_what_they_are(tmp_path: Path) -> None:
@@ -93,13 +94,15 @@ def test_published_figures_stand_beside_and_say_what_they_are(tmp_path: Path) ->
     assert "| *X-CLR on ImageNet, published* | ~75.6 |  |  |  | ~45.8 |" in text
     assert "| *SupCon on ImageNet, published* | 74.3 |  |  |  | ~45.3 |" in text
     assert "| resnet50 | **70.0** (69.0-71.0) |" in text
-    assert "**PARTIAL, not comparable:** images: 3 of 4" in text
+    assert "**PARTIAL, not comparable:** mit-states: images: 3 of 4" in text
+    assert "- gap (imagenet, linear probe; difference): mine 60.0, resnet50 70.0\n" in text
     assert "f" * 64 in text
     write_report(tmp_path / "report.html", table, curves={}, captions=[], images=[])
     page = (tmp_path / "report.html").read_text()
     assert "<td>~75.6</td>" in page
     assert "<td>74.3</td>" in page
     assert "PARTIAL, not comparable" in page
+    assert "<p>gap (imagenet, kNN; difference): mine 60.0, resnet50 70.0</p>" in page
     assert "approximate" in page
 
 

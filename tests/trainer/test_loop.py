@@ -117,6 +117,10 @@ def test_backbone_of_a_checkpoint(shards: Path, tmp_path: Path) -> None:
     train(recipe(shards, epochs=1), tmp_path / "a" / "run", ALONE)
     path = find_checkpoint(None, tmp_path)
     assert path == find_checkpoint(tmp_path / "a" / "run") == checkpoints(tmp_path / "a" / "run")[-1]
+    older = path.with_name("step-00000001.pt")  # what `cp -r` may do to the times of files
+    shutil.copy(path, older)
+    os.utime(older, (path.stat().st_mtime + 100,) * 2)
+    assert find_checkpoint(None, tmp_path) == path
     images = torch.randn(3, 3, 16, 16)
     trained, info = load_backbone(path)
     fresh, before = load_backbone(path, untrained=True)
