@@ -15,7 +15,7 @@ __all__ = ["COLOURS", "data_uri", "interval_chart", "legend", "line_chart", "tab
 WIDTH, HEIGHT = 460, 260  # units of the view box
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 34
 COLOURS = 6  # classes s0, s1, ... of the style sheet
-ROW, GROUP_GAP, LETTER = 11, 9, 6  # of an interval chart: height of a row, between groups, width of a name's letter
+ROW, GROUP_GAP, LETTER = 11, 9, 7  # of an interval chart: height of a row, between groups, width of a name's letter
 Points = Sequence[tuple[float, float]]
 
 STYLE = """
