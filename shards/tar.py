@@ -59,6 +59,9 @@ class Sample:
 
 def split_key(name: str) -> tuple[str, str]:
     """`a/b.seg.png` -> (`a/b`, `seg.png`): WebDataset's rule, the first dot of the base name."""
+    if "/" not in name:  # nearly all, in half the time
+        stem, _, extension = name.partition(".")
+        return stem, extension
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
     return folder + slash + stem, extension
