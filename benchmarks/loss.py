@@ -1,21 +1,22 @@
-"""The loss, forward and backward: dense, tiled, NT-Xent of lightly, a CLIP loss after open_clip, bare matrix products.
+"""The loss, forward and backward: dense, tiled, fused, NT-Xent of lightly, a CLIP loss after open_clip, bare products.
 
-    python -m benchmarks.loss [--rows 1024 2048 ...] [--rounds 5]
+    python -m benchmarks.loss [--rows 1024 2048 ...] [--rounds 5] [--precision high]
 
 One batch of `rows` views (rows / 2 samples), 128 dimensions, a graph of 100,000 texts with 32 neighbours and codes of
 384 bytes each. What is timed is all that a step pays: the similarity block, the loss, the gradient of z. Methods take
 turns within a round, and the median of the rounds counts. `cpu ms` is the processor time of all threads, which says
 what a busy machine hides (set OMP_WAIT_POLICY=PASSIVE there, or waiting counts as work). Peak extra memory is measured
-in a process of its own for each method and size: the peak since the inputs lay there (on Linux VmHWM, reset before; on
-GPUs PyTorch's count), so it includes the block and the gradients. Time and memory grow as rows^slope from one size to
-the next.
+in processes of their own, three for each method and size, whose median counts: the peak since the inputs lay there (on
+Linux VmHWM, reset before; on GPUs PyTorch's count), so it includes the block and the gradients. Time and memory grow as
+rows^slope from one size to the next. `fused` needs a GPU; `--precision high` lets all methods use TF32 there.
 
 `matmul` is the floor: the matrix products that the tiled form does, in the same tiles, and nothing else. lightly's
 NT-Xent has hard labels; so has the CLIP loss (Cherti et al. 2023, open_clip's local loss), which for the same samples
 has a quarter of the pairs: images against texts, not views against views.
 
-The last line holds the figures of `tiled` at the largest size: rows, peak_extra_mb, time_over_matmul, and
-time_over_dense at the largest size that dense fits (dense_rows). Results: docs/loss.md.
+The last line holds the figures of the quicker of tiled and fused at the largest size: implementation, rows,
+peak_extra_mb, time_over_matmul, and time_over_dense at the largest size that dense fits (dense_rows). Results:
+docs/loss.md.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from trainer.loss import TILE_ENTRIES, Implementation, contrastive_loss
 from trainer.world import World
 
 DIM, CODE, TEXTS, LISTED, TAU = 128, 384, 100_000, 32, 0.1
-METHODS = ("dense", "tiled", "lightly", "clip", "matmul")
+METHODS = ("dense", "tiled", "fused", "lightly", "clip", "matmul")
 DENSE_BYTES = 40  # a pair of rows, at the peak (measured, 2026-11): logits, targets and what autograd keeps of them
 Step = Callable[[], Any]
 
@@ -139,6 +140,7 @@ def matmul(rows: int, texts: TextTable | None) -> Step:
 MAKERS: dict[str, Callable[[int, TextTable | None], Step]] = {
     "dense": partial(soft, "dense"),
     "tiled": partial(soft, "tiled"),
+    "fused": partial(soft, "fused"),
     "lightly": lightly,
     "clip": clip,
     "matmul": matmul,
@@ -181,7 +183,7 @@ def status_kb(name: str) -> int:
 
 def peak_extra_mb(method: str, rows: int) -> float:
     """Of one step, in this process, which must not have done anything else."""
-    texts = table() if method in ("dense", "tiled") else None
+    texts = table() if method in ("dense", "tiled", "fused") else None
     MAKERS[method](64, texts)()  # threads, libraries, caches of kernels
     step = MAKERS[method](rows, texts)
     if device().type == "cuda":
@@ -202,8 +204,9 @@ def peak_extra_mb(method: str, rows: int) -> float:
 
 def memory(method: str, rows: int) -> float:
     command = [sys.executable, "-m", "benchmarks.loss", "--peak", method, "--rows", str(rows)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return float(done.stdout.splitlines()[-1])
+    command += ["--precision", torch.get_float32_matmul_precision()]
+    done = [subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True) for _ in range(3)]
+    return statistics.median(float(one.stdout.splitlines()[-1]) for one in done)
 
 
 def measure(rows: int, methods: list[str], texts: TextTable, rounds: int) -> dict[str, dict[str, float]]:
@@ -229,11 +232,16 @@ def slope(small: dict[str, float], large: dict[str, float], ratio: float, key: s
 def summary(results: dict[int, dict[str, dict[str, float]]]) -> dict[str, Any]:
     largest = max(results)
     dense = max((rows for rows, row in results.items() if "dense" in row), default=None)
-    ours = results[largest]["tiled"]
+    implementation = min(
+        (name for name in ("tiled", "fused") if name in results[largest]), key=lambda m: results[largest][m]["seconds"]
+    )
+    ours = results[largest][implementation]
     found = {
         "device": torch.cuda.get_device_name()
         if torch.cuda.is_available()
         else f"cpu, {torch.get_num_threads()} cores",
+        "precision": torch.get_float32_matmul_precision(),
+        "implementation": implementation,
         "rows": largest,
         "peak_extra_mb": round(ours["peak_mb"], 1),
         "time_over_matmul": round(ours["seconds"] / results[largest]["matmul"]["seconds"], 3),
@@ -241,8 +249,10 @@ def summary(results: dict[int, dict[str, dict[str, float]]]) -> dict[str, Any]:
     found["cpu_time_over_matmul"] = round(ours["cpu"] / results[largest]["matmul"]["cpu"], 3)
     if dense is not None:
         found["dense_rows"] = dense
-        found["time_over_dense"] = round(results[dense]["tiled"]["seconds"] / results[dense]["dense"]["seconds"], 3)
-        found["cpu_time_over_dense"] = round(results[dense]["tiled"]["cpu"] / results[dense]["dense"]["cpu"], 3)
+        found["time_over_dense"] = round(
+            results[dense][implementation]["seconds"] / results[dense]["dense"]["seconds"], 3
+        )
+        found["cpu_time_over_dense"] = round(results[dense][implementation]["cpu"] / results[dense]["dense"]["cpu"], 3)
         found["dense_peak_extra_mb"] = round(results[dense]["dense"]["peak_mb"], 1)
     return found
 
@@ -252,12 +262,16 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="*")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peak", choices=METHODS, help="only this method's peak memory, in this process")
+    parser.add_argument(
+        "--precision", choices=("highest", "high"), default="highest", help="of float32 products on GPUs"
+    )
     arguments = parser.parse_args()
+    torch.set_float32_matmul_precision(arguments.precision)
     if arguments.peak:
         print(peak_extra_mb(arguments.peak, arguments.rows[0]))
         return
     sizes = arguments.rows or [1 << n for n in range(10, 17 if torch.cuda.is_available() else 15)]
-    methods = list(METHODS)
+    methods = [method for method in METHODS if method != "fused" or torch.cuda.is_available()]
     try:
         import lightly.loss  # noqa: F401
     except ImportError:

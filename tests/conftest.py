@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from shards import remote
 from tests.served import Files, new_handler, serving
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that would download fails at once instead
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: kernels run on the CPU, op by op
 
 
 @pytest.fixture(scope="session")

@@ -73,7 +73,8 @@ class ObjectiveConfig:
     """Temperature of the text similarities (xclr)."""
     tail: Literal["code", "background", "none"] = "code"
     """What stands for the similarity of two texts that are not listed as neighbours (xclr)."""
-    implementation: Literal["auto", "dense", "tiled"] = "auto"
+    implementation: Literal["auto", "dense", "tiled", "fused"] = "auto"
+    """How the loss is computed (docs/loss.md): `fused` is for GPUs, and never the choice of `auto` so far."""
 
     def __post_init__(self) -> None:
         for name in ("tau", "tau_s"):

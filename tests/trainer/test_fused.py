@@ -1,0 +1,167 @@
+"""Triton's half of the loss: its kernels against the tiled half in float64, and what they compile to.
+
+Without a GPU they run in Triton's interpreter, which tests the algorithm and not the products' precision.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shards.errors import UserError
+from tests.trainer.interpreted import DEVICE, TRITON
+from tests.trainer.reference import ALONE, build, random_graph, random_samples, targets, value_and_gradient
+from trainer.block import Objective, SimilarityBlock, Tail, TextTable
+from trainer.loss import _repel, contrastive_loss
+from trainer.world import World
+
+pytestmark = pytest.mark.skipif(not TRITON, reason="PyTorch brings Triton on Linux only")
+if TRITON:
+    from trainer import fused
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 10**6),
+    b=st.integers(1, 40),
+    ranks=st.integers(1, 3),
+    rank=st.integers(0, 2),
+    dim=st.sampled_from([1, 6, 16, 40, 128]),
+    tau=st.sampled_from([0.01, 0.1, 0.5]),
+    held=st.sampled_from([16, 32]),
+    passing=st.sampled_from([16, 32, 64]),
+)
+def test_equals_the_tiled_half_in_float64(
+    seed: int, b: int, ranks: int, rank: int, dim: int, tau: float, held: int, passing: int
+) -> None:
+    """Uneven tiles, alone and as one of several ranks; gradients are added to, not written over."""
+    generator = torch.Generator().manual_seed(seed)
+    first = 2 * b * (rank % ranks)
+    z = torch.nn.functional.normalize(torch.randn(2 * b * ranks, dim, generator=generator), dim=1)
+    found, expected = [], []
+    for dtype, device, repel, out in (
+        (torch.float64, torch.device("cpu"), _repel, expected),
+        (torch.float32, DEVICE, fused.repel, found),
+    ):
+        columns = z.to(device, dtype)
+        rows = columns if ranks == 1 else columns[first : first + 2 * b]
+        row_gradient = torch.ones_like(rows)
+        column_gradient = row_gradient if ranks == 1 else torch.ones_like(columns)
+        tiles = fused.Tiles(held, passing, 4, 2, "bf16x6")
+        with mock.patch.object(fused, "tiles_for", return_value=tiles):
+            lse = repel(rows, columns, first, tau, row_gradient, column_gradient)
+        assert lse.dtype == torch.float64
+        out += [lse.cpu() / len(rows), row_gradient.cpu().double(), column_gradient.cpu().double()]
+    relative = 8 * 2.0**-24 / tau
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=relative, atol=relative)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["highest", "high"])
+@pytest.mark.parametrize("how", ["tiled", "fused"])
+@pytest.mark.parametrize(
+    ("objective", "tail"),
+    [("xclr", "code"), ("xclr", "background"), ("xclr", "none"), ("simclr", "none"), ("supcon", "none")],
+)
+def test_on_a_gpu_equals_the_formula(objective: Objective, tail: Tail, how: str, precision: str) -> None:
+    rng = np.random.default_rng(0)
+    graph, batch = random_graph(rng, 60), random_samples(rng, 150, 60, dim=100)
+    value, gradient = value_and_gradient(batch, targets(batch, graph, objective, tail, 0.1), 0.1)
+    world = World(device=DEVICE)
+    table = TextTable.from_graph(graph, DEVICE, tail)
+    z = batch.z.float().to(DEVICE).requires_grad_()
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        ids = (batch.samples.to(DEVICE), batch.texts.to(DEVICE), batch.labels.to(DEVICE))
+        block = SimilarityBlock.build(objective, *ids, table, 0.1, world)
+        found = contrastive_loss(z.flatten(0, 1), block, tau=0.1, world=world, implementation=how)  # type: ignore[arg-type]
+        found.backward()  # type: ignore[no-untyped-call]
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert z.grad is not None
+    error = 2e-6 if precision == "highest" else 5e-3
+    assert float(found.detach()) == pytest.approx(value, abs=error)
+    scale = float(gradient.abs().max())
+    torch.testing.assert_close(z.grad.double().cpu() / scale, gradient / scale, rtol=0, atol=10 * error)
+
+
+COMPILE = """
+import json
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from trainer import fused
+
+POINTERS, SIZES = ("rows", "columns", "lse", "gradient"), ("n", "m", "first")
+found = []
+for capability, memory in ((80, 163), (86, 99), (90, 227)):
+    for exact in (True, False):
+        tiles = fused.tiles_for(memory << 10, exact)
+        for kernel, flag in ((fused._by_rows, "VALUES"), (fused._by_columns, "ALONE")):
+            names = kernel.arg_names
+            values = {"DIM": 128, "WIDTH": 128, "HELD": tiles.held, "PASSING": tiles.passing, flag: True,
+                      "PRECISION": tiles.precision}
+            kinds = {n: "*fp32" if n in POINTERS else "i32" if n in SIZES else "fp32" if n == "scale" else "constexpr"
+                     for n in names}
+            source = ASTSource(
+                kernel,
+                signature=kinds,
+                constexprs={(names.index(name),): value for name, value in values.items()},
+                attrs={(names.index(name),): [["tt.divisibility", 16]] for name in POINTERS},
+            )
+            options = {"num_warps": tiles.warps, "num_stages": tiles.stages}
+            made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+            found.append([capability, memory << 10, made.metadata.shared, len(made.asm["cubin"]),
+                          "wgmma.mma_async" in made.asm["ptx"]])
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler comes for Linux only")
+def test_kernels_compile_for_cards_that_are_not_here_and_fit_their_shared_memory() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found) == 12
+    for capability, memory, shared, size, hopper in found:
+        assert 16 << 10 < shared <= memory
+        assert size > 1000
+        assert hopper == (capability == 90)
+
+
+@pytest.mark.parametrize(("dtype", "dim"), [(torch.float64, 8), (torch.float32, 129)])
+def test_rows_that_the_kernels_do_not_take_are_refused(dtype: torch.dtype, dim: int) -> None:
+    with pytest.raises(UserError, match=r"takes up to 128 dimensions of float32.*use tiled"):
+        fused.check(torch.ones(4, dim, dtype=dtype))
+
+
+def test_without_a_gpu_the_error_says_what_to_use() -> None:
+    with (
+        mock.patch.object(fused, "_interpreted", return_value=False),
+        pytest.raises(UserError, match=r"needs an NVIDIA GPU.*use tiled"),
+    ):
+        fused.check(torch.ones(4, 8))
+
+
+def test_without_triton_the_error_says_what_to_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "trainer.fused", None)
+    monkeypatch.delattr("trainer.fused")
+    rng = np.random.default_rng(0)
+    batch, graph = random_samples(rng, 4, 4), random_graph(rng, 4)
+    block = build(batch, graph, "simclr", "none", 0.1)
+    with pytest.raises(UserError, match=r"needs Triton"):
+        contrastive_loss(batch.z.float().flatten(0, 1), block, world=ALONE, implementation="fused")
