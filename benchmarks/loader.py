@@ -1,6 +1,7 @@
 """Feeding the trainer: our loader beside stock webdataset, torchvision's ImageFolder + DataLoader, and SPDL.
 
     python -m benchmarks.loader [--samples 4000] [--rounds 3]
+    python -m benchmarks.loader --size 224               # views of 224 pixels, from images of 500 x 375
     python -m benchmarks.loader --picture views.png      # 8 x 8 views to look at, no measurement
 
 `raw` hands out encoded images in one process, shuffled, from the page cache (`cold`: after the files were dropped
@@ -18,7 +19,9 @@ Two AMD EPYC cores, 4,000 photographs, three rounds, samples/s (CPU seconds per 
 
 Most of the gain is OpenCV's arithmetic on uint8 in place of PIL's, and one decode for both views; the workers hand
 over whole batches of bytes. The machine was shared, so the rates are low; the ratios are of the same minutes.
-Samples: photographs of 160 pixels from the folder that XCLR_TEST_DATA names, else the embedded data set's of 64.
+Samples: photographs of 160 pixels from the folder that XCLR_TEST_DATA names, else the embedded data set's of 64; for
+larger views enlarged to 500 x 375, the usual size of ImageNet's, whose detail they lack: a real file is larger, and
+takes longer to decode.
 """
 
 from __future__ import annotations
@@ -49,7 +52,7 @@ from trainer.augment import AugmentConfig, decode, sample_rng, two_views
 from trainer.plan import BatchPlan
 
 SIZE, BATCH, SHARD = 64, 128, 1000
-AUGMENT = AugmentConfig(image_size=SIZE, jitter=0.5, blur=0.5)
+LARGE = 500, 375
 RAW_SECONDS = 2.0
 
 
@@ -65,9 +68,20 @@ def images(count: int) -> Iterator[bytes]:
     yield from (sample.jpeg for sample in demo_samples("train", count=count))
 
 
-def write_data(folder: Path, count: int) -> None:
+def enlarged(data: bytes) -> bytes:
+    import cv2
+
+    image = cv2.resize(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), LARGE)
+    return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+
+
+def augment(size: int) -> AugmentConfig:
+    return AugmentConfig(image_size=size, jitter=0.5, blur=0.5)
+
+
+def write_data(folder: Path, count: int, size: int) -> None:
     """The same images as shards with an index, and as an image folder."""
-    entries, files = [], list(images(count))
+    entries, files = [], [enlarged(data) if size > SIZE else data for data in images(count)]
     loose = folder / "images" / "all"
     loose.mkdir(parents=True)
     for first in range(0, len(files), SHARD):
@@ -116,44 +130,44 @@ def raw_ours(folder: Path) -> Iterator[int]:
         yield len(order[first : first + BATCH])
 
 
-def torchvision_views() -> Callable[[Any], Any]:
+def torchvision_views(size: int) -> Callable[[Any], Any]:
     """SimCLR's transforms as everybody writes them, twice."""
     from torchvision import transforms as T
 
     one = T.Compose(
         [
-            T.RandomResizedCrop(SIZE, scale=AUGMENT.crop_scale),
+            T.RandomResizedCrop(size, scale=augment(size).crop_scale),
             T.RandomHorizontalFlip(),
             T.RandomApply([T.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
             T.RandomGrayscale(0.2),
-            T.RandomApply([T.GaussianBlur(7, (0.1, 2.0))], p=0.5),
+            T.RandomApply([T.GaussianBlur(size // 10 | 1, (0.1, 2.0))], p=0.5),
             T.PILToTensor(),
         ]
     )
     return lambda image: (one(image), one(image))
 
 
-def views_webdataset(folder: Path, workers: int) -> Iterator[int]:
+def views_webdataset(folder: Path, workers: int, size: int) -> Iterator[int]:
     import webdataset as wds
     from torch.utils.data import DataLoader
 
-    views = torchvision_views()
+    views = torchvision_views(size)
     dataset = wds.WebDataset(tars(folder), shardshuffle=100, seed=0).shuffle(1000).decode("pil").to_tuple("jpg")
     batched = dataset.map_tuple(views).batched(BATCH, partial=True)
     for (pair,) in DataLoader(batched, batch_size=None, num_workers=workers):
         yield len(pair) if isinstance(pair, list) and not hasattr(pair[0], "shape") else len(pair[0])
 
 
-def views_imagefolder(folder: Path, workers: int) -> Iterator[int]:
+def views_imagefolder(folder: Path, workers: int, size: int) -> Iterator[int]:
     from torch.utils.data import DataLoader
     from torchvision.datasets import ImageFolder
 
-    dataset = ImageFolder(str(folder / "images"), torchvision_views())
+    dataset = ImageFolder(str(folder / "images"), torchvision_views(size))
     for (first, _), _ in DataLoader(dataset, BATCH, shuffle=True, num_workers=workers):
         yield len(first)
 
 
-def views_spdl(folder: Path, workers: int) -> Iterator[int]:
+def views_spdl(folder: Path, workers: int, size: int) -> Iterator[int]:
     import torch
     from spdl.pipeline import PipelineBuilder
     from torchvision.io import ImageReadMode, decode_jpeg
@@ -162,11 +176,11 @@ def views_spdl(folder: Path, workers: int) -> Iterator[int]:
     torch.set_num_threads(1)
     one = v2.Compose(
         [
-            v2.RandomResizedCrop(SIZE, scale=AUGMENT.crop_scale, antialias=True),
+            v2.RandomResizedCrop(size, scale=augment(size).crop_scale, antialias=True),
             v2.RandomHorizontalFlip(),
             v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
             v2.RandomGrayscale(0.2),
-            v2.RandomApply([v2.GaussianBlur(7, (0.1, 2.0))], p=0.5),
+            v2.RandomApply([v2.GaussianBlur(size // 10 | 1, (0.1, 2.0))], p=0.5),
         ]
     )
 
@@ -184,7 +198,7 @@ def views_spdl(folder: Path, workers: int) -> Iterator[int]:
             yield len(batch)
 
 
-def views_ours(folder: Path, workers: int) -> Iterator[int]:
+def views_ours(folder: Path, workers: int, size: int) -> Iterator[int]:
     import torch
 
     from trainer.data import make_loader
@@ -193,7 +207,7 @@ def views_ours(folder: Path, workers: int) -> Iterator[int]:
     shards = Shards.open(folder)
     order = plan(shards)
     world = World(device=torch.device("cpu"))
-    for batch in make_loader(shards, order, AUGMENT, world, start=0, stop=order.steps_per_epoch, workers=workers):
+    for batch in make_loader(shards, order, augment(size), world, start=0, stop=order.steps_per_epoch, workers=workers):
         yield len(batch.views)
 
 
@@ -201,7 +215,7 @@ RAW = {"webdataset": raw_webdataset, "ours": raw_ours}
 VIEWS = {"webdataset": views_webdataset, "ImageFolder": views_imagefolder, "SPDL": views_spdl, "ours": views_ours}
 
 
-def measure(task: str, name: str, folder: Path, workers: int) -> dict[str, float]:
+def measure(task: str, name: str, folder: Path, workers: int, size: int) -> dict[str, float]:
     """One contender, once, in this process; libraries are loaded before the clock starts."""
     for module in ("torch", "torchvision.transforms.v2", "webdataset", "trainer.data"):
         importlib.import_module(module)
@@ -215,7 +229,7 @@ def measure(task: str, name: str, folder: Path, workers: int) -> dict[str, float
         sum(RAW[name](folder))  # into the page cache
     begin, count, memory = time.perf_counter(), 0, 0.0
     while count == 0 or (task == "raw" and time.perf_counter() - begin < RAW_SECONDS):
-        for number in VIEWS[name](folder, workers) if task == "views" else RAW[name](folder):
+        for number in VIEWS[name](folder, workers, size) if task == "views" else RAW[name](folder):
             count += number
             if task == "views" and memory == 0 and count > BATCH * 8:
                 paused = time.perf_counter()
@@ -255,6 +269,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--size", type=int, default=SIZE, help="side of the views, pixels")
     parser.add_argument("--picture", type=Path, help="write 8 x 8 augmented views to this PNG and stop")
     parser.add_argument("--one", nargs=3, metavar=("TASK", "NAME", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -262,15 +277,15 @@ def main() -> None:
         picture(options.picture)
     elif options.one:
         task, name, folder = options.one
-        print(json.dumps(measure(task, name, Path(folder), options.workers)))
+        print(json.dumps(measure(task, name, Path(folder), options.workers, options.size)))
     else:
-        compare(options.samples, options.rounds, options.workers)
+        compare(options.samples, options.rounds, options.workers, options.size)
 
 
-def compare(count: int, rounds: int, workers: int) -> None:
+def compare(count: int, rounds: int, workers: int, size: int) -> None:
     found: dict[tuple[str, str], list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        write_data(Path(scratch), count)
+        write_data(Path(scratch), count, size)
         runs = [("raw", name) for name in RAW] + [("cold", name) for name in RAW] + [("views", name) for name in VIEWS]
         for task, name in runs * rounds:
             command = [
@@ -279,6 +294,8 @@ def compare(count: int, rounds: int, workers: int) -> None:
                 "benchmarks.loader",
                 "--workers",
                 str(workers),
+                "--size",
+                str(size),
                 "--one",
                 task,
                 name,
@@ -299,7 +316,7 @@ def compare(count: int, rounds: int, workers: int) -> None:
         for task in ("raw", "cold", "views")
     }
     rates = {f"{task}_{name.lower()}": round(row["rate"]) for (task, name), row in middle.items()}
-    print(json.dumps({**speedup, **rates, "samples": count, "rounds": rounds, "workers": workers}))
+    print(json.dumps({**speedup, **rates, "size": size, "samples": count, "rounds": rounds, "workers": workers}))
 
 
 if __name__ == "__main__":

