@@ -51,7 +51,7 @@ from shards.tar import TarWriter, samples
 from trainer.augment import AugmentConfig, decode, sample_rng, two_views
 from trainer.plan import BatchPlan
 
-SIZE, BATCH, SHARD = 64, 128, 1000
+SIZE, BATCH = 64, 128
 LARGE = 500, 375
 RAW_SECONDS = 2.0
 
@@ -84,8 +84,9 @@ def write_data(folder: Path, count: int, size: int) -> None:
     entries, files = [], [enlarged(data) if size > SIZE else data for data in images(count)]
     loose = folder / "images" / "all"
     loose.mkdir(parents=True)
-    for first in range(0, len(files), SHARD):
-        name, part = f"train-{first // SHARD:06d}", files[first : first + SHARD]
+    length = min(1000, -(-len(files) // 4))  # webdataset wants a shard for each worker
+    for first in range(0, len(files), length):
+        name, part = f"train-{first // length:06d}", files[first : first + length]
         offsets, keys = [], [f"{first + i:08d}" for i in range(len(part))]
         with atomic_file(folder / f"{name}.tar") as file:
             tar = TarWriter(file)

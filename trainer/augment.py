@@ -1,8 +1,8 @@
 """SimCLR's augmentations on uint8 arrays, two views from one decode.
 
 The distributions are torchvision's (RandomResizedCrop, RandomHorizontalFlip, ColorJitter, RandomGrayscale,
-GaussianBlur); the arithmetic is OpenCV's on uint8, several times faster than PIL's on images of this size. Randomness
-comes from a generator that the caller seeds with (seed, epoch, sample), never from worker or rank.
+GaussianBlur); the arithmetic is OpenCV's and PyTorch's on uint8, several times faster than PIL's. Randomness comes from
+a generator that the caller seeds with (seed, epoch, sample), never from worker or rank.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from typing import cast
 import cv2
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
+from torch.nn import functional
 
 from shards.errors import UserError
 
@@ -80,11 +82,10 @@ def decode(data: bytes) -> Image8:
 
     Raises BadImage.
     """
-    image = (
-        cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if data else None
-    )
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
     if image is not None:
-        return cast(Image8, cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+        return cast(Image8, image)
     try:
         with Image.open(BytesIO(data)) as picture:  # formats that OpenCV lacks, such as GIF
             return np.asarray(picture.convert("RGB"))
@@ -101,10 +102,7 @@ def two_views(image: Image8, config: AugmentConfig, rng: np.random.Generator) ->
 
 def _view(image: Image8, config: AugmentConfig, rng: np.random.Generator) -> Image8:
     top, left, height, width = crop_box(image.shape[0], image.shape[1], config, rng)
-    size = config.image_size
-    # Area averaging is the antialiased choice when shrinking; it is not defined for enlarging.
-    method = cv2.INTER_AREA if min(height, width) > size else cv2.INTER_LINEAR
-    view = cv2.resize(image[top : top + height, left : left + width], (size, size), interpolation=method)
+    view = resize(image[top : top + height, left : left + width], config.image_size)
     if rng.random() < config.flip:
         view = cv2.flip(view, 1)
     if rng.random() < config.jitter_probability:
@@ -114,7 +112,17 @@ def _view(image: Image8, config: AugmentConfig, rng: np.random.Generator) -> Ima
         view = cv2.cvtColor(cv2.transform(view, LUMA), cv2.COLOR_GRAY2RGB)
     if rng.random() < config.blur:
         view = gaussian_blur(view, rng.uniform(0.1, 2.0))
-    return cast(Image8, view)
+    return view
+
+
+def resize(image: Image8, size: int) -> Image8:
+    """To [size, size, 3] by torchvision's filter: bilinear, antialiased where it shrinks."""
+    if max(image.shape[:2]) <= size:
+        return cast(Image8, cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR))
+    # A quarter of the time of OpenCV's area averaging from 500 x 375 to 224 pixels (2026-11).
+    pixels = torch.from_numpy(image).unsqueeze(0).permute(0, 3, 1, 2)  # so that PyTorch sees, and keeps, channels-last
+    resized = functional.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)
+    return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
 
 
 def gaussian_blur(image: Image8, sigma: float) -> Image8:
