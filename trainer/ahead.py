@@ -101,14 +101,14 @@ class Ahead:
             self.change.notify_all()
 
     def _work(self) -> None:
-        while True:
+        while not self.done:
             with self.turn:
                 following = next(self.queue, None)
                 if following is None:
                     return
                 number, shard = following
                 if not self._make_room(shard, number):
-                    return
+                    continue
             while not self.done:
                 try:
                     self.shards.local_tar(shard)
@@ -121,11 +121,15 @@ class Ahead:
                 self.change.notify_all()
 
     def _make_room(self, shard: int, number: int) -> bool:
-        """Wait until this shard of window `number` fits, and count it in. False: the run has ended."""
+        """Wait until this shard of window `number` fits, and count it in.
+
+        False: the run has ended, or the shard is here, or on its way, already. Then it is not to be asked for: by now
+        the run may be past it, it may be dropped, and would come again uncounted.
+        """
         with self.change:
             while not self.done:
                 if shard in self.held:
-                    return True
+                    return False
                 if sum(map(self.shards.bytes_of, self.held)) + self.shards.bytes_of(shard) <= self.limit:
                     self.held.add(shard)
                     self.coming.add(shard)
