@@ -236,7 +236,8 @@ def _plain_members(content: memoryview, position: int) -> list[Member]:
     check = headers[:, 148:156]
     stored = (check[:, :6].astype(np.int64) - ord("0")) @ OCTAL
     total = headers.sum(axis=1, dtype=np.uint32) - check.sum(axis=1, dtype=np.uint32) + 8 * ord(" ")
-    plain = (stored == total) & (headers[:, 345] == 0)  # no prefix to the name
+    ended = np.isin(check[:, 6:], (0, ord(" "))).all(1)
+    plain = (stored == total) & ended & (headers[:, 345] == 0)  # no prefix to the name
     count = len(positions) if plain.all() else int(plain.argmin())
     names = np.ascontiguousarray(headers[:count, :100]).view("S100").ravel().tolist()
     return [

@@ -149,6 +149,16 @@ def test_mapped_bytes_are_scanned_as_the_file_is(
     if content and data.draw(st.booleans()):
         content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
 
+    assert_scanned_alike(bytes(content))
+
+
+def test_a_checksum_that_is_followed_by_something_is_none() -> None:
+    content = bytearray(archive([("0", b"")], tarfile.PAX_FORMAT))
+    content[154] ^= 1
+    assert_scanned_alike(bytes(content))
+
+
+def assert_scanned_alike(content: bytes) -> None:
     def outcome(view: memoryview | None) -> tuple[list[Member], str]:
         found: list[Member] = []
         try:
@@ -157,4 +167,4 @@ def test_mapped_bytes_are_scanned_as_the_file_is(
             return found, str(error)
         return found, ""
 
-    assert outcome(memoryview(bytes(content))) == outcome(None)
+    assert outcome(memoryview(content)) == outcome(None)
