@@ -46,7 +46,7 @@ from trainer.augment import AugmentConfig
 from trainer.block import Objective, SimilarityBlock, TextTable
 from trainer.data import Batch, make_loader
 from trainer.loss import contrastive_loss
-from trainer.model import build_encoder
+from trainer.model import build_encoder, feature_dim
 from trainer.plan import BatchPlan
 from trainer.recipe import DataConfig, ModelConfig, ObjectiveConfig, OptimiserConfig, Recipe
 from trainer.setup import _fast_bfloat16
@@ -84,7 +84,7 @@ def stepper(chosen: Recipe, texts: TextTable | None) -> Stepper:
 def random_batch(count: int, size: int) -> Batch:
     """Noise, each sample with a text of its own."""
     views = torch.randint(0, 256, (count, 2, size, size, 3), dtype=torch.uint8)
-    return Batch(views, torch.arange(count), torch.randperm(100_000)[:count], torch.zeros(count, dtype=torch.int64), 0)
+    return Batch(views, torch.arange(count), torch.randperm(100_000)[:count], torch.zeros(count, dtype=torch.int64))
 
 
 def parts(texts: TextTable, batch: Batch) -> dict[str, float]:
@@ -160,7 +160,7 @@ def lightly(folder: Path, workers: int, precision: str) -> Iterator[None]:
     device = world().device
     torch.manual_seed(0)
     backbone = build_encoder(ModelConfig(backbone=BACKBONE), SIZE, 0).backbone
-    width = int(backbone.num_features)  # type: ignore[arg-type]
+    width = feature_dim(backbone)
     model = nn.Sequential(backbone, SimCLRProjectionHead(width, width, 128)).to(device)
     dataset = LightlyDataset(str(folder / "images"), SimCLRTransform(input_size=SIZE, cj_strength=0.5))
     loader = DataLoader(dataset, BATCH, shuffle=True, drop_last=True, num_workers=workers)

@@ -70,6 +70,7 @@ def build_graph(
             chosen = kinds.Settings(k=k, code_dim=code_dim, seed=seed, target=recall, memory=memory)
             graph = _make(shards, kind, encoder_source, source, chosen, folder)
             graph.meta["settings"] = settings
+            graph.meta["texts_sha256"] = shards.manifest.files["texts.parquet"].sha256
             write_graph(root, folder.name, graph, _home(shards), [shard.name for shard in shards.manifest.shards])
             _keep_cost(root, folder)
             say(f"{folder}: {len(graph)} texts, {len(graph.neighbours)} listed pairs, {_summary(graph.meta)}")

@@ -42,12 +42,15 @@ class SkipBudget:
     MemoryError and ImportError are never bad data: callers catch the narrow exceptions of their decoder only.
     """
 
-    def __init__(self, name: str, limit: float, minimum: int = 10) -> None:
+    def __init__(
+        self, name: str, limit: float, minimum: int = 10, remedy: str = "check the source, or raise --max-skipped"
+    ) -> None:
         if not 0 <= limit <= 1:
             raise UserError(f"the budget for unusable samples must lie in 0..1, not {limit}")
         self.name = name
         self.limit = limit
         self.minimum = minimum
+        self.remedy = remedy
         self.seen = 0
         self.reasons: Counter[str] = Counter()
 
@@ -63,7 +66,7 @@ class SkipBudget:
             counts = ", ".join(f"{number} {why}" for why, number in self.reasons.most_common())
             raise OverBudget(
                 f"{self.name}: {skipped} of the first {self.seen} samples are unusable ({counts}; the last was "
-                f"{what}), over the budget of {self.limit:.1%}: check the source, or raise --max-skipped"
+                f"{what}), over the budget of {self.limit:.1%}: {self.remedy}"
             )
 
     @property

@@ -21,9 +21,10 @@ import pyarrow.parquet as pq
 from shards.atomic import sha256_file
 from shards.errors import UserError
 from shards.index import write_table
+from shards.manifest import Manifest
 from shards.sealed import write_sealed
 
-__all__ = ["GRAPH_SCHEMA", "Graph", "read_graph", "write_graph"]
+__all__ = ["GRAPH_SCHEMA", "Graph", "read_graph", "unlike", "write_graph"]
 
 META = "graph.json"
 GRAPH_SCHEMA = pa.schema(
@@ -87,6 +88,16 @@ def write_graph(root: Path, name: str, graph: Graph, home: npt.NDArray[np.int32]
         files[path.name] = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
     write_sealed(folder / META, {**graph.meta, "texts": len(graph), "files": files})
     return folder
+
+
+def unlike(graph: Graph, manifest: Manifest) -> str:
+    """What shows that the graph was made of other texts than the manifest's; empty where nothing does."""
+    if len(graph) != manifest.texts:
+        return f"is of {len(graph)} texts, the manifest says {manifest.texts}"
+    texts = manifest.files.get("texts.parquet")
+    if texts and graph.meta.get("texts_sha256", texts.sha256) != texts.sha256:  # absent before 2026-11-24
+        return "was made of other texts, as many as these"
+    return ""
 
 
 def read_graph(folder: Path) -> Graph:

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from shards.errors import UserError
-from shards.graph import Graph, read_graph
+from shards.graph import Graph, read_graph, unlike
 from shards.index import Index, read_index, read_texts
 from shards.manifest import Manifest
 from shards.tar import Sample, samples
@@ -86,11 +86,9 @@ class Shards:
         """A graph by name; without one, the only graph. Raises UserError naming what is there."""
         name = self.graph_name(name)
         graph = read_graph(self.root / "graphs" / name)
-        if len(graph) != self.manifest.texts:
-            raise UserError(
-                f"graph {name} has {len(graph)} texts, {self.root} has {self.manifest.texts}: "
-                f"delete {self.root / 'graphs' / name} and run `xclr-shards graph` again"
-            )
+        if foreign := unlike(graph, self.manifest):
+            folder = self.root / "graphs" / name
+            raise UserError(f"{folder} {foreign}: delete it and run `xclr-shards graph` again")
         return graph
 
     def _read(self, descriptor: int, sample: int) -> bytes:

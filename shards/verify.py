@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from shards.atomic import TEMPORARY, sha256_file
 from shards.errors import TornTar, UserError
-from shards.graph import Graph, read_graph
+from shards.graph import Graph, read_graph, unlike
 from shards.index import Index, read_text_table
 from shards.manifest import Manifest
 from shards.reader import Shards
@@ -141,8 +141,8 @@ def _check_graph(folder: Path, manifest: Manifest) -> list[str]:
         problems += _check_file(folder / basis["file"], basis["sha256"])
     strange = _names(folder, ("*.parquet", "*.npy")) - set(graph.meta["files"]) - ({basis["file"]} if basis else set())
     problems += [f"{folder / name} is not in {folder}/graph.json" for name in sorted(strange)]
-    if len(graph) != manifest.texts:
-        problems.append(f"{folder} is of {len(graph)} texts, the manifest says {manifest.texts}")
+    if foreign := unlike(graph, manifest):
+        problems.append(f"{folder} {foreign}")
     return problems or _check_lists(folder, graph)
 
 

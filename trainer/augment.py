@@ -17,9 +17,7 @@ from typing import cast
 import cv2
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
-from torch.nn import functional
 
 from shards.errors import UserError
 
@@ -119,6 +117,9 @@ def resize(image: Image8, size: int) -> Image8:
     """To [size, size, 3] by torchvision's filter: bilinear, antialiased where it shrinks."""
     if max(image.shape[:2]) <= size:
         return cast(Image8, cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR))
+    import torch  # takes seconds to load, and recipes import this file
+    from torch.nn import functional
+
     # A quarter of the time of OpenCV's area averaging from 500 x 375 to 224 pixels (2026-11).
     pixels = torch.from_numpy(image).unsqueeze(0).permute(0, 3, 1, 2)  # so that PyTorch sees, and keeps, channels-last
     resized = functional.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)

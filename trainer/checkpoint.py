@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import pickle
+import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import nn
@@ -20,7 +21,7 @@ from shards.atomic import atomic_file, sha256_file
 from shards.config import from_table
 from shards.errors import UserError
 from trainer.data import IMAGENET_MEAN, IMAGENET_STD
-from trainer.model import build_encoder
+from trainer.model import build_encoder, feature_dim
 from trainer.recipe import Recipe
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 VERSION = 1
+UNREADABLE = (RuntimeError, pickle.UnpicklingError, LookupError, EOFError, OSError, ValueError, zipfile.BadZipFile)
 PREFIX = "backbone."
 
 
@@ -87,8 +89,7 @@ def find_checkpoint(path: Path | None = None, runs: Path = Path("runs")) -> Path
 def write_checkpoint(run: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     """Write checkpoints/step-STEP.pt, then delete all but the newest `keep`."""
     path = run / "checkpoints" / f"step-{step:08d}.pt"
-    with atomic_file(path) as file:
-        torch.save({"version": VERSION, "step": step, **state}, file)
+    _write(path, {"version": VERSION, "step": step, **state})
     for old in checkpoints(run)[:-keep]:
         old.unlink()
     return path
@@ -97,19 +98,48 @@ def write_checkpoint(run: Path, step: int, state: dict[str, Any], keep: int) -> 
 def write_best(run: Path, step: int, state: dict[str, Any]) -> Path:
     """Replace checkpoints/best.pt."""
     path = run / "checkpoints" / "best.pt"
-    with atomic_file(path) as file:
-        torch.save({"version": VERSION, "step": step, **state}, file)
+    _write(path, {"version": VERSION, "step": step, **state})
     return path
+
+
+def _write(path: Path, state: dict[str, Any]) -> None:
+    """torch.save hides what the system said (no room, quota) in a RuntimeError of its own: raised as it was."""
+    with atomic_file(path) as file:
+        watched = _Watched(file)
+        try:
+            torch.save(state, cast(BinaryIO, watched))
+        except (OSError, RuntimeError):
+            if watched.error:
+                raise OSError(watched.error.errno, watched.error.strerror, str(path)) from None
+            raise
+
+
+class _Watched:
+    """A file for torch.save that remembers why it could not be written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.error = file, cast(OSError | None, None)
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Load on the CPU without unpickling code. Raises UserError for anything that is not a checkpoint of ours."""
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
+            if damaged := archive.testzip():
+                raise ValueError(f"{damaged} is damaged")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, LookupError, EOFError, OSError, ValueError) as error:
-        raise UserError(
-            f"{path} is not a readable checkpoint ({type(error).__name__}): it is torn or foreign, delete it"
-        ) from None
+    except UNREADABLE as error:
+        raise UserError(f"{path} is not a readable checkpoint: it is damaged, or no checkpoint at all") from error
     if not isinstance(state, dict) or "version" not in state or "encoder" not in state:
         raise UserError(f"{path} is not a checkpoint of xclr-train: it has no encoder")
     if state["version"] != VERSION:
@@ -133,7 +163,7 @@ def load_backbone(path: Path, *, untrained: bool = False) -> tuple[nn.Module, Ba
         encoder.backbone.load_state_dict({name.removeprefix(PREFIX): state["encoder"][name] for name in names})
     info = BackboneInfo(
         model=recipe.model.backbone,
-        feature_dim=cast(int, encoder.backbone.num_features),
+        feature_dim=feature_dim(encoder.backbone),
         image_size=recipe.augment.image_size,
         crop_pct=recipe.model.eval_crop,
         mean=IMAGENET_MEAN,

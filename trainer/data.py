@@ -45,8 +45,8 @@ class Batch:
     """[b] int64 text ids."""
     labels: torch.Tensor
     """[b] int64, -1 without."""
-    bad: int
-    """Images that did not decode; grey pictures stand in for them, so that every rank keeps its batch size."""
+    bad: tuple[int, ...] = ()
+    """Samples whose image did not decode; grey pictures stand in, so that every rank keeps its batch size."""
 
     def pin_memory(self) -> Batch:
         return Batch(self.views.pin_memory(), self.samples, self.texts, self.labels, self.bad)
@@ -78,7 +78,7 @@ class ViewDataset(Dataset["Batch | UserError"]):
         size = self.augment.image_size
         samples = np.array([sample for _, sample in tickets], np.int64)
         views = np.empty((len(tickets), 2, size, size, 3), np.uint8)
-        bad = 0
+        bad = []
         for row in np.argsort(samples, kind="stable"):  # in file order: near-sequential reads
             epoch, sample = tickets[row]
             try:
@@ -86,13 +86,13 @@ class ViewDataset(Dataset["Batch | UserError"]):
                 views[row] = two_views(image, self.augment, sample_rng(self.seed, epoch, sample))
             except BadImage:
                 views[row] = BLANK
-                bad += 1
+                bad.append(int(sample))
         return Batch(
             torch.from_numpy(views),
             torch.from_numpy(samples),
             torch.from_numpy(self.texts[samples]),
             torch.from_numpy(self.labels[samples].astype(np.int64)),
-            bad,
+            tuple(bad),
         )
 
     def __getitem__(self, ticket: Ticket) -> Batch | UserError:

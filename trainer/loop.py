@@ -23,6 +23,7 @@ import torch.distributed as dist
 from shards.atomic import sha256_file
 from shards.bars import say
 from shards.errors import SkipBudget, UserError
+from shards.graph import Graph
 from shards.mirror import RemoteShards, open_shards
 from shards.reader import Shards
 from trainer import setup
@@ -41,8 +42,8 @@ from trainer.world import World
 
 __all__ = ["Result", "Stopped", "train"]
 
+STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 BAD_IMAGES = 0.01  # share of samples that may fail to decode before the run stops; stage one checks every image
-STOP_CHECK = 10  # steps between asking the other ranks whether one was told to stop
 
 
 class Stopped(Exception):
@@ -68,10 +69,10 @@ def train(recipe: Recipe, run: Path, world: World, *, resume: bool = False) -> R
     recipe.data.shards names the folder of shards, by path or URL. resume: go on from the newest checkpoint of `run`, if
     there is one.
     Raises UserError for input that cannot work, for a run of another recipe, and where another process trains into
-    the folder; Stopped after SIGTERM, SIGUSR1 or Ctrl-C.
+    the folder; Stopped after SIGTERM, SIGUSR1, SIGHUP or Ctrl-C.
     """
     shards = open_shards(recipe.data.shards)
-    recipe = setup.settle(recipe, shards, world)
+    recipe = setup.settle(recipe, shards, world, run)
     plan = setup.make_plan(recipe, shards)
     total = plan.steps_per_epoch * recipe.epochs
     data_id = sha256_file(shards.root / "manifest.json")
@@ -88,21 +89,32 @@ def _train(
         return Result(run=run, steps=total, already_done=True, loss=None)
     if state and world.is_main:
         say(f"going on from step {start} of {total}")
-    loop = _Loop(recipe, run, world, shards, plan, data_id, fresh=state is None)
+    graph = setup.graph_of(recipe, shards)
+    setup.check_graph(run, state, graph)
+    loop = _Loop(recipe, run, world, shards, graph, plan, data_id, fresh=state is None)
     if world.is_main:
         setup.describe_run(run, recipe, shards, total)
-    return loop.go(state, start, total)
+    with setup.status_kept(run) if world.is_main else nullcontext():
+        return loop.go(state, start, total)
 
 
 class _Loop:
     """What the steps of one run share."""
 
     def __init__(
-        self, recipe: Recipe, run: Path, world: World, shards: Shards, plan: BatchPlan, data_id: str, *, fresh: bool
+        self,
+        recipe: Recipe,
+        run: Path,
+        world: World,
+        shards: Shards,
+        graph: Graph | None,
+        plan: BatchPlan,
+        data_id: str,
+        *,
+        fresh: bool,
     ) -> None:
         self.recipe, self.run, self.world, self.shards, self.plan = recipe, run, world, shards, plan
-        self.data_id = data_id
-        graph = setup.graph_of(recipe, shards)
+        self.data_id, self.graph_id = data_id, setup.graph_id(graph)
         monitor = world.is_main and recipe.run.knn_every > 0
         self.monitor = Monitor(shards, graph, recipe.augment.image_size, recipe.seed) if monitor else None
         self.stepper = setup.build_stepper(
@@ -110,9 +122,11 @@ class _Loop:
         )
         self.workers = setup.workers(recipe, world)
         self.adviser = Adviser(recipe=recipe, device=world.device.type, workers=self.workers)
-        self.budget = SkipBudget("training images", BAD_IMAGES)
+        remedy = f"take them out and build {shards.root} again"
+        self.budget = SkipBudget("training images", BAD_IMAGES, remedy=remedy)
         self.best = float("-inf")
         self.saver = Saver()
+        self.asked: torch.Tensor | None = None
 
     def go(self, state: dict[str, Any] | None, start: int, total: int) -> Result:
         if state:
@@ -175,8 +189,9 @@ class _Loop:
             if metrics:
                 metrics.advance(done)
             if done % per_epoch == 0 and recipe.run.knn_every and (done // per_epoch) % recipe.run.knn_every == 0:
+                self._check_finite(finite, done)
                 self._watch(metrics, done)
-            stop = self._agree(bool(stopping)) if done % STOP_CHECK == 0 or self.world.size == 1 else False
+            stop = self._told(bool(stopping))
             if done % recipe.run.checkpoint_every == 0 or last or stop:
                 self._check_finite(finite, done)
                 self._save(done, total)
@@ -188,9 +203,10 @@ class _Loop:
         return float(loss)
 
     def _count_bad(self, batch: Batch) -> None:
-        if batch.bad:
-            self.budget.skip("undecodable image", "in a batch", batch.bad)
-        self.budget.ok(len(batch.samples) - batch.bad)
+        for sample in batch.bad:
+            key, tar = self.shards.index.key[sample], self.shards.tar_path(int(self.shards.index.shard[sample]))
+            self.budget.skip("undecodable image", f"{key} of {tar.name}")
+        self.budget.ok(len(batch.samples) - len(batch.bad))
 
     def _log(self, metrics: Metrics | None, done: int, outcome: Outcome, clock: _Clock) -> None:
         mean = outcome.loss.clone()
@@ -239,6 +255,14 @@ class _Loop:
                 "Lower the learning rate, lengthen the warm-up, or use precision = 'float32'"
             )
 
+    def _told(self, flag: bool) -> bool:
+        """Whether any rank was told to stop; of several, before this step: no step waits for the others' answers."""
+        if self.world.size == 1:
+            return flag
+        answer, self.asked = self.asked, torch.tensor(int(flag), device=self.world.device)
+        dist.all_reduce(self.asked, op=dist.ReduceOp.MAX)
+        return answer is not None and bool(answer)
+
     def _agree(self, flag: bool) -> bool:
         """Whether any rank says so."""
         if self.world.size == 1:
@@ -264,6 +288,7 @@ class _Loop:
             "encoder": self.stepper.encoder.state_dict(),
             "recipe": json.dumps(as_table(self.recipe)),
             "data": self.data_id,
+            "graph": self.graph_id,
             "best": self.best,
         }
 
@@ -304,7 +329,8 @@ def _metrics(run: Path, world: World, recipe: Recipe, start: int, total: int, ti
 
 @contextmanager
 def _caught_signals() -> Iterator[list[int]]:
-    """The signals that came: SIGTERM or SIGUSR1, which schedulers send before they kill, or Ctrl-C.
+    """The signals that came: SIGTERM or SIGUSR1, which schedulers send before they kill, SIGHUP of a terminal that is
+    closed, or Ctrl-C.
 
     A second Ctrl-C ends the process at once.
     """
@@ -317,10 +343,12 @@ def _caught_signals() -> Iterator[list[int]]:
         if number == signal.SIGINT:
             print("stopping after this step; Ctrl-C again stops at once", file=sys.stderr)
 
-    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    before = [signal.signal(number, note) for number in numbers]
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    for number, handler in before.items():
+        if number != signal.SIGHUP or handler != signal.SIG_IGN:  # nohup's runs outlive their terminal
+            signal.signal(number, note)
     try:
         yield caught
     finally:
-        for number, handler in zip(numbers, before, strict=True):
+        for number, handler in before.items():
             signal.signal(number, handler)

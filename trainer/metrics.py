@@ -17,11 +17,20 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from torch.utils.tensorboard import SummaryWriter
 
 from trainer.trackers import Tracker
 
 __all__ = ["Metrics"]
+
+SHOWN = {
+    "loss": "loss {:.4g}",
+    "knn": "knn {:.3g}",
+    "knn_similarity": "knn {:.3g}",
+    "samples_per_s": "{:.0f} samples/s",
+    "data_wait": "data wait {:.0%}",
+}
 
 
 class Metrics:
@@ -35,15 +44,17 @@ class Metrics:
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=start)
         console = Console(stderr=True)
         self.progress = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
+            TextColumn("[bold]{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+            BarColumn(bar_width=12),
             TaskProgressColumn(),
-            TextColumn("{task.fields[status]}"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[status]}", table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(compact=True),
             console=console,
+            expand=True,
         )
         self.interactive = console.is_terminal
         self.title, self.stop, self.tracker = title, stop, tracker
+        self.shown: dict[str, str] = {}
         self.task = self.progress.add_task(title, total=stop, completed=start, status="")
 
     def __enter__(self) -> Metrics:
@@ -71,15 +82,12 @@ class Metrics:
             if name != "step":
                 self.board.add_scalar(name, value, step)
         self._track(values, step)
-        shown = [f"{k} {values[k]:.4g}" for k in ("loss", "knn", "knn_similarity") if k in values]
-        if "samples_per_s" in values:
-            shown.append(f"{values['samples_per_s']:.0f} samples/s")
-        if "data_wait" in values:
-            shown.append(f"waiting for data {values['data_wait']:.0%}")
-        status = "  ".join(shown)
+        fresh = {name: text.format(values[name]) for name, text in SHOWN.items() if name in values}
+        self.shown |= fresh  # between two figures of the kNN the last one stays
+        status = "  ".join(self.shown[name] for name in SHOWN if name in self.shown)
         self.progress.update(self.task, status=status)
         if not self.interactive:  # a log file wants lines, not a bar
-            print(f"{self.title}  step {step}/{self.stop}  {status}", file=sys.stderr, flush=True)
+            print(f"{self.title}  step {step}/{self.stop}  {'  '.join(fresh.values())}", file=sys.stderr, flush=True)
 
     def event(self, name: str, **values: Any) -> None:
         self._write({"event": name, "time": round(time.time(), 1), **values})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ from torch import nn
 from shards.errors import UserError
 from trainer.recipe import ModelConfig
 
-__all__ = ["Encoder", "build_backbone", "build_encoder", "load_weights"]
+__all__ = ["Encoder", "build_backbone", "build_encoder", "feature_dim", "load_weights"]
 
 
 class Encoder(nn.Module):
@@ -46,7 +47,7 @@ def build_encoder(config: ModelConfig, image_size: int, seed: int) -> Encoder:
     backbone = build_backbone(config.backbone, image_size, pretrained=config.pretrained)
     if config.start:
         load_weights(backbone, Path(config.start))
-    width = cast(int, backbone.num_features)
+    width = feature_dim(backbone)
     hidden = config.projector_hidden or width
     norm = nn.BatchNorm1d(hidden) if config.projector_norm == "batch" else nn.LayerNorm(hidden)
     projector = nn.Sequential(
@@ -56,12 +57,12 @@ def build_encoder(config: ModelConfig, image_size: int, seed: int) -> Encoder:
 
 
 def build_backbone(name: str, image_size: int, *, pretrained: bool = False) -> nn.Module:
-    """A timm model without its classifier, giving pooled features [n, num_features].
+    """A timm model without its classifier, giving pooled features [n, feature_dim(model)].
 
     Models of a fixed input size (ViT) are built for image_size. Raises UserError for unknown names.
     """
     if not timm.is_model(name):
-        near = timm.list_models(f"*{name}*")[:5]
+        near = get_close_matches(name, timm.list_models(), 5) or timm.list_models(f"*{name}*")[:5]
         hint = f"; close names: {', '.join(near)}" if near else "; `timm.list_models()` lists them"
         raise UserError(f"timm has no model {name!r}{hint}")
     fixed = getattr(get_pretrained_cfg(name), "fixed_input_size", False)
@@ -74,6 +75,14 @@ def build_backbone(name: str, image_size: int, *, pretrained: bool = False) -> n
         raise UserError(f"{name} gives no pooled features: choose another backbone")
     backbone: nn.Module = model
     return backbone
+
+
+def feature_dim(backbone: nn.Module) -> int:
+    """Width of the features that a timm model without its classifier gives.
+
+    Some (MobileNetV3, VGG) have layers between the last map, of num_features channels, and the classifier.
+    """
+    return int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)  # type: ignore[arg-type]
 
 
 def load_weights(backbone: nn.Module, path: Path) -> None:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
+from shards.errors import UserError
 from shards.graph import Graph
 from shards.reader import Shards
 from trainer.augment import BadImage, Image8, decode
@@ -27,7 +28,7 @@ TEMPERATURE = 0.07  # of the kNN vote (Wu et al. 2018)
 
 
 class Monitor:
-    """Holds the decoded images of a seeded sample; `measure` embeds them."""
+    """Holds the decoded images of a seeded sample; `measure` embeds them. Raises UserError where there are too few."""
 
     def __init__(self, shards: Shards, graph: Graph | None, image_size: int, seed: int) -> None:
         rng = np.random.default_rng(seed)
@@ -39,6 +40,11 @@ class Monitor:
                 kept.append(sample)
             except BadImage:
                 continue  # counted when training meets it
+        if len(images) < 2:
+            raise UserError(
+                f"of {len(chosen)} pictures of {shards.root} for the online kNN {len(images)} can be read: look at the"
+                " source, or set run.knn_every = 0"
+            )
         self.images = torch.from_numpy(np.stack(images))[:, None]  # [n, 1, size, size, 3]
         labels = shards.index.label[kept]
         self.labels = torch.from_numpy(labels.astype(np.int64)) if (labels >= 0).all() else None
@@ -56,13 +62,13 @@ class Monitor:
         parts = []
         for images in torch.split(self.images, 256):
             ids = torch.zeros(len(images), dtype=torch.int64)
-            parts.append(encoder.features(to_views(Batch(images, ids, ids, ids, 0), device)).cpu())
+            parts.append(encoder.features(to_views(Batch(images, ids, ids, ids), device)).cpu())
         encoder.train(training)
         features = torch.cat(parts)
         values = {"rankme": _rankme(features)}
         similarity = functional.normalize(features, dim=1) @ functional.normalize(features, dim=1).T
         similarity.fill_diagonal_(-torch.inf)
-        top, nearest = similarity.topk(NEIGHBOURS, dim=1)
+        top, nearest = similarity.topk(min(NEIGHBOURS, len(features) - 1), dim=1)
         if self.labels is not None:
             votes = torch.zeros(len(features), int(self.labels.max()) + 1)
             votes.scatter_add_(1, self.labels[nearest], (top / TEMPERATURE).softmax(1))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from shards.atomic import write_json
+from shards.atomic import json_bytes, sweep, write_json
 from shards.bars import say
 from shards.config import from_table
 from shards.errors import UserError
@@ -32,12 +33,15 @@ from trainer.world import World
 __all__ = [
     "alone",
     "build_stepper",
+    "check_graph",
     "describe_run",
+    "graph_id",
     "graph_of",
     "make_plan",
     "resume_state",
     "set_status",
     "settle",
+    "status_kept",
     "workers",
 ]
 
@@ -79,8 +83,11 @@ def build_stepper(
     return Stepper(recipe, encoder, world, steps_per_epoch=steps_per_epoch, table=table, captions=captions)
 
 
-def settle(recipe: Recipe, shards: Shards, world: World) -> Recipe:
-    """Resolve what `auto` means here and check that data and objective fit."""
+def settle(recipe: Recipe, shards: Shards, world: World, run: Path | None = None) -> Recipe:
+    """Resolve what `auto` and the absence of a graph's name mean here, and check that data and objective fit.
+
+    run: a run that is gone on with keeps its graph, though others have come.
+    """
     objective = recipe.objective.name
     if objective == "supcon" and (len(shards) == 0 or (shards.index.label < 0).any()):
         raise UserError(
@@ -97,7 +104,18 @@ def settle(recipe: Recipe, shards: Shards, world: World) -> Recipe:
     precision = recipe.precision
     if precision == "auto":
         precision = "bfloat16" if _fast_bfloat16(world.device) else "float32"
-    return replace(recipe, precision=precision)
+    return replace(recipe, precision=precision, data=replace(recipe.data, graph=_graph_name(recipe, shards, run)))
+
+
+def _graph_name(recipe: Recipe, shards: Shards, run: Path | None) -> str:
+    if recipe.data.graph or recipe.objective.name != "xclr":
+        return recipe.data.graph
+    names = shards.graph_names()
+    if run and len(names) > 1 and (run / "run.json").is_file():
+        known = json.loads((run / "run.json").read_text(encoding="utf-8"))["recipe"]["data"]["graph"]
+        if known in names:
+            return str(known)
+    return shards.graph_name(None)
 
 
 def _fast_bfloat16(device: torch.device) -> bool:
@@ -116,7 +134,9 @@ def resume_state(run: Path, recipe: Recipe, data_id: str, *, resume: bool) -> di
     state = _newest_readable(found)
     before = from_table(Recipe, json.loads(state["recipe"]), where=str(found[-1]))  # new options take their defaults
     # Where the shards lie may change; whether they are the same ones is asked of the manifest.
-    before = replace(before, data=replace(before.data, shards=recipe.data.shards))
+    # A run of an earlier version has no graph's name where there was one graph only.
+    graph = before.data.graph or recipe.data.graph
+    before = replace(before, data=replace(before.data, shards=recipe.data.shards, graph=graph))
     unlike = differences(as_table(recipe), as_table(before))
     if unlike:
         raise UserError(
@@ -127,6 +147,19 @@ def resume_state(run: Path, recipe: Recipe, data_id: str, *, resume: bool) -> di
     if not resume:
         raise UserError(f"{run} holds a run at step {state['step']}: add --resume to go on, or choose another --out")
     return state
+
+
+def graph_id(graph: Graph | None) -> str:
+    """A checksum of graph.json, which holds those of the graph's files; without a graph, an empty one."""
+    return hashlib.sha256(json_bytes(graph.meta)).hexdigest() if graph else ""
+
+
+def check_graph(run: Path, state: dict[str, Any] | None, graph: Graph | None) -> None:
+    """Raises UserError where the run would go on with another graph under the same name."""
+    if state and state.get("graph", graph_id(graph)) != graph_id(graph):
+        raise UserError(
+            f"{run} was trained on another graph than has its name now: put that one back, or choose another --out"
+        )
 
 
 def _newest_readable(found: list[Path]) -> dict[str, Any]:
@@ -151,6 +184,7 @@ def alone(run: Path) -> Iterator[None]:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             raise UserError(f"another process is training into {run}: wait for it, or choose another --out") from None
+        sweep(run, run / "checkpoints")  # what a killed run was writing
         yield
 
 
@@ -170,9 +204,26 @@ def describe_run(run: Path, recipe: Recipe, shards: Shards, total: int) -> None:
     )
 
 
-def set_status(run: Path, status: str, step: int) -> None:
+def set_status(run: Path, status: str, step: int | None = None) -> None:
+    """step: of the newest checkpoint; None: as it was."""
     path = run / "run.json"
-    write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "status": status, "step": step})
+    before = json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, {**before, "status": status, "step": before["step"] if step is None else step})
+
+
+@contextmanager
+def status_kept(run: Path) -> Iterator[None]:
+    """run.json says `stopped` after a signal (--resume goes on), `failed` after an error that may well come again.
+
+    Of a run that was killed it goes on saying `running`.
+    """
+    try:
+        yield
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt) or getattr(error, "by", None) is not None
+        with suppress(OSError):  # a full disk, say, which is the error itself
+            set_status(run, "stopped" if stopped else "failed")
+        raise
 
 
 def workers(recipe: Recipe, world: World) -> int:

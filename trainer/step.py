@@ -172,7 +172,7 @@ class Stepper:
 def _pieces(batch: Batch, size: int) -> Iterator[Batch]:
     for start in range(0, len(batch.samples), size):
         part = slice(start, start + size)
-        yield Batch(batch.views[part], batch.samples[part], batch.texts[part], batch.labels[part], 0)
+        yield Batch(batch.views[part], batch.samples[part], batch.texts[part], batch.labels[part])
 
 
 @contextmanager

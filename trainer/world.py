@@ -6,16 +6,23 @@ Nothing else reads the environment or asks torch.distributed who we are.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from shards.errors import UserError
+
 __all__ = ["World", "join_world"]
+
+TIMEOUT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,29 +41,65 @@ class World:
 def join_world(device: str = "auto") -> Iterator[World]:
     """Join the processes that torchrun started (nccl on GPUs, gloo on CPU); alone without torchrun.
 
-    device: `auto` takes this rank's GPU where there is one.
+    device: `auto` takes this rank's GPU where there is one; so does `cuda`. Raises UserError for a device that is not
+    there.
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    if device == "auto":
-        device = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
-    world = World(rank=rank, size=size, local_rank=local_rank, device=torch.device(device))
+    world = World(rank=rank, size=size, local_rank=local_rank, device=_device(device, local_rank))
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)
     if size == 1:
         yield world
         return
     backend = "nccl" if world.device.type == "cuda" else "gloo"
-    timeout = timedelta(minutes=30)
-    store, _, _ = next(iter(rendezvous("env://", rank, size, timeout=timeout)))
-    if os.environ.get("LOCAL_WORLD_SIZE") == str(size):
-        # On one node torchrun keeps its store when it starts the ranks again. Without a name for each start, a rank may
-        # read the address of a peer that was killed, and be refused. (Nodes count their restarts each for itself.)
-        store = dist.PrefixStore(  # type: ignore[attr-defined]
-            f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store
-        )
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    store, _, _ = next(iter(rendezvous("env://", rank, size, timeout=TIMEOUT)))
+    store = dist.PrefixStore(_start_of(store, rank, size), store)  # type: ignore[attr-defined]
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     try:
         yield world
     finally:
         dist.destroy_process_group()
+
+
+def _device(name: str, local_rank: int) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"there is no device {name!r}: use auto, cpu, cuda or cuda:N") from None
+    if device.type != "cuda":
+        return device
+    index = local_rank if device.index is None else device.index
+    if index >= torch.cuda.device_count():
+        raise UserError(
+            f"PyTorch sees {torch.cuda.device_count()} GPUs, which is too few for cuda:{index}: --device cpu"
+        )
+    return torch.device("cuda", index)
+
+
+def _start_of(store: Any, rank: int, size: int) -> str:
+    """A name for this start of all ranks, the same on each.
+
+    torchrun keeps its store when it starts the ranks again, with the addresses of those that were killed, and its count
+    of restarts differs from node to node. So rank 0 makes up a name, and the others ask for it by a name of their own,
+    since an answer to an earlier start lies under another key.
+    """
+    mine = uuid4().hex
+    if rank:
+        store.set(f"hello/{rank}", mine)
+        name: str = store.get(f"name/{rank}/{mine}").decode()
+        store.set(f"heard/{name}/{rank}", "")
+        return name
+    missing, until = set(range(1, size)), time.monotonic() + TIMEOUT.total_seconds()
+    while missing:
+        for peer in sorted(missing):
+            if store.check([f"hello/{peer}"]):  # of this start or of one before: asked again until it has heard
+                store.set(f"name/{peer}/{store.get(f'hello/{peer}').decode()}", mine)
+            if store.check([f"heard/{mine}/{peer}"]):
+                missing.discard(peer)
+        if time.monotonic() > until:
+            raise UserError(f"ranks {', '.join(map(str, sorted(missing)))} of {size} did not start")
+        time.sleep(0.02)
+    return mine

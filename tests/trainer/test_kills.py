@@ -14,6 +14,7 @@ import random
 import signal
 import socket
 import subprocess
+import sys
 import time
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
@@ -111,6 +112,42 @@ def test_twenty_kills_of_random_ranks_change_nothing(
     assert losses(run) == losses(whole)
 
 
+def test_two_agents_bring_a_killed_rank_back(shards: Path, whole: Path, tmp_path: Path) -> None:
+    """Two machines, as it were: torchrun's store outlives the ranks, and each agent counts restarts for itself."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    run = tmp_path / "run"
+    script = command(shards, run, **CHANGES)[3:]
+    agents = [
+        subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1",
+             "--max-restarts", "3", "--monitor-interval", "0.1", "--rdzv-backend", "c10d",
+             "--rdzv-endpoint", f"localhost:{port}", "--rdzv-id", "test", "-m", "trainer.cli", *script],
+            env=env(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    try:
+        for kill, agent in enumerate(agents):
+            while steps(run) < 15 * (kill + 1):
+                assert all(agent.poll() is None for agent in agents)
+                time.sleep(0.01)
+            os.kill(children(agent.pid)[0], signal.SIGKILL)
+        assert [agent.wait(timeout=PATIENCE) for agent in agents] == [0, 0]
+    finally:
+        for agent in agents:
+            agent.kill()
+            agent.wait()
+    for name, value in weights(whole).items():
+        assert torch.equal(weights(run)[name], value)
+    assert losses(run) == losses(whole)
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()]
+
+
 def test_torchrun_brings_a_killed_rank_back(shards: Path, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = command(shards, run, 2, **CHANGES)
@@ -125,9 +162,7 @@ def test_torchrun_brings_a_killed_rank_back(shards: Path, whole: Path, tmp_path:
         while steps(run) < 20:
             assert launcher.poll() is None
             time.sleep(0.01)
-        tasks = Path(f"/proc/{launcher.pid}/task").glob("*/children")
-        ranks = [int(child) for task in tasks for child in task.read_text().split()]
-        os.kill(random.choice(ranks), signal.SIGKILL)
+        os.kill(random.choice(children(launcher.pid)), signal.SIGKILL)
         assert launcher.wait(timeout=PATIENCE) == 0
     finally:
         launcher.kill()
