@@ -97,6 +97,7 @@ def command(
     the same command and --resume. Options given here replace the recipe's values.
     """
     if context.invoked_subcommand:
+        _refuse_options(context)
         return
     # Here, since they take seconds to import, and --help should not.
     from trainer.dryrun import estimate
@@ -158,13 +159,27 @@ def export_command(
     out: Annotated[Path | None, typer.Option(help="Folder to write. Default: export/ in the run's folder.")] = None,
 ) -> None:
     """Write the backbone as safetensors with a configuration that timm loads, and a model card."""
-    from trainer.checkpoint import find_checkpoint
-    from trainer.export import export
+    from trainer.export import export, find
 
-    path = find_checkpoint(checkpoint)
+    path = find(checkpoint)
     folder = export(path, out or path.parent.parent / "export")
     print(f"{path} -> {folder}")
     print(f'next: timm.create_model("local-dir:{folder}", pretrained=True)')
+
+
+def _refuse_options(context: typer.Context) -> None:
+    """Raises UserError for options that stand before a subcommand, where nothing would heed them."""
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name and getattr(context.get_parameter_source(parameter.name), "name", "") == "COMMANDLINE"
+    ]
+    if given:
+        name = context.invoked_subcommand
+        raise UserError(
+            f"{', '.join(given)} before {name} would not be heeded: leave it out, or write it after {name} if "
+            f"`xclr-train {name} --help` lists it"
+        )
 
 
 def _show(found: Estimate) -> None:

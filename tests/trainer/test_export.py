@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,36 @@ def test_export_by_command_line(run: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / "thesis.tex").touch()
     with pytest.raises(UserError, match="holds other files"):
         export(checkpoints(run)[-1], tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["export"], r"no checkpoint below runs/: train first, or name"),
+        (["export", "nowhere"], "no checkpoint or run folder nowhere: give one that xclr-train wrote"),
+        (["export", "notes.txt"], r"notes\.txt is no checkpoint of xclr-train, or a torn one: give"),
+        (["--recipe", "demo", "--seed", "1", "export"], "--recipe, --seed before export would not be heeded"),
+    ],
+)
+def test_what_export_cannot_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=message):
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
+
+
+def test_export_names_a_folder_that_cannot_be_written(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot write /proc/x \(.*\): make room, or choose"):
+        export(checkpoints(run)[-1], Path("/proc/x"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))  # the kernel refuses more, as a full disk does
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*/out \(.*large.*\): make room"):
+            export(checkpoints(run)[-1], tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_fine_tuning_starts_from_given_weights(run: Path, shards: Path, tmp_path: Path) -> None:
