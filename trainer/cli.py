@@ -132,10 +132,10 @@ def command(
         },
     )
     with join_world(device) as world:
-        run = out or _default_run(chosen)
+        run = None if dry_run else out or _default_run(chosen)
         if world.is_main:
             _announce(chosen, run, world.size, str(world.device))
-        if dry_run:
+        if run is None:
             found = estimate(chosen, world)
             if world.is_main:
                 _show(found)
@@ -218,14 +218,14 @@ def _default_run(recipe: Recipe) -> Path:
     return Path("runs") / f"{dataset}-{recipe.objective.name}-{recipe.model.backbone.replace('/', '_')}{seed}"
 
 
-def _announce(recipe: Recipe, run: Path, ranks: int, device: str) -> None:
-    """Say what will be trained on what, before anything slow happens."""
+def _announce(recipe: Recipe, run: Path | None, ranks: int, device: str) -> None:
+    """Say what will be trained on what, before anything slow happens. run: None where nothing will be written."""
     shards = open_shards(recipe.data.shards)
     manifest = shards.manifest
     if manifest.samples < recipe.data.batch_size:
         raise UserError(
             f"{recipe.data.shards} has {manifest.samples} samples, too few for a batch of {recipe.data.batch_size}: "
-            "lower --batch-size"
+            f"give --batch-size {manifest.samples} or less"
         )
     table = Table.grid(padding=(0, 2))
     steps = manifest.samples // recipe.data.batch_size
@@ -237,8 +237,9 @@ def _announce(recipe: Recipe, run: Path, ranks: int, device: str) -> None:
         ("recipe", f"{recipe.name}  ({recipe.epochs} epochs of {steps:,} steps, batch {recipe.data.batch_size})"),
         ("model", f"{recipe.model.backbone} at {recipe.augment.image_size} pixels, {ranks} rank(s) on {device}"),
         ("objective", _objective_line(recipe, shards)),
-        ("run", str(run)),
     ]
+    if run:
+        rows.append(("run", str(run)))
     for name, value in rows:
         table.add_row(f"[bold]{name}", value)
     Console(stderr=True).print(table, highlight=False)

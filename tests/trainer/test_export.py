@@ -158,7 +158,11 @@ def test_dry_run_measures_and_leaves_nothing(shards: Path, tmp_path: Path) -> No
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert re.search(r"time +\d+ seconds at this speed", result.output)
+    assert re.search(r"measuring .*7/7", result.output)
+    assert not re.search(r"^run ", result.output, re.MULTILINE)
     assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match="84 samples, too few for a batch of 100: give --batch-size 84 or less"):
+        CliRunner().invoke(app, [*arguments, "--batch-size", "100"], catch_exceptions=False)
 
 
 def test_help_does_not_wait_for_torch() -> None:
