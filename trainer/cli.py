@@ -11,9 +11,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from shards.bars import say
 from shards.errors import UserError, run_cli
 from shards.mirror import open_shards
 from shards.reader import Shards, latest_shards
+from trainer.advice import at_start
 from trainer.recipe import Recipe, builtin_recipes, changed, load_recipe
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ def command(
     ] = None,
     image_size: Annotated[int | None, typer.Option(help="Side of the views, pixels.")] = None,
     lr: Annotated[float | None, typer.Option(help="Base learning rate (the recipe's scaling rule applies).")] = None,
+    warmup_epochs: Annotated[float | None, typer.Option(help="Epochs in which the learning rate rises.")] = None,
     tau: Annotated[float | None, typer.Option(help="Temperature of the image similarities.")] = None,
     tau_s: Annotated[float | None, typer.Option(help="Temperature of the text similarities.")] = None,
     tail: Annotated[str | None, typer.Option(help="Unlisted pairs: code, background or none.")] = None,
@@ -121,6 +124,7 @@ def command(
             "objective.tau_s": tau_s,
             "objective.tail": tail,
             "optimiser.lr": lr,
+            "optimiser.warmup_epochs": warmup_epochs,
             "run.cache_gib": cache_gib,
             "run.workers": workers,
             "run.checkpoint_every": checkpoint_every,
@@ -243,6 +247,8 @@ def _announce(recipe: Recipe, run: Path | None, ranks: int, device: str) -> None
     for name, value in rows:
         table.add_row(f"[bold]{name}", value)
     Console(stderr=True).print(table, highlight=False)
+    for text in at_start(recipe):
+        say(f"warning: {text}")
 
 
 def _objective_line(recipe: Recipe, shards: Shards) -> str:
