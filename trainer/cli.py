@@ -35,7 +35,8 @@ def command(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="A built-in recipe or a .toml file. Default: the one named like the data set, else `default`."
+            help=f"{', '.join(builtin_recipes())}, or a .toml file. Default: the one named like the data set, else "
+            "`default`."
         ),
     ] = None,
     shards: Annotated[
@@ -70,12 +71,15 @@ def command(
     tau_s: Annotated[float | None, typer.Option(help="Temperature of the text similarities.")] = None,
     tail: Annotated[str | None, typer.Option(help="Unlisted pairs: code, background or none.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.")] = None,
+    compile_: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="torch.compile the encoder.", show_default=False)
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Initial weights, batches and augmentations.")] = None,
     cache_gib: Annotated[
         float | None,
         typer.Option(help="Room for tars of shards that are read by URL. 0, the default: most of the free disk."),
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Loader processes a rank.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Loader processes a rank; -1: one a core.")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
     log_every: Annotated[int | None, typer.Option(help="Steps between lines of metrics.")] = None,
     track: Annotated[
@@ -89,16 +93,18 @@ def command(
     """Train an image encoder on shards that `xclr-shards build` made.
 
     \b
-    xclr-train                                     the shards built last, with the recipe of that data set
-    xclr-train --model vit_small_patch16_224       another backbone on the same shards
-    xclr-train --objective simclr                  the same run without the similarity graph
-    xclr-train --dry-run                           what it would take on this device
-    torchrun --nproc-per-node 8 -m trainer.cli     eight GPUs; the batch of the recipe is split between them
-    xclr-train export runs/NAME --out DIR          the backbone for timm, with a model card
+    xclr-train                                   the shards built last
+    xclr-train --model vit_small_patch16_224     another backbone on them
+    xclr-train --objective simclr                without the similarity graph
+    xclr-train --dry-run                         what it would take here
+    torchrun --nproc-per-node 8 -m trainer.cli   eight GPUs share each batch
+    xclr-train export runs/NAME --out DIR        the backbone for timm
 
-    The run goes to a folder with run.json, metrics.jsonl, checkpoints/ and tensorboard/. A stopped run goes on with
-    the same command and --resume. Options given here replace the recipe's values.
+    The run goes to a folder with run.json, metrics.jsonl, checkpoints/ and
+    tensorboard/. A stopped run goes on with the same command and --resume.
+    Options given here replace the recipe's values.
     """
+    # Lines of the help are kept as they are written, and wrapped beyond the 78 columns that a terminal of 80 leaves.
     if context.invoked_subcommand:
         _refuse_options(context)
         return
@@ -132,6 +138,7 @@ def command(
             "run.track": track,
             "epochs": epochs,
             "precision": precision,
+            "compile": compile_,
             "seed": seed,
         },
     )

@@ -21,6 +21,7 @@ from tests.make import make_shards
 from tests.trainer.test_loop import ALONE, SIZES, command, recipe
 from trainer.checkpoint import checkpoints, load_backbone, read_checkpoint
 from trainer.cli import app
+from trainer.cli import command as train_command
 from trainer.dryrun import estimate
 from trainer.export import export
 from trainer.loop import train
@@ -169,3 +170,13 @@ def test_help_does_not_wait_for_torch() -> None:
     check = "import sys, trainer.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
     assert "export" in CliRunner().invoke(app, ["--help"]).output
+
+
+def test_help_fits_a_terminal_of_80_columns() -> None:
+    shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80"}).output
+    lines = {line.strip() for line in shown.splitlines()}
+    assert train_command.__doc__ is not None
+    examples = [line.strip() for line in train_command.__doc__.splitlines() if "  " in line.strip()]
+    assert len(examples) > 3
+    assert set(examples) <= lines
+    assert "tiny-imagenet-100, or a .toml" in shown
