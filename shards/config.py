@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -42,10 +43,14 @@ def from_table(cls: type[T], table: dict[str, Any], where: str) -> T:
 
 
 def typed(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the type that `hint` names; whole numbers pass for floats. Raises UserError naming `where`."""
+    """`value` as the type that `hint` names; whole numbers pass for floats, nan and inf for nothing.
+
+    Raises UserError naming `where`.
+    """
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
-            raise UserError(f"{where} is one of {', '.join(map(str, get_args(hint)))}, not {value!r}")
+            known = ", ".join(str(option) for option in get_args(hint) if option != "")
+            raise UserError(f"{where} is one of {known}{' or empty' if '' in get_args(hint) else ''}, not {value!r}")
         return value
     if get_origin(hint) in (Union, UnionType):
         return value
@@ -56,9 +61,20 @@ def typed(hint: Any, value: Any, where: str) -> Any:
     if get_origin(hint) is tuple:
         if not isinstance(value, (list, tuple)) or len(value) != len(get_args(hint)):
             raise UserError(f"{where} is a list of {len(get_args(hint))} numbers, not {value!r}")
-        return tuple(float(x) for x in value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        parts = zip(get_args(hint), value, strict=True)
+        return tuple(typed(part, item, f"{where}[{i}]") for i, (part, item) in enumerate(parts))
+    if hint is float and type(value) in (int, float):
+        return _finite(value, where)
     if type(value) is not hint:
         raise UserError(f"{where} is of type {hint.__name__}, not {value!r}")
     return value
+
+
+def _finite(value: float, where: str) -> float:
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number of more than 308 digits
+        number = math.inf
+    if not math.isfinite(number):
+        raise UserError(f"{where} is a finite number, not {number}")
+    return number

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from trainer.recipe import Recipe
 
-__all__ = ["Adviser"]
+__all__ = ["Adviser", "at_start"]
 
 ONE_HOT = 0.98  # target mass on a row's own positives; 0.76 on real captions at tau_s = 0.1 and batch 1024
 UNIFORM = 0.98  # entropy of the target over the largest possible
@@ -20,6 +20,17 @@ ALIKE = 0.99  # mean cosine of different samples' projections
 RANK = 2.0  # RankMe: features that vary along a line or two
 WAIT = {"cuda": 0.1, "cpu": 0.5}  # share of the time; on a CPU the loader's work is the model's too
 ROWS = 3  # lines of metrics in a row before a complaint: the first ones see the loader start
+
+
+def at_start(recipe: Recipe) -> list[str]:
+    """What a recipe alone shows to be wrong."""
+    warmup, epochs = recipe.optimiser.warmup_epochs, recipe.epochs
+    if warmup < epochs:
+        return []
+    return [
+        f"the warm-up of {warmup:g} epochs takes the whole run of {epochs}, so the learning rate only rises, to "
+        f"{epochs / warmup:.0%} of its peak: lower --warmup-epochs, or raise --epochs"
+    ]
 
 
 @dataclass(slots=True, kw_only=True)

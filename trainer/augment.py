@@ -58,14 +58,14 @@ class AugmentConfig:
         for name in ("flip", "jitter_probability", "grayscale", "blur"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"augment.{name} is a probability, not {getattr(self, name)}")
-        if self.image_size < 8:
-            raise UserError(f"augment.image_size must be at least 8 pixels, not {self.image_size}")
+        if not 8 <= self.image_size <= 4096:
+            raise UserError(f"augment.image_size must lie in 8..4096 pixels, not {self.image_size}")
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise UserError(
                 f"augment.crop_scale must be two shares of the area, 0 < low <= high <= 1, not {self.crop_scale}"
             )
-        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
-            raise UserError(f"augment.crop_ratio must be 0 < low <= high, not {self.crop_ratio}")
+        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1] < math.inf:
+            raise UserError(f"augment.crop_ratio must be two finite numbers, 0 < low <= high, not {self.crop_ratio}")
         if not 0 <= self.jitter <= 1.25:  # beyond, brightness factors would turn negative
             raise UserError(f"augment.jitter must lie in 0..1.25, not {self.jitter}")
 

@@ -11,9 +11,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from shards.bars import say
 from shards.errors import UserError, run_cli
 from shards.mirror import open_shards
 from shards.reader import Shards, latest_shards
+from trainer.advice import at_start
 from trainer.recipe import Recipe, builtin_recipes, changed, load_recipe
 
 if TYPE_CHECKING:
@@ -33,7 +35,8 @@ def command(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="A built-in recipe or a .toml file. Default: the one named like the data set, else `default`."
+            help=f"{', '.join(builtin_recipes())}, or a .toml file. Default: the one named like the data set, else "
+            "`default`."
         ),
     ] = None,
     shards: Annotated[
@@ -63,16 +66,20 @@ def command(
     ] = None,
     image_size: Annotated[int | None, typer.Option(help="Side of the views, pixels.")] = None,
     lr: Annotated[float | None, typer.Option(help="Base learning rate (the recipe's scaling rule applies).")] = None,
+    warmup_epochs: Annotated[float | None, typer.Option(help="Epochs in which the learning rate rises.")] = None,
     tau: Annotated[float | None, typer.Option(help="Temperature of the image similarities.")] = None,
     tau_s: Annotated[float | None, typer.Option(help="Temperature of the text similarities.")] = None,
     tail: Annotated[str | None, typer.Option(help="Unlisted pairs: code, background or none.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.")] = None,
+    compile_: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="torch.compile the encoder.", show_default=False)
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Initial weights, batches and augmentations.")] = None,
     cache_gib: Annotated[
         float | None,
         typer.Option(help="Room for tars of shards that are read by URL. 0, the default: most of the free disk."),
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Loader processes a rank.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Loader processes a rank; -1: one a core.")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
     log_every: Annotated[int | None, typer.Option(help="Steps between lines of metrics.")] = None,
     track: Annotated[
@@ -86,17 +93,20 @@ def command(
     """Train an image encoder on shards that `xclr-shards build` made.
 
     \b
-    xclr-train                                     the shards built last, with the recipe of that data set
-    xclr-train --model vit_small_patch16_224       another backbone on the same shards
-    xclr-train --objective simclr                  the same run without the similarity graph
-    xclr-train --dry-run                           what it would take on this device
-    torchrun --nproc-per-node 8 -m trainer.cli     eight GPUs; the batch of the recipe is split between them
-    xclr-train export runs/NAME --out DIR          the backbone for timm, with a model card
+    xclr-train                                   the shards built last
+    xclr-train --model vit_small_patch16_224     another backbone on them
+    xclr-train --objective simclr                without the similarity graph
+    xclr-train --dry-run                         what it would take here
+    torchrun --nproc-per-node 8 -m trainer.cli   eight GPUs share each batch
+    xclr-train export runs/NAME --out DIR        the backbone for timm
 
-    The run goes to a folder with run.json, metrics.jsonl, checkpoints/ and tensorboard/. A stopped run goes on with
-    the same command and --resume. Options given here replace the recipe's values.
+    The run goes to a folder with run.json, metrics.jsonl, checkpoints/ and
+    tensorboard/. A stopped run goes on with the same command and --resume.
+    Options given here replace the recipe's values.
     """
+    # Lines of the help are kept as they are written, and wrapped beyond the 78 columns that a terminal of 80 leaves.
     if context.invoked_subcommand:
+        _refuse_options(context)
         return
     # Here, since they take seconds to import, and --help should not.
     from trainer.dryrun import estimate
@@ -120,6 +130,7 @@ def command(
             "objective.tau_s": tau_s,
             "objective.tail": tail,
             "optimiser.lr": lr,
+            "optimiser.warmup_epochs": warmup_epochs,
             "run.cache_gib": cache_gib,
             "run.workers": workers,
             "run.checkpoint_every": checkpoint_every,
@@ -127,14 +138,15 @@ def command(
             "run.track": track,
             "epochs": epochs,
             "precision": precision,
+            "compile": compile_,
             "seed": seed,
         },
     )
     with join_world(device) as world:
-        run = out or _default_run(chosen)
+        run = None if dry_run else out or _default_run(chosen)
         if world.is_main:
             _announce(chosen, run, world.size, str(world.device))
-        if dry_run:
+        if run is None:
             found = estimate(chosen, world)
             if world.is_main:
                 _show(found)
@@ -158,13 +170,27 @@ def export_command(
     out: Annotated[Path | None, typer.Option(help="Folder to write. Default: export/ in the run's folder.")] = None,
 ) -> None:
     """Write the backbone as safetensors with a configuration that timm loads, and a model card."""
-    from trainer.checkpoint import find_checkpoint
-    from trainer.export import export
+    from trainer.export import export, find
 
-    path = find_checkpoint(checkpoint)
+    path = find(checkpoint)
     folder = export(path, out or path.parent.parent / "export")
     print(f"{path} -> {folder}")
     print(f'next: timm.create_model("local-dir:{folder}", pretrained=True)')
+
+
+def _refuse_options(context: typer.Context) -> None:
+    """Raises UserError for options that stand before a subcommand, where nothing would heed them."""
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name and getattr(context.get_parameter_source(parameter.name), "name", "") == "COMMANDLINE"
+    ]
+    if given:
+        name = context.invoked_subcommand
+        raise UserError(
+            f"{', '.join(given)} before {name} would not be heeded: leave it out, or write it after {name} if "
+            f"`xclr-train {name} --help` lists it"
+        )
 
 
 def _show(found: Estimate) -> None:
@@ -203,14 +229,14 @@ def _default_run(recipe: Recipe) -> Path:
     return Path("runs") / f"{dataset}-{recipe.objective.name}-{recipe.model.backbone.replace('/', '_')}{seed}"
 
 
-def _announce(recipe: Recipe, run: Path, ranks: int, device: str) -> None:
-    """Say what will be trained on what, before anything slow happens."""
+def _announce(recipe: Recipe, run: Path | None, ranks: int, device: str) -> None:
+    """Say what will be trained on what, before anything slow happens. run: None where nothing will be written."""
     shards = open_shards(recipe.data.shards)
     manifest = shards.manifest
     if manifest.samples < recipe.data.batch_size:
         raise UserError(
             f"{recipe.data.shards} has {manifest.samples} samples, too few for a batch of {recipe.data.batch_size}: "
-            "lower --batch-size"
+            f"give --batch-size {manifest.samples} or less"
         )
     table = Table.grid(padding=(0, 2))
     steps = manifest.samples // recipe.data.batch_size
@@ -222,11 +248,14 @@ def _announce(recipe: Recipe, run: Path, ranks: int, device: str) -> None:
         ("recipe", f"{recipe.name}  ({recipe.epochs} epochs of {steps:,} steps, batch {recipe.data.batch_size})"),
         ("model", f"{recipe.model.backbone} at {recipe.augment.image_size} pixels, {ranks} rank(s) on {device}"),
         ("objective", _objective_line(recipe, shards)),
-        ("run", str(run)),
     ]
+    if run:
+        rows.append(("run", str(run)))
     for name, value in rows:
         table.add_row(f"[bold]{name}", value)
     Console(stderr=True).print(table, highlight=False)
+    for text in at_start(recipe):
+        say(f"warning: {text}")
 
 
 def _objective_line(recipe: Recipe, shards: Shards) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from statistics import median
 
 import torch
 
+from shards.bars import bar
 from shards.mirror import RemoteShards, open_shards
 from trainer import setup
 from trainer.data import batches_of, make_loader
@@ -50,15 +52,17 @@ def estimate(recipe: Recipe, world: World) -> Estimate:
     workers = setup.workers(recipe, world)
     loader = batches_of(make_loader(shards, plan, recipe.augment, world, start=0, stop=count, workers=workers))
     whole, compute = [], []
-    for step in range(count):
-        begin = time.perf_counter()
-        batch = next(loader)
-        ready = time.perf_counter()
-        stepper.step(batch, step, total)
-        if world.device.type == "cuda":
-            torch.cuda.synchronize(world.device)
-        whole.append(time.perf_counter() - begin)
-        compute.append(time.perf_counter() - ready)
+    with bar("measuring", count) if world.is_main else nullcontext(_unseen) as advance:
+        for step in range(count):
+            begin = time.perf_counter()
+            batch = next(loader)
+            ready = time.perf_counter()
+            stepper.step(batch, step, total)
+            if world.device.type == "cuda":
+                torch.cuda.synchronize(world.device)
+            whole.append(time.perf_counter() - begin)
+            compute.append(time.perf_counter() - ready)
+            advance(1)
     kept = slice(WARM_UP if count > WARM_UP else 0, None)
     # The loader is ahead when a measurement begins, so the mean, not the median, shows whether it keeps up.
     seconds = sum(whole[kept]) / len(whole[kept])
@@ -71,6 +75,10 @@ def estimate(recipe: Recipe, world: World) -> Estimate:
         memory=_peak_memory(world),
         hours=seconds * total / 3600,
     )
+
+
+def _unseen(units: int) -> None:
+    """The bar of ranks that show none."""
 
 
 def _count(module: torch.nn.Module) -> int:

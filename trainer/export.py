@@ -11,26 +11,65 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from timm.models import get_pretrained_cfg, save_for_hf
+from torch import nn
 
 from shards.atomic import atomic_file, sha256_file
 from shards.config import from_table
 from shards.errors import UserError
-from trainer.checkpoint import BackboneInfo, load_backbone, read_checkpoint
+from trainer.checkpoint import BackboneInfo, find_checkpoint, load_backbone, read_checkpoint
 from trainer.recipe import Recipe, as_table
 
-__all__ = ["export"]
+__all__ = ["export", "find"]
 
 FILES = {"model.safetensors", "config.json", "README.md"}
 
 
+def find(path: Path | None) -> Path:
+    """As `find_checkpoint`, which speaks of what other commands take: of `path` only, and of no other models."""
+    if path is None and not any(Path("runs").rglob("checkpoints/step-*.pt")):
+        raise UserError("no checkpoint below runs/: train first, or name a run folder or a checkpoint to export")
+    if path is not None and not path.exists():
+        raise UserError(f"there is no checkpoint or run folder {path}: give one that xclr-train wrote")
+    return find_checkpoint(path)
+
+
 def export(checkpoint: Path, out: Path) -> Path:
-    """Write the folder `out`; returns it. Raises UserError for a folder that holds other files."""
+    """Write the folder `out`; returns it.
+
+    Raises UserError for a file that is no checkpoint, and for a folder that holds other files or cannot be written.
+    """
     if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - FILES):
         raise UserError(f"{out} holds other files: choose an empty or a new folder with --out")
+    state = _state(checkpoint)
     backbone, info = load_backbone(checkpoint)
-    state = read_checkpoint(checkpoint)
     recipe = from_table(Recipe, json.loads(state["recipe"]), where=str(checkpoint))
+    try:
+        _write(out, backbone, info)
+        card = _card(info, recipe, checkpoint, sha256_file(out / "model.safetensors"))
+        with atomic_file(out / "README.md") as file:
+            file.write(card.encode())
+    except (OSError, SafetensorError) as error:  # safetensors' own writer wraps what the system said
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise UserError(f"cannot write {out} ({reason}): make room, or choose another folder with --out") from None
+    return out
+
+
+def _state(checkpoint: Path) -> dict[str, Any]:
+    """Raises UserError without read_checkpoint's advice to delete the file, which may be anything of the user's."""
+    try:
+        return read_checkpoint(checkpoint)
+    except UserError as error:
+        if error.__context__ is None:  # it was read: of another version, or without an encoder
+            raise
+        raise UserError(
+            f"{checkpoint} is no checkpoint of xclr-train, or a torn one: give a run folder or one of its checkpoints"
+        ) from None
+
+
+def _write(out: Path, backbone: nn.Module, info: BackboneInfo) -> None:
+    """model.safetensors and config.json."""
     fixed = getattr(get_pretrained_cfg(info.model), "fixed_input_size", False)
     size = (3, info.image_size, info.image_size)
     save_for_hf(
@@ -48,10 +87,6 @@ def export(checkpoint: Path, out: Path) -> Path:
         model_args={"img_size": info.image_size} if fixed else None,
         safe_serialization=True,
     )
-    card = _card(info, recipe, checkpoint, sha256_file(out / "model.safetensors"))
-    with atomic_file(out / "README.md") as file:
-        file.write(card.encode())
-    return out
 
 
 def _card(info: BackboneInfo, recipe: Recipe, checkpoint: Path, weights: str) -> str:

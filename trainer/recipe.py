@@ -47,6 +47,9 @@ class DataConfig:
     chunk: int = 0
     """Samples that a device forwards at a time, with cached gradients (step.py); 0: its whole share of the batch."""
 
+    def __post_init__(self) -> None:
+        _at_least("data", self, batch_size=2, chunk=0)  # a sample alone has no others to be told from
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
@@ -62,6 +65,11 @@ class ModelConfig:
     projector_norm: Literal["batch", "layer"] = "batch"
     eval_crop: float = 0.875
     """Share of the shorter side that evaluation crops from the centre; 1: the whole."""
+
+    def __post_init__(self) -> None:
+        _at_least("model", self, projector_hidden=0, projector_dim=1)
+        if not 0 < self.eval_crop <= 1:
+            raise UserError(f"model.eval_crop is a share of the side above 0 and up to 1, not {self.eval_crop}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +120,11 @@ class OptimiserConfig:
     warmup_epochs: float = 10
     """Linear warm-up, then cosine to 0."""
 
+    def __post_init__(self) -> None:
+        _at_least("optimiser", self, lr=0, weight_decay=0, warmup_epochs=0)
+        if not 0 <= self.momentum < 1:
+            raise UserError(f"optimiser.momentum must be at least 0 and below 1, not {self.momentum}")
+
     def peak_lr(self, batch_size: int) -> float:
         scale = {"none": 1.0, "linear": batch_size / 256, "sqrt": math.sqrt(batch_size)}[self.lr_scaling]
         return self.lr * scale
@@ -135,6 +148,9 @@ class RunConfig:
     """Tars of shards on object storage that are kept here (below $XCLR_CACHE); 0: nine tenths of the disk's room."""
     track: Literal["", "wandb", "mlflow"] = ""
     """Send the metrics there as well (trackers.py)."""
+
+    def __post_init__(self) -> None:
+        _at_least("run", self, workers=-1, log_every=1, checkpoint_every=1, keep=1, knn_every=0, cache_gib=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,6 +224,13 @@ def as_table(recipe: Recipe) -> dict[str, Any]:
     table = asdict(recipe)
     table["augment"] = {key: list(v) if isinstance(v, tuple) else v for key, v in table["augment"].items()}
     return table
+
+
+def _at_least(section: str, config: object, **lowest: int) -> None:
+    """Raises UserError for the first of these values that is below its bound."""
+    for name, low in lowest.items():
+        if not getattr(config, name) >= low:
+            raise UserError(f"{section}.{name} must be at least {low}, not {getattr(config, name)}")
 
 
 def _plain(value: Any) -> Any:

@@ -14,9 +14,9 @@ import torch
 
 from tests.make import make_shards
 from tests.trainer.test_loop import ALONE, SIZES, lines_of, recipe
-from trainer.advice import Adviser
+from trainer.advice import Adviser, at_start
 from trainer.loop import train
-from trainer.recipe import Recipe
+from trainer.recipe import Recipe, changed
 from trainer.saver import Saver
 
 FINE = {"target_mass_positive": 0.75, "target_entropy": 3.0, "mean_cosine": 0.2, "rankme": 60.0, "data_wait": 0.02}
@@ -55,6 +55,13 @@ def test_a_gpu_may_not_wait_as_long_as_a_cpu() -> None:
     assert not any(adviser("cpu").look(values) for _ in range(5))
     watch = adviser("cuda")
     assert [len(watch.look(values)) for _ in range(3)] == [0, 0, 1]
+
+
+@pytest.mark.parametrize(("epochs", "share"), [(2, "20%"), (10, "100%"), (11, None)])
+def test_a_warm_up_as_long_as_the_run_is_said(epochs: int, share: str | None) -> None:
+    said = at_start(changed(Recipe(name="test"), {"optimiser.warmup_epochs": 10, "epochs": epochs}))
+    assert [text for text in said if f"to {share} of its peak: lower --warmup-epochs" in text] == said
+    assert len(said) == (share is not None)
 
 
 def test_a_run_with_a_sharp_target_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.make import make_shards
 from tests.trainer.test_loop import ALONE, SIZES, command, recipe
 from trainer.checkpoint import checkpoints, load_backbone, read_checkpoint
 from trainer.cli import app
+from trainer.cli import command as train_command
 from trainer.dryrun import estimate
 from trainer.export import export
 from trainer.loop import train
@@ -69,6 +71,36 @@ def test_export_by_command_line(run: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / "thesis.tex").touch()
     with pytest.raises(UserError, match="holds other files"):
         export(checkpoints(run)[-1], tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["export"], r"no checkpoint below runs/: train first, or name"),
+        (["export", "nowhere"], "no checkpoint or run folder nowhere: give one that xclr-train wrote"),
+        (["export", "notes.txt"], r"notes\.txt is no checkpoint of xclr-train, or a torn one: give"),
+        (["--recipe", "demo", "--seed", "1", "export"], "--recipe, --seed before export would not be heeded"),
+    ],
+)
+def test_what_export_cannot_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=message):
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
+
+
+def test_export_names_a_folder_that_cannot_be_written(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot write /proc/x \(.*\): make room, or choose"):
+        export(checkpoints(run)[-1], Path("/proc/x"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))  # the kernel refuses more, as a full disk does
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*/out \(.*large.*\): make room"):
+            export(checkpoints(run)[-1], tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_fine_tuning_starts_from_given_weights(run: Path, shards: Path, tmp_path: Path) -> None:
@@ -129,10 +161,24 @@ def test_dry_run_measures_and_leaves_nothing(shards: Path, tmp_path: Path) -> No
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert re.search(r"time +\d+ seconds at this speed", result.output)
+    assert re.search(r"measuring .*7/7", result.output)
+    assert not re.search(r"^run ", result.output, re.MULTILINE)
     assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match="84 samples, too few for a batch of 100: give --batch-size 84 or less"):
+        CliRunner().invoke(app, [*arguments, "--batch-size", "100"], catch_exceptions=False)
 
 
 def test_help_does_not_wait_for_torch() -> None:
     check = "import sys, trainer.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
     assert "export" in CliRunner().invoke(app, ["--help"]).output
+
+
+def test_help_fits_a_terminal_of_80_columns() -> None:
+    shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80"}).output
+    lines = {line.strip() for line in shown.splitlines()}
+    assert train_command.__doc__ is not None
+    examples = [line.strip() for line in train_command.__doc__.splitlines() if "  " in line.strip()]
+    assert len(examples) > 3
+    assert set(examples) <= lines
+    assert "tiny-imagenet-100, or a .toml" in shown
