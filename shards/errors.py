@@ -84,6 +84,7 @@ PLACE = {
     errno.EISDIR: "a folder lies where a file is needed: choose another path",
     errno.ENAMETOOLONG: "choose a shorter path",
     errno.ENOSPC: "make room and run the same command again",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f) and run the same command again",
     errno.EDQUOT: "make room and run the same command again",
 }
 """What to do about a path that the system refuses, whichever command met it."""
