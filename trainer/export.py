@@ -42,7 +42,7 @@ def export(checkpoint: Path, out: Path) -> Path:
     """
     if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - FILES):
         raise UserError(f"{out} holds other files: choose an empty or a new folder with --out")
-    state = _state(checkpoint)
+    state = read_checkpoint(checkpoint)
     backbone, info = load_backbone(checkpoint)
     recipe = from_table(Recipe, json.loads(state["recipe"]), where=str(checkpoint))
     try:
@@ -54,18 +54,6 @@ def export(checkpoint: Path, out: Path) -> Path:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise UserError(f"cannot write {out} ({reason}): make room, or choose another folder with --out") from None
     return out
-
-
-def _state(checkpoint: Path) -> dict[str, Any]:
-    """Raises UserError without read_checkpoint's advice to delete the file, which may be anything of the user's."""
-    try:
-        return read_checkpoint(checkpoint)
-    except UserError as error:
-        if error.__context__ is None:  # it was read: of another version, or without an encoder
-            raise
-        raise UserError(
-            f"{checkpoint} is no checkpoint of xclr-train, or a torn one: give a run folder or one of its checkpoints"
-        ) from None
 
 
 def _write(out: Path, backbone: nn.Module, info: BackboneInfo) -> None:

@@ -78,7 +78,7 @@ def test_export_by_command_line(run: Path, tmp_path: Path) -> None:
     [
         (["export"], r"no checkpoint below runs/: train first, or name"),
         (["export", "nowhere"], "no checkpoint or run folder nowhere: give one that xclr-train wrote"),
-        (["export", "notes.txt"], r"notes\.txt is no checkpoint of xclr-train, or a torn one: give"),
+        (["export", "notes.txt"], r"notes\.txt is not a readable checkpoint: it is damaged, or no checkpoint at all"),
         (["--recipe", "demo", "--seed", "1", "export"], "--recipe, --seed before export would not be heeded"),
     ],
 )
