@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,28 @@ def test_killed_and_resumed_equals_never_stopped(shards: Path, tmp_path: Path) -
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
 
 
+@pytest.fixture
+def hangup() -> Iterator[None]:
+    """SIGHUP as a terminal's processes have it, also where the tests themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangup")
+def test_nohup_is_heeded(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    steps = Stepper.step
+
+    def hang_up(self: Stepper, batch: Any, step: int, total: int) -> Any:
+        os.kill(os.getpid(), signal.SIGHUP)
+        return steps(self, batch, step, total)
+
+    monkeypatch.setattr(Stepper, "step", hang_up)
+    assert train(recipe(shards, epochs=1), tmp_path / "run", ALONE).steps == 10
+
+
+@pytest.mark.usefixtures("hangup")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_saves_and_resuming_is_exact(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
