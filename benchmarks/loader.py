@@ -11,14 +11,8 @@ torchvision's transforms on PIL images, SPDL with a thread a core, torchvision's
 tensors (its own decoder needs FFmpeg's libraries). Rounds alternate, each contender in a process of its own; medians.
 CPU seconds count the workers; memory is the proportional set size of the process with its workers, in MB.
 
-Two AMD EPYC cores, 4,000 photographs, three rounds, samples/s (CPU seconds per thousand), 2026-11-24:
-
-    raw    webdataset 11,399 (0.23), ours 191,088 (0.01): 16.8 times
-    cold   webdataset 10,805, ours 15,051: 1.4 times; the disk decides
-    views  webdataset 528 (3.9), ImageFolder 969 (2.7), SPDL 325 (4.9), ours 1,706 (1.4): 3.2 times webdataset's
-
-Most of the gain is OpenCV's arithmetic on uint8 in place of PIL's, and one decode for both views; the workers hand
-over whole batches of bytes. The machine was shared, so the rates are low; the ratios are of the same minutes.
+Most of the gain is arithmetic on uint8 in OpenCV and PyTorch in place of PIL's, and one decode for both views; the
+workers hand over whole batches of bytes. Results: docs/results.md.
 Samples: photographs of 160 pixels from the folder that XCLR_TEST_DATA names, else the embedded data set's of 64; for
 larger views enlarged to 500 x 375, the usual size of ImageNet's, whose detail they lack: a real file is larger, and
 takes longer to decode.
