@@ -90,7 +90,7 @@ def _train(
     if state and world.is_main:
         say(f"going on from step {start} of {total}")
     graph = setup.graph_of(recipe, shards)
-    setup.check_graph(run, state, graph)
+    setup.check_graph(run, state, recipe, graph)
     loop = _Loop(recipe, run, world, shards, graph, plan, data_id, fresh=state is None)
     if world.is_main:
         setup.describe_run(run, recipe, shards, total)
@@ -114,7 +114,7 @@ class _Loop:
         fresh: bool,
     ) -> None:
         self.recipe, self.run, self.world, self.shards, self.plan = recipe, run, world, shards, plan
-        self.data_id, self.graph_id = data_id, setup.graph_id(graph)
+        self.data_id, self.graph_id = data_id, setup.graph_id(recipe, graph)
         monitor = world.is_main and recipe.run.knn_every > 0
         self.monitor = Monitor(shards, graph, recipe.augment.image_size, recipe.seed) if monitor else None
         self.stepper = setup.build_stepper(

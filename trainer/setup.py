@@ -149,14 +149,17 @@ def resume_state(run: Path, recipe: Recipe, data_id: str, *, resume: bool) -> di
     return state
 
 
-def graph_id(graph: Graph | None) -> str:
-    """A checksum of graph.json, which holds those of the graph's files; without a graph, an empty one."""
-    return hashlib.sha256(json_bytes(graph.meta)).hexdigest() if graph else ""
+def graph_id(recipe: Recipe, graph: Graph | None) -> str:
+    """A checksum of graph.json, which holds those of the graph's files; empty where none is trained on."""
+    if graph is None or recipe.objective.name != "xclr":
+        return ""
+    return hashlib.sha256(json_bytes(graph.meta)).hexdigest()
 
 
-def check_graph(run: Path, state: dict[str, Any] | None, graph: Graph | None) -> None:
+def check_graph(run: Path, state: dict[str, Any] | None, recipe: Recipe, graph: Graph | None) -> None:
     """Raises UserError where the run would go on with another graph under the same name."""
-    if state and state.get("graph", graph_id(graph)) != graph_id(graph):
+    now = graph_id(recipe, graph)
+    if state and state.get("graph", now) != now:
         raise UserError(
             f"{run} was trained on another graph than has its name now: put that one back, or choose another --out"
         )

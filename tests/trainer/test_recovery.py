@@ -58,6 +58,19 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
     monkeypatch.setattr(Stepper, "step", tell)
 
 
+def test_a_run_without_a_graph_does_not_mind_new_ones(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only its online kNN looks at one: the first by name."""
+    simclr = recipe(shards, objective__name="simclr")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 10)
+        with pytest.raises(Stopped):
+            train(simclr, tmp_path / "run", ALONE)
+    add_graph(shards, "another", seed=1)
+    assert train(simclr, tmp_path / "run", ALONE, resume=True).steps == 20
+
+
 def test_a_run_keeps_its_graph_when_others_come(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(recipe(shards), tmp_path / "whole", ALONE)
     with monkeypatch.context() as patch:
