@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.encode import encode_texts
-from pipeline.encoders import resolve_encoder
+from pipeline.encode.embed import encode_texts
+from pipeline.encode.encoder import resolve_encoder
 
 CACHE = Path("data/.bench")
 
@@ -27,7 +27,7 @@ def read_captions() -> list[str]:
     if folder:
         with gzip.open(Path(folder) / "captions" / "captions.tsv.gz", "rt", encoding="utf-8") as file:
             return [line.rstrip("\n").split("\t", 1)[1] for line in file][1:]
-    from pipeline.demo import samples
+    from pipeline.demo.pictures import samples
 
     return [sample.caption for sample in samples("train")]
 

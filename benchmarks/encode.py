@@ -24,8 +24,8 @@ import numpy as np
 from sentence_transformers import SentenceTransformer
 
 from benchmarks.captions import read_captions
-from pipeline.encode import choose_precision, encode_captions
-from pipeline.encoders import resolve_encoder
+from pipeline.encode.embed import choose_precision, encode_captions
+from pipeline.encode.encoder import resolve_encoder
 
 ROUNDS = 3
 

@@ -57,7 +57,7 @@ def images(count: int) -> Iterator[bytes]:
         tars = sorted(Path(folder).glob("flickr8k/train/*.tar"))
         yield from islice((sample.parts["jpg"] for tar in tars for sample in samples(tar)), count)
         return
-    from pipeline.demo import samples as demo_samples
+    from pipeline.demo.pictures import samples as demo_samples
 
     yield from (sample.jpeg for sample in demo_samples("train", count=count))
 

@@ -3,7 +3,7 @@
     python -m benchmarks.neighbours [--only compare|growth]
 
 compare: all captions, copies included, each method in a process of its own on the same vectors. Recall is audited on
-1,000 texts against brute force in float64, tie-aware. `pipeline` times all of pipeline.search.nearest: choosing by
+1,000 texts against brute force in float64, tie-aware. `pipeline` times all of pipeline.search: choosing by
 measuring, searching, ranking in float32. Exact FAISS and inverted lists cost the same for every query, so they search
 10,000 queries and are scaled. HNSW's, inverted lists' and PyNNDescent's effort is the least of a few that reaches
 recall 0.99.
@@ -31,8 +31,9 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.captions import embeddings
-from pipeline import audit, descent, search
-from pipeline.tiles import quantise
+from pipeline.search import descent, plan
+from pipeline.search.exact import TIE, dot_products, largest_similarities, random_texts
+from pipeline.search.tiles import quantise
 
 Vectors = npt.NDArray[np.float32]
 Ids = npt.NDArray[Any]
@@ -42,8 +43,8 @@ SIZES = (20_000, 40_000, 80_000, 160_000, 1_000_000)
 
 def audited(vectors: Vectors, rows: npt.NDArray[np.int64], ids: Ids) -> float:
     """Tie-aware recall of ids [rows, >= K]; the row itself does not count."""
-    exact = audit.dot_products(vectors)
-    least = audit.largest_similarities(exact, rows, len(vectors), K).min(axis=1) - audit.TIE
+    exact = dot_products(vectors)
+    least = largest_similarities(exact, rows, len(vectors), K).min(axis=1) - TIE
     hits = 0
     for row, listed, bound in zip(rows, ids, least, strict=True):
         others = np.unique(listed[(listed >= 0) & (listed != row)]).astype(np.int64)
@@ -54,7 +55,7 @@ def audited(vectors: Vectors, rows: npt.NDArray[np.int64], ids: Ids) -> float:
 def pipeline(vectors: Vectors, sample: npt.NDArray[np.int64]) -> dict[str, Any]:
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as work:
-        ids, _, record = search.nearest(vectors, K, Path(work), target=TARGET)
+        ids, _, record = plan.nearest(vectors, K, Path(work), target=TARGET)
     seconds = time.perf_counter() - begin
     return {"seconds": seconds, "recall": audited(vectors, sample, ids[sample]), "how": record["method"]}
 
@@ -62,7 +63,7 @@ def pipeline(vectors: Vectors, sample: npt.NDArray[np.int64]) -> dict[str, Any]:
 def by_descent(vectors: Vectors, sample: npt.NDArray[np.int64]) -> dict[str, Any]:
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as work:
-        probe, recall = search.sample_recall(vectors, K, 0)
+        probe, recall = plan.sample_recall(vectors, K, 0)
         codes = quantise(vectors)
         ids, _, reached = descent.descend(vectors, codes, K, Path(work), probe, recall, TARGET, 0)
     seconds = time.perf_counter() - begin
@@ -172,7 +173,7 @@ def vectors_of(n: int) -> Vectors:
 def one(method: str, n: int) -> None:
     """In a process of its own, so that its peak memory is its own."""
     vectors = vectors_of(n) if n else embeddings()
-    sample = audit.random_texts(len(vectors), 1000, 0, "benchmark")
+    sample = random_texts(len(vectors), 1000, 0, "benchmark")
     result = METHODS[method](vectors, sample)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps(result | {"method": method, "n": len(vectors), "peak_mb": round(peak)}))

@@ -3,7 +3,7 @@
     XCLR_TEST_DATA=... python -m benchmarks.packed [--captions N]
 
 Every caption is a sample, copies included; its text's neighbours are the graph's (k = 32, found by
-pipeline.search.nearest). `packed` draws whole groups of 32 at random, as training does with data.grouped = 1, `random`
+pipeline.search). `packed` draws whole groups of 32 at random, as training does with data.grouped = 1, `random`
 draws samples. Beside them: groups of the first text's own nearest neighbours alone, the plain way. `seconds` is
 pipeline.packing alone (groups and order); encoding and search are the graph's own and are not paid twice.
 The embeddings are made once and kept (benchmarks/captions.py). Results: docs/results.md.
@@ -24,8 +24,8 @@ import numpy.typing as npt
 
 from benchmarks.captions import embeddings, read_captions
 from pipeline import packing
-from pipeline.neighbours import symmetric_lists
-from pipeline.search import nearest
+from pipeline.search.neighbours import symmetric_lists
+from pipeline.search.plan import nearest
 
 Ints = npt.NDArray[Any]
 BATCH, SIZE, K, BATCHES = 1024, 32, 32, 100

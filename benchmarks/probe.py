@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from eval.bank import Bank
-from eval.estimate import estimate
 from eval.features import Features
-from eval.probe import Probe, ProbeConfig, fit_probe
+from eval.heads.bank import Bank
+from eval.heads.estimate import estimate
+from eval.heads.probe import Probe, ProbeConfig, fit_probe
 from shards.bars import say
 
 RATES = tuple(np.geomspace(0.01, 10, 13).tolist())

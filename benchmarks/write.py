@@ -33,9 +33,9 @@ import cv2
 import numpy as np
 
 from pipeline.build import BuildSettings, build_shards
-from pipeline.datasets import load_dataset
-from pipeline.scan import Limits, scan
-from pipeline.sources import open_source
+from pipeline.scan.scan import Limits, scan
+from pipeline.sources.datasets import load_dataset
+from pipeline.sources.find import open_source
 from shards.tar import TarWriter, samples
 
 SIZES = {"": 110_000, "_cc12m": 27_000, "_small": None}  # bytes of an image: ImageNet's mean, CC12M's, as they are

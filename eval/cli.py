@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from eval.registry import BENCHES
+from eval.benchmarks.registry import BENCHES
 from shards.bars import say
 from shards.errors import UserError, run_cli
 
 if TYPE_CHECKING:
-    from eval.bench import Bench as OpenBench
+    from eval.benchmarks.bench import Bench as OpenBench
     from eval.evaluate import Method, Settings
-    from eval.models import Model
+    from eval.models.model import Model
 
 __all__ = ["app", "main"]
 
@@ -82,7 +82,7 @@ def linear_probe(
     """
     from eval.evaluate import Settings
     from eval.features import features_root
-    from eval.probe import LBFGS_DECAYS, ProbeConfig
+    from eval.heads.probe import LBFGS_DECAYS, ProbeConfig
 
     if protocol not in ("features", "views"):
         raise UserError(f"--protocol is features or views, not {protocol!r}")
@@ -128,7 +128,7 @@ def knn(
     """Accuracy of a weighted vote of the nearest training images (Wu et al. 2018); nothing is trained."""
     from eval.evaluate import Settings
     from eval.features import features_root
-    from eval.knn import KNNConfig
+    from eval.heads.knn import KNNConfig
 
     config = KNNConfig(k=k, temperature=temperature)
     settings = Settings(features=features or features_root(), knn=config, partial=partial, few_shot=few_shot)
@@ -187,10 +187,10 @@ def _run(
     out: Path | None,
     settings: Settings,
 ) -> None:
+    from eval.benchmarks.registry import open_bench
     from eval.evaluate import evaluate, evaluation_hash
-    from eval.models import open_model
-    from eval.registry import open_bench
-    from eval.show import show_result
+    from eval.models.open import open_model
+    from eval.report.show import show_result
     from shards.atomic import write_json
 
     if bench not in BENCHES:  # before anything slow

@@ -14,14 +14,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from eval.bank import Bank
-from eval.bench import LEFT_OUT, Bench, Column, Floats, Ints, Scorer, Summary, Task
+from eval.benchmarks.bench import LEFT_OUT, Bench, Column, Floats, Ints, Scorer, Summary, Task
+from eval.benchmarks.few_shot import few_shot
 from eval.features import Features, extract
-from eval.few_shot import few_shot
-from eval.knn import KNN, KNNConfig
-from eval.models import Model, transform_table
-from eval.probe import Probe, ProbeConfig
-from eval.probe_file import kept_probes
+from eval.heads.bank import Bank
+from eval.heads.knn import KNN, KNNConfig
+from eval.heads.probe import Probe, ProbeConfig
+from eval.heads.probe_file import kept_probes
+from eval.models.model import Model, transform_table
+from shards.atomic import atomic_file
 from shards.bars import say
 from shards.errors import UserError
 
@@ -80,7 +81,7 @@ def evaluate(model: Model, bench: Bench, method: Method, settings: Settings) -> 
             for name, values in features.items()
         },
         "protocol": method_table(method, model, settings),
-        "notes": dict(bench.notes),
+        "notes": {**bench.notes, **_kept_splits(bench, settings.features)},
         "versions": versions(),
     }
 
@@ -224,6 +225,19 @@ def _unreadable(score: Scorer, features: Features, classes: int) -> int:
     if not len(bad):
         return 0
     return int((~np.isnan(score(np.zeros((len(bad), classes), np.float32), bad))).sum())
+
+
+def _kept_splits(bench: Bench, root: Path) -> dict[str, Any]:
+    """Write the bench's splits beside the features; {"splits": {name: file and sha256}}, empty without any."""
+    table = {}
+    for name, data in bench.splits.items():
+        digest = hashlib.sha256(data).hexdigest()
+        path = root / "splits" / f"{bench.name}-{name}-{digest[:8]}.tsv"
+        if not path.is_file():
+            with atomic_file(path) as file:
+                file.write(data)
+        table[name] = {"file": str(path), "sha256": digest}
+    return {"splits": table} if table else {}
 
 
 def _other_counts(bench: Bench, columns: dict[str, dict[str, Any]]) -> list[str]:

@@ -24,14 +24,14 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from eval.bench import ImageSet
-from eval.models import Model, Transform, transform_table
+from eval.benchmarks.bench import ImageSet
+from eval.models.model import Model, Transform, transform_table
 from shards.atomic import atomic_file, write_json
 from shards.bars import bar, say
 from shards.errors import SkipBudget, UserError
 from trainer.augment import BadImage, decode
 
-__all__ = ["Features", "extract", "feature_hash", "features_root", "loader", "normalise"]
+__all__ = ["Features", "device", "extract", "feature_hash", "features_root", "loader", "normalise"]
 
 VERSION = 1  # of the arithmetic below: raise it when features change
 CHUNK = 8192  # rows of a part
@@ -112,6 +112,11 @@ def extract(model: Model, images: ImageSet, root: Path, *, max_bad: float = MAX_
     return Features(hash=name, parts=parts, ok=mask, dim=dim, reused=not missing)
 
 
+def device() -> torch.device:
+    """Where features are extracted, probes are trained and votes are counted."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def _what(model: Model, images: ImageSet) -> dict[str, object]:
     return {
         "version": VERSION,
@@ -126,9 +131,9 @@ def _what(model: Model, images: ImageSet) -> dict[str, object]:
 
 def _fill(model: Model, images: ImageSet, folder: Path, missing: list[int], max_bad: float) -> None:
     """Extract the missing parts."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    place = device()
     # Channels-last is the fast layout of convolutions, on CPUs (oneDNN) and tensor cores alike.
-    network = model.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = model.network.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
     budget = SkipBudget(f"pictures of {images.name}", max_bad)
     rows = [row for start in missing for row in range(start, min(start + CHUNK, len(images)))]
     half = len(images) * model.feature_dim * 4 > HALF_ABOVE
@@ -142,7 +147,7 @@ def _fill(model: Model, images: ImageSet, folder: Path, missing: list[int], max_
             budget.ok(int(ok.sum()))
             for key in keys:
                 budget.skip("do not decode", key)
-            values = network(normalise(pixels.to(device), model.transform)).float().cpu().numpy()
+            values = network(normalise(pixels.to(place), model.transform)).float().cpu().numpy()
             values[~ok] = 0
             collected.append(values.astype(np.float16) if half else values)
             masks.append(ok)

@@ -8,20 +8,25 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from eval.bench import Bench
-from eval.registry import BENCHES, benchmarks_root, open_bench
+from eval.benchmarks.bench import Absent, Bench
+from eval.benchmarks.registry import BENCHES, benchmarks_root, open_bench
 from shards.errors import UserError
 
 __all__ = ["look", "show_inventory"]
 
 
-def look(name: str, data: Path | None = None) -> tuple[str, str]:
-    """(`ready`, `partial` or `missing`; what is there, or what is not and where to get it)."""
+def look(name: str, data: Path | None = None) -> tuple[str, str, list[str]]:
+    """(`ready`, `partial`, `missing` or `damaged`; what is there, or what is not; what to fetch)."""
     try:
         bench = open_bench(name, data, partial=True)
+    except Absent as error:
+        paths = (path.removeprefix(f"{benchmarks_root()}/") for paths in error.lacks.values() for path in paths)
+        return "missing", ", ".join(f"no {path}" for path in paths), list(error.lacks)
     except UserError as error:
-        return "missing", f"{' '.join(str(error).split())} [{BENCHES[name].where}]"
-    return ("partial", f"{_counts(bench)}; {'; '.join(bench.partial)}") if bench.partial else ("ready", _counts(bench))
+        return "damaged", " ".join(str(error).split()), []
+    if bench.partial:
+        return "partial", f"{_counts(bench)}; {'; '.join(bench.partial)}", []
+    return "ready", _counts(bench), []
 
 
 def show_inventory(runs: Path = Path("runs")) -> None:
@@ -31,10 +36,17 @@ def show_inventory(runs: Path = Path("runs")) -> None:
     table = Table(title=f"benchmarks, below {root} ($XCLR_BENCHMARKS)", title_justify="left", box=box.SIMPLE_HEAD)
     for heading in ("--bench", "", "what is scored", "on this machine"):
         table.add_column(heading, overflow="fold")
+    missing: dict[str, None] = {}
     for name, entry in BENCHES.items():
-        state, words = look(name) if name != "imagefolder" else ("any", "give --data DIR")
+        state, words, lacks = look(name) if name != "imagefolder" else ("any", "give --data DIR", [])
         table.add_row(name, state, entry.about, words)
+        missing |= dict.fromkeys(lacks)
     console.print(table)
+    if missing:
+        console.print("where to get what is missing (docs/benchmarks/ tells what to do with it):")
+        for name in missing:
+            console.print(f"  {name:<{max(map(len, missing))}}  {BENCHES[name].where}", soft_wrap=True)
+        console.print()
     found = sorted({path.parent.parent for path in runs.rglob("checkpoints/step-*.pt")})
     console.print(f"runs: {', '.join(map(str, found)) or f'none below {runs}/'}", soft_wrap=True)
 

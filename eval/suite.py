@@ -15,15 +15,16 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from eval.bench import Bench
+from eval.benchmarks.bench import Bench
+from eval.benchmarks.registry import BENCHES, open_bench
 from eval.evaluate import METHODS, Settings, evaluate, evaluation_hash
-from eval.gallery import Strip, caption_strips, image_strips
-from eval.markdown import write_markdown
-from eval.models import Model, open_model
-from eval.registry import BENCHES, open_bench
-from eval.report import read_curves, write_report
-from eval.show import show_rows
-from eval.suite_table import gather
+from eval.models.model import Model
+from eval.models.open import open_model
+from eval.report.gallery import Strip, caption_strips, image_strips
+from eval.report.markdown import write_markdown
+from eval.report.page import read_curves, write_report
+from eval.report.show import show_rows
+from eval.report.table import gather
 from shards.atomic import write_json
 from shards.bars import say
 from shards.errors import UserError

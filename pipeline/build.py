@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 from pipeline.layout import group_shards, shard_bounds, shuffled
 from pipeline.packing import Packing, packed_order
 from pipeline.parallel import Workers, cores
-from pipeline.scan import NOT_OURS, SCAN_SCHEMA, Limits, check_room, scan
-from pipeline.sources import Partition, Source
+from pipeline.scan.scan import NOT_OURS, SCAN_SCHEMA, Limits, check_room, scan
+from pipeline.sources.source import Partition, Source
 from pipeline.texts import number_texts
 from pipeline.work import alone, differing, disk_errors, read_settings
 from pipeline.write import ShardJob, ShardResult, write_shard

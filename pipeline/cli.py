@@ -96,14 +96,14 @@ def build(
     command; a finished one returns at once. --dry-run first says what it will cost.
     """
     from pipeline.build import BuildSettings, build_shards
-    from pipeline.datasets import load_dataset
-    from pipeline.encoders import resolve_encoder
+    from pipeline.encode.encoder import resolve_encoder
     from pipeline.estimate import estimate, lines
-    from pipeline.graph import build_graph
+    from pipeline.graph.build import build_graph
     from pipeline.packing import Packing
     from pipeline.parallel import cores
-    from pipeline.scan import Limits
-    from pipeline.sources import open_source
+    from pipeline.scan.scan import Limits
+    from pipeline.sources.datasets import load_dataset
+    from pipeline.sources.find import open_source
 
     if list_ or not dataset:
         _list_datasets()
@@ -186,7 +186,7 @@ def graph(
 
     Train on it with xclr-train --graph NAME.
     """
-    from pipeline.graph import build_graph
+    from pipeline.graph.build import build_graph
 
     build_graph(
         root,
@@ -235,13 +235,13 @@ def preview(
     out: Annotated[Path | None, typer.Option(help="The HTML file. Default: preview-GRAPH.html in SHARDS.")] = None,
 ) -> None:
     """Write a page to judge a graph by, and to choose tau_s, before paying for training."""
-    from pipeline.preview import preview as write
+    from pipeline.preview.measure import preview as write
 
     print(write(root, graph, out))
 
 
 def _list_datasets() -> None:
-    from pipeline.datasets import builtin_datasets, load_dataset
+    from pipeline.sources.datasets import builtin_datasets, load_dataset
 
     for name in builtin_datasets():
         print(f"{name:20} {load_dataset(name).about}")

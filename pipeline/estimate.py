@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline.encoders import EncoderSource
+from pipeline.encode.encoder import EncoderSource
 from pipeline.images import resized
-from pipeline.samples import NOT_OURS, Scan
-from pipeline.scan import Limits, scan
-from pipeline.sources import Source
+from pipeline.scan.samples import NOT_OURS, Scan
+from pipeline.scan.scan import Limits, scan
+from pipeline.sources.source import Source
 from shards.errors import UserError
 from shards.tar import TarWriter
 
@@ -242,8 +242,8 @@ def _encode_probe(captions: list[str], source: EncoderSource, count: float) -> t
     """The encoder's dimensions, and seconds a caption in the precisions that the build may choose."""
     import torch
 
-    from pipeline.encode import HALF_FROM
-    from pipeline.encoders import load_encoder
+    from pipeline.encode.embed import HALF_FROM
+    from pipeline.encode.load import load_encoder
 
     device, devices = ("cuda:0", torch.cuda.device_count()) if torch.cuda.is_available() else ("cpu", 1)
     half = ["float16" if device != "cpu" else "bfloat16"] if count >= HALF_FROM else []
@@ -264,10 +264,10 @@ def _encode_probe(captions: list[str], source: EncoderSource, count: float) -> t
 
 
 def _search_probe(texts: Range, dim: int, k: int) -> tuple[Range, str, float]:
-    """Seconds, method, and bytes beside the embeddings, by the formulae of pipeline.search."""
-    from pipeline.neighbours import MARGIN
-    from pipeline.search import LARGE, SMALL, exact_seconds, search_bytes
-    from pipeline.tiles import quantise, search_rows
+    """Seconds, method, and bytes beside the embeddings, by the formulae of pipeline.search.plan."""
+    from pipeline.search.neighbours import MARGIN
+    from pipeline.search.plan import LARGE, SMALL, exact_seconds, search_bytes
+    from pipeline.search.tiles import quantise, search_rows
 
     n = int(texts.high)
     if n <= SMALL:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.encoders import EncoderSource
+from pipeline.encode.encoder import EncoderSource
 from shards.atomic import atomic_file
 from shards.bars import bar
 from shards.errors import UserError
@@ -181,9 +181,9 @@ def flat_places(indptr: Ints, rows: Ints) -> Ints:
 
 def _lists(out: Path, packing: Packing, seed: int) -> tuple[Ints, Ints, Ints]:
     """The lists that the graph will hold."""
-    from pipeline.graph import graph_name
-    from pipeline.kinds import Settings, search_texts
-    from pipeline.neighbours import symmetric_lists
+    from pipeline.graph.build import graph_name
+    from pipeline.graph.kinds import Settings, search_texts
+    from pipeline.search.neighbours import symmetric_lists
     from pipeline.work import alone
 
     settings = Settings(k=packing.k, code_dim=1, seed=seed, target=packing.recall, memory=packing.memory)

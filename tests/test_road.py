@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import eval.cli
 import pipeline.cli
 import trainer.cli
-from pipeline.demo import samples
+from pipeline.demo.pictures import samples
 from shards.manifest import Manifest
 from shards.verify import verify
 from tests.pipeline.sources import write_tar
@@ -43,7 +43,7 @@ def checksums(folder: Path) -> dict[str, str]:
 @pytest.mark.slow
 def test_the_demo(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What `make demo` runs, on 320 pictures; and again, when it reuses all of it."""
-    monkeypatch.setattr("pipeline.demo.COUNTS", {"train": 320, "test": 150})
+    monkeypatch.setattr("pipeline.demo.pictures.COUNTS", {"train": 320, "test": 150})
 
     def demo() -> None:
         run(pipeline.cli.app, "build", "demo")

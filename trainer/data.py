@@ -12,6 +12,7 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import cv2
@@ -49,7 +50,8 @@ class Batch:
     """Samples whose image did not decode; grey pictures stand in, so that every rank keeps its batch size."""
 
     def pin_memory(self) -> Batch:
-        return Batch(self.views.pin_memory(), self.samples, self.texts, self.labels, self.bad)
+        views, samples, texts, labels = (x.pin_memory() for x in (self.views, self.samples, self.texts, self.labels))
+        return Batch(views, samples, texts, labels, self.bad)
 
 
 class ViewDataset(Dataset["Batch | UserError"]):
@@ -129,9 +131,16 @@ def make_loader(
 def to_views(batch: Batch, device: torch.device) -> torch.Tensor:
     """[2b, 3, height, width] float32 normalised, channels-last in memory; the first b rows are the first views."""
     views = batch.views.to(device, non_blocking=True).transpose(0, 1).flatten(0, 1)  # [2b, H, W, 3]
-    mean = torch.tensor(IMAGENET_MEAN, device=device) * 255
-    std = torch.tensor(IMAGENET_STD, device=device) * 255
+    mean, std = _constants(device)
     return ((views.float() - mean) / std).permute(0, 3, 1, 2)
+
+
+@cache
+def _constants(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """ImageNet's mean and deviation in grey levels. Kept: copied anew, they would have each step wait for the last."""
+    with torch.inference_mode(False):
+        mean, std = (255 * torch.tensor(values) for values in (IMAGENET_MEAN, IMAGENET_STD))
+        return mean.to(device), std.to(device)
 
 
 def _as_it_is(batch: Any) -> Any:

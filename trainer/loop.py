@@ -259,7 +259,7 @@ class _Loop:
         """Whether any rank was told to stop; of several, before this step: no step waits for the others' answers."""
         if self.world.size == 1:
             return flag
-        answer, self.asked = self.asked, torch.tensor(int(flag), device=self.world.device)
+        answer, self.asked = self.asked, torch.full((), int(flag), device=self.world.device)
         dist.all_reduce(self.asked, op=dist.ReduceOp.MAX)
         return answer is not None and bool(answer)
 

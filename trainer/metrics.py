@@ -29,7 +29,7 @@ SHOWN = {
     "knn": "knn {:.3g}",
     "knn_similarity": "knn {:.3g}",
     "samples_per_s": "{:.0f} samples/s",
-    "data_wait": "data wait {:.0%}",
+    "data_wait": "wait {:.0%}",
 }
 
 
@@ -45,7 +45,7 @@ class Metrics:
         console = Console(stderr=True)
         self.progress = Progress(
             TextColumn("[bold]{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
-            BarColumn(bar_width=12),
+            BarColumn(bar_width=8),
             TaskProgressColumn(),
             TextColumn("{task.fields[status]}", table_column=Column(no_wrap=True)),
             TimeRemainingColumn(compact=True),

@@ -128,7 +128,8 @@ class Stepper:
     def _forward(self, batch: Batch, step: int) -> Output:
         device, tokens = self.world.device, None
         if self.captions:
-            tokens = self.captions.tokens(batch.texts, batch.samples, step // self.steps_per_epoch).to(device)
+            tokens = self.captions.tokens(batch.texts, batch.samples, step // self.steps_per_epoch)
+            tokens = tokens.to(device, non_blocking=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
             return cast(Output, self.model(to_views(batch, device), tokens))
 
@@ -141,9 +142,9 @@ class Stepper:
             return clip_loss(z, text, world), None
         block = SimilarityBlock.build(
             objective=objective.name,
-            sample_ids=batch.samples.to(device),
-            text_ids=batch.texts.to(device),
-            labels=batch.labels.to(device),
+            sample_ids=batch.samples.to(device, non_blocking=True),
+            text_ids=batch.texts.to(device, non_blocking=True),
+            labels=batch.labels.to(device, non_blocking=True),
             table=self.table,
             tau_s=objective.tau_s,
             world=world,

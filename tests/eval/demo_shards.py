@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.demo import SHAPES, DemoSample, samples
+from pipeline.demo.pictures import SHAPES, DemoSample, samples
 from shards.atomic import atomic_file, sha256_file
 from shards.graph import write_graph
 from shards.index import write_index, write_texts

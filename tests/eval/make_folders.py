@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from eval.bench import ImageSet, fingerprint
-from eval.models import Model, Transform
+from eval.benchmarks.bench import ImageSet, fingerprint
+from eval.models.model import Model, Transform
 from tests.make import jpeg
 
 NORMAL = (0.5, 0.5, 0.5)

@@ -17,7 +17,7 @@ import torch
 
 import eval.features as module
 from eval.features import centre_crop, extract, feature_hash
-from eval.models import Transform
+from eval.models.model import Transform
 from shards.errors import UserError
 from tests.eval.make_folders import NORMAL, make_model, make_set
 from trainer.augment import decode

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.bench import LEFT_OUT, Bench, Task
-from eval.few_shot import few_shot
+from eval.benchmarks.bench import LEFT_OUT, Bench, Task
+from eval.benchmarks.few_shot import few_shot
 from shards.errors import UserError
 from tests.eval.make_folders import make_set
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from eval.benchmarks_imagefolder import list_tar
-from eval.registry import open_bench
+from eval.benchmarks.imagefolder import list_tar
+from eval.benchmarks.registry import open_bench
 from shards.errors import UserError
 from tests.eval.make_folders import as_tars, make_folders
 from tests.eval.runs import run_eval, train_run

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from eval.bench import Source
-from eval.benchmarks_imagenet import open_imagenet, open_imagenet_real
-from eval.imagenet import train_set, val_set
-from eval.imagenet_labels import real_labels
+from eval.benchmarks.bench import Source
+from eval.benchmarks.imagenet import open_imagenet, open_imagenet_real
+from eval.benchmarks.imagenet_labels import real_labels
+from eval.benchmarks.imagenet_tree import train_set, val_set
 from shards.errors import UserError
 from tests.eval.trees import (
     CHAIR,

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from eval.bench import LEFT_OUT, Source
-from eval.benchmarks_imagenet9 import VARIANTS, foreground_class, open_imagenet9
+from eval.benchmarks.bench import LEFT_OUT, Source
+from eval.benchmarks.imagenet9 import VARIANTS, foreground_class, open_imagenet9
 from shards.errors import UserError
 from tests.eval.trees import (
     CHAIR,

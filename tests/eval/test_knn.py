@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 
-import eval.bank as bank_module
-import eval.knn as module
-from eval.bank import Bank
-from eval.knn import KNN, KNNConfig
+import eval.heads.bank as bank_module
+import eval.heads.knn as module
+from eval.heads.bank import Bank
+from eval.heads.knn import KNN, KNNConfig
 from shards.errors import UserError
 
 

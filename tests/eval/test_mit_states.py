@@ -10,8 +10,8 @@ from statistics import mean, stdev
 import numpy as np
 import pytest
 
-from eval.bench import LEFT_OUT, Bench, Source
-from eval.benchmarks_mit_states import SEEDS, even_split, open_mit_states, split_text
+from eval.benchmarks.bench import LEFT_OUT, Bench, Source
+from eval.benchmarks.mit_states import SEEDS, even_split, open_mit_states, split_text
 from shards.errors import UserError
 from tests.eval.trees import desk, picture, scored, xclr_eval
 
@@ -36,7 +36,7 @@ def test_splits_are_even_seeded_and_the_same_everywhere() -> None:
     assert [int(side.sum()) for side in sides] == [5, 5, 5]
     assert len({side.tobytes() for side in sides}) == 3
     assert even_split(KEYS[::-1], 1).tolist() == sides[1].tolist()[::-1]  # a matter of the name, not of the order
-    digest = hashlib.sha256(split_text(KEYS, sides[0]).encode()).hexdigest()
+    digest = hashlib.sha256(split_text(KEYS, sides[0])).hexdigest()
     assert (
         digest == "9660b9ded9d7e065adaf46697861b8ba7c1028ff27a6af53cb9105e0395a08fa"
     )  # fixed: published figures name it
@@ -78,7 +78,7 @@ def test_the_releases_spelling_gives_the_same_splits(tmp_path: Path, monkeypatch
     desk(tmp_path, monkeypatch)
     ours, release = make_states(tmp_path / "a"), make_states(tmp_path / "b" / "release_dataset", space=" ")
     first, second = opened(ours), opened(release.parent)
-    assert first.notes["splits"] == second.notes["splits"]
+    assert first.splits == second.splits
     assert dict(zip(first.sets[0].keys, first.tasks[0].labels.tolist(), strict=True)) == dict(
         zip(second.sets[0].keys, second.tasks[0].labels.tolist(), strict=True)
     )

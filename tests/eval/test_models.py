@@ -11,7 +11,8 @@ import torch
 from torchvision.models import get_model
 from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
 
-from eval.models import Model, open_model
+from eval.models.model import Model
+from eval.models.open import open_model
 from shards.errors import UserError
 from tests.eval.make_folders import make_folders
 from tests.eval.runs import run_eval, train_run

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import pytest
 from timm.data import ImageNetInfo
 
-from eval.bench import Source, Task
-from eval.benchmarks_objectnet import border_width, objectnet_classes, open_objectnet, remove_border
+from eval.benchmarks.bench import Source, Task
+from eval.benchmarks.objectnet import border_width, objectnet_classes, open_objectnet, remove_border
 from shards.errors import UserError
 from tests.eval.trees import (
     ALARM_CLOCK,

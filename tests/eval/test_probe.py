@@ -9,11 +9,11 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-import eval.bank as bank_module
-from eval.bank import Bank
-from eval.flow import follow, paces, path_steps
-from eval.probe import ProbeConfig, fit_probe, probe_steps, schedule, split
-from eval.solvers import Candidate, moments, prepare, sgd
+import eval.heads.bank as bank_module
+from eval.heads.bank import Bank
+from eval.heads.flow import follow, paces, path_steps
+from eval.heads.probe import ProbeConfig, fit_probe, probe_steps, schedule, split
+from eval.heads.solvers import Candidate, moments, prepare, sgd
 from shards.errors import UserError
 
 Floats = npt.NDArray[np.float32]

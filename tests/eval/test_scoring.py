@@ -11,11 +11,11 @@ import pytest
 import torch
 from timm.data import ImageNetInfo, RealLabelsImagenet
 
-from eval.bench import LEFT_OUT, top
-from eval.benchmarks_imagenet9 import imagenet9_mapping
-from eval.benchmarks_objectnet import objectnet_classes
-from eval.imagenet_labels import real_labels
-from eval.scoring import any_of, mapped
+from eval.benchmarks.bench import LEFT_OUT, top
+from eval.benchmarks.imagenet9 import imagenet9_mapping
+from eval.benchmarks.imagenet_labels import real_labels
+from eval.benchmarks.objectnet import objectnet_classes
+from eval.benchmarks.scoring import any_of, mapped
 
 # ImageNet-9 by torchvision's class numbers, the runs of consecutive ones: (first, one past the last, broad class).
 RANGES = [(0, 7, 8), (7, 25, 1), (33, 69, 3), (87, 101, 1), (127, 147, 1), (151, 171, 0), (173, 269, 0), (269, 281, 4)]

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import eval.suite as module
-from eval.bench import Source
-from eval.benchmarks_demo import VARIANTS, open_demo
-from eval.claims import verdicts
+from eval.benchmarks.bench import Source
+from eval.benchmarks.demo import VARIANTS, open_demo
+from eval.report.claims import verdicts
 from eval.suite import load_suite
 from shards.errors import UserError
 from shards.page import interval_chart, line_chart, ticks

@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from eval.bench import Bench, Column, Summary, top
-from eval.markdown import markdown
-from eval.published import FIGURES, published_rows
-from eval.report import write_report
-from eval.suite_table import gather
+from eval.benchmarks.bench import Bench, Column, Summary, top
+from eval.report.markdown import markdown
+from eval.report.page import write_report
+from eval.report.published import FIGURES, published_rows
+from eval.report.table import gather
 from tests.eval.make_folders import make_set
 
 
 def bench(name: str, columns: tuple[str, ...], summaries: tuple[Summary, ...] = ()) -> Bench:
-    from eval.bench import Task
+    from eval.benchmarks.bench import Task
 
     images = make_set(4)
     task = Task(name="class", images="train", labels=np.zeros(4, np.int64), classes=["a", "b"])

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.bench import Task
+from eval.benchmarks.bench import Task
 from eval.features import extract
+from eval.heads.probe import ProbeConfig
+from eval.heads.probe_views import fit_views
 from eval.inventory import look
-from eval.probe import ProbeConfig
-from eval.probe_views import fit_views
 from tests.eval.demo_shards import make_demo
 from tests.eval.make_folders import make_folders, make_model, make_set
 from tests.eval.runs import run_eval
@@ -98,11 +98,11 @@ def test_list_says_what_is_there_and_what_is_not(
     monkeypatch.setenv("XCLR_BENCHMARKS", "benchmarks")
     monkeypatch.setenv("COLUMNS", "200")
     make_demo(tmp_path / "data", 12, 4)
-    assert look("demo") == ("ready", "train 12, original 4, mixed_same 4, mixed_rand 4, only_fg 4, only_bg 4")
-    state, words = look("objectnet")
-    assert state == "missing"
-    assert "objectnet.dev" in words
+    assert look("demo") == ("ready", "train 12, original 4, mixed_same 4, mixed_rand 4, only_fg 4, only_bg 4", [])
+    assert look("objectnet") == ("missing", "no objectnet, no imagenet/train", ["objectnet", "imagenet"])
     assert run_eval(["list"]) == 0
     shown = capsys.readouterr().out
     assert "ready" in shown
     assert "none below runs/" in shown
+    assert shown.count("objectnet.dev") == 1
+    assert not (tmp_path / "data" / "features").exists()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.graph import build_graph
+from pipeline.graph.build import build_graph
 from shards.tar import samples
 from tests.pipeline.texts import text_shards
 
@@ -16,7 +16,7 @@ from tests.pipeline.texts import text_shards
 def captions(data_root: Path | None) -> list[str]:
     """Texts of one caption and of five: Flickr8k's validation part where there is one, else the embedded captions."""
     if data_root is None:
-        from pipeline.demo import samples as demo_samples
+        from pipeline.demo.pictures import samples as demo_samples
 
         drawn = list(dict.fromkeys(sample.caption for sample in demo_samples("train", count=1200)))
         return ["\n".join(drawn[i : i + 5]) for i in range(0, 500, 5)] + drawn[500:]

@@ -10,8 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pipeline import audit, codes
-from pipeline.neighbours import Lists, search_exact, symmetric_lists
+from pipeline.encode import codes
+from pipeline.graph import audit
+from pipeline.search.exact import dot_products
+from pipeline.search.neighbours import Lists, search_exact, symmetric_lists
 from shards.graph import Graph
 
 Vectors = npt.NDArray[np.float32]
@@ -48,7 +50,7 @@ def test_recall_counts_what_is_missing(rows: int, monkeypatch: pytest.MonkeyPatc
     vectors = vectors_of(100)
     ids, similarities = search_exact(vectors, 10)
     graph = graph_of(vectors, symmetric_lists(ids, similarities))
-    exact = audit.dot_products(vectors)
+    exact = dot_products(vectors)
     assert audit.recall(graph, exact, 10, 0) == {"recall": 1.0, "k": 10, "sample": 100, "tie": 1e-6}
     first = np.zeros(len(graph.neighbours), bool)
     first[graph.indptr[:-1]] = True  # every text's nearest
@@ -60,7 +62,7 @@ def test_copies_do_not_fool_the_audit() -> None:
     """Twenty copies of a text: any ten of them are its ten nearest; one copy ten times over is not."""
     vectors = vectors_of(60)
     vectors[:20] = vectors[0]
-    exact = audit.dot_products(vectors)
+    exact = dot_products(vectors)
     ids, similarities = search_exact(vectors, 10)
     rng = np.random.default_rng(1)
     for row in range(20):
@@ -130,7 +132,7 @@ def test_fidelity_is_the_distance_of_the_targets_written_out() -> None:
         total = sum(map(math.exp, logits))
         return [math.exp(logit) / total for logit in logits]
 
-    found = audit.fidelity(graph, audit.dot_products(vectors), 0)
+    found = audit.fidelity(graph, dot_products(vectors), 0)
     assert (found["batch"], found["tau_s"]) == (n, tau)
     for tail in ("code", "background", "none", "one_hot"):
         tv, kl = [], []
@@ -146,7 +148,7 @@ def test_fidelity_is_the_distance_of_the_targets_written_out() -> None:
 def test_histogram_counts_every_pair() -> None:
     vectors = vectors_of(30)
     graph = graph_of(vectors, symmetric_lists(*search_exact(vectors, 3)))
-    found = audit.histogram(graph, audit.dot_products(vectors), 0)
+    found = audit.histogram(graph, dot_products(vectors), 0)
     pairs = (vectors.astype(np.float64) @ vectors.T)[np.triu_indices(30, 1)]
     edges = [found["low"] + i * (found["high"] - found["low"]) / 100 for i in range(101)]
     assert found["random"] == [int(((pairs >= a) & (pairs < b)).sum()) for a, b in pairwise(edges)]

@@ -23,12 +23,12 @@ import webdataset
 from PIL import Image
 
 from pipeline.build import BuildSettings, build_shards
-from pipeline.class_names import class_names
-from pipeline.datasets import builtin_datasets, load_dataset
 from pipeline.info import describe
 from pipeline.layout import shard_bounds
-from pipeline.scan import Limits
-from pipeline.sources import open_source
+from pipeline.scan.scan import Limits
+from pipeline.sources.class_names import class_names
+from pipeline.sources.datasets import builtin_datasets, load_dataset
+from pipeline.sources.find import open_source
 from shards.errors import UserError
 from shards.manifest import Manifest
 from shards.reader import Shards
@@ -180,7 +180,7 @@ def test_in_place_copies_nothing_and_writes_nothing_to_the_source(tmp_path: Path
 
 
 def test_the_embedded_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.demo.COUNTS", {"train": 40, "test": 20})
+    monkeypatch.setattr("pipeline.demo.pictures.COUNTS", {"train": 40, "test": 20})
     train, test = build("demo", None, tmp_path / "demo"), build("demo-test", None, tmp_path / "test")
     assert Manifest.load(train).split == "train"
     assert Manifest.load(test).split == "test"

@@ -7,7 +7,7 @@ import unicodedata
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.captions import joined, normalise
+from pipeline.sources.captions import joined, normalise
 
 
 def test_the_rule() -> None:

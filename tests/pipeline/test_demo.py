@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.demo import (
+from pipeline.demo.captions import PATTERNS, TEMPLATES, caption
+from pipeline.demo.objects import draw_object
+from pipeline.demo.pictures import (
     BACKGROUNDS,
     COLOURS,
     COUNTS,
@@ -25,8 +27,6 @@ from pipeline.demo import (
     sample,
     samples,
 )
-from pipeline.demo_captions import PATTERNS, TEMPLATES, caption
-from pipeline.demo_draw import draw_object
 from shards.errors import UserError
 
 SCENES = range(12)

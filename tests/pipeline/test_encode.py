@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import pipeline.encode
-from pipeline.encode import FLOAT32, choose_precision, encode_captions, encode_texts, unique_captions
-from pipeline.encoders import Encoder, EncoderSource, load_encoder, resolve_encoder
+import pipeline.encode.embed
+from pipeline.encode.embed import FLOAT32, choose_precision, encode_captions, encode_texts, unique_captions
+from pipeline.encode.encoder import Encoder, EncoderSource, resolve_encoder
+from pipeline.encode.load import load_encoder
 from shards.errors import UserError
 
 
@@ -60,8 +61,8 @@ def test_node_is_the_normalised_mean_of_its_captions(
     texts: list[str], source: EncoderSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = Counting()
-    monkeypatch.setattr(pipeline.encode, "load_encoder", model.load)
-    monkeypatch.setattr(pipeline.encode, "CHUNK", 100)
+    monkeypatch.setattr(pipeline.encode.embed, "load_encoder", model.load)
+    monkeypatch.setattr(pipeline.encode.embed, "CHUNK", 100)
     vectors, record = encode_texts(texts, source, tmp_path)
     for text, vector in zip(texts, vectors, strict=True):
         mean = model.embed(list(dict.fromkeys(text.split("\n")))).mean(axis=0)
@@ -78,22 +79,22 @@ def test_node_is_the_normalised_mean_of_its_captions(
 def test_a_stop_costs_one_chunk(
     texts: list[str], source: EncoderSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline.encode, "CHUNK", 64)  # two batches of 32
-    monkeypatch.setattr(pipeline.encode, "LANES", 1)
+    monkeypatch.setattr(pipeline.encode.embed, "CHUNK", 64)  # two batches of 32
+    monkeypatch.setattr(pipeline.encode.embed, "LANES", 1)
     whole = Counting()
-    monkeypatch.setattr(pipeline.encode, "load_encoder", whole.load)
+    monkeypatch.setattr(pipeline.encode.embed, "load_encoder", whole.load)
     expected, _ = encode_texts(texts, source, tmp_path / "whole")
     stopped, resumed = Counting(stop_after=7), Counting()
-    monkeypatch.setattr(pipeline.encode, "load_encoder", stopped.load)
+    monkeypatch.setattr(pipeline.encode.embed, "load_encoder", stopped.load)
     with pytest.raises(KeyboardInterrupt):
         encode_texts(texts, source, tmp_path / "stopped")
-    monkeypatch.setattr(pipeline.encode, "load_encoder", resumed.load)
+    monkeypatch.setattr(pipeline.encode.embed, "load_encoder", resumed.load)
     vectors, _ = encode_texts(texts, source, tmp_path / "stopped")
     np.testing.assert_array_equal(vectors, expected)
     assert stopped.seen[:192] + resumed.seen == whole.seen  # three chunks had landed, half of one was lost
     # Other texts in the same folder: nothing of the old ones is taken over.
     other = Counting()
-    monkeypatch.setattr(pipeline.encode, "load_encoder", other.load)
+    monkeypatch.setattr(pipeline.encode.embed, "load_encoder", other.load)
     encode_texts(texts[1:], source, tmp_path / "stopped")
     assert set(other.seen) == {c for text in texts[1:] for c in text.split("\n")}
 
@@ -106,15 +107,15 @@ def test_half_precision_is_within_its_bound(
     sample = unique_captions(captions[::6]).unique
     exact, _ = encode_captions(sample, source, tmp_path / "exact")
     first = np.concatenate([np.load(path) for path in exact])
-    monkeypatch.setattr(pipeline.encode, "HALF_FROM", 1)
-    monkeypatch.setattr(pipeline.encode, "MIN_SPEEDUP", 0)
-    monkeypatch.setattr(pipeline.encode, "PROBE", 16)
+    monkeypatch.setattr(pipeline.encode.embed, "HALF_FROM", 1)
+    monkeypatch.setattr(pipeline.encode.embed, "MIN_SPEEDUP", 0)
+    monkeypatch.setattr(pipeline.encode.embed, "PROBE", 16)
     rounded, record = encode_captions(sample, source, tmp_path / "rounded")
     second = np.concatenate([np.load(path) for path in rounded])
     assert record["precision"] == "bfloat16"
     assert 0 < record["similarity_error"] <= 0.01
     assert 1e-5 < np.abs(first @ first.T - second @ second.T).max() <= 0.01
-    monkeypatch.setattr(pipeline.encode, "MAX_ERROR", 1e-6)
+    monkeypatch.setattr(pipeline.encode.embed, "MAX_ERROR", 1e-6)
     assert choose_precision(sample, source, "cpu") == FLOAT32
     # The choice of a stopped run stays: a resumed one must not mix precisions.
     _, record = encode_captions(sample, source, tmp_path / "rounded")

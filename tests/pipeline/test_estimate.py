@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 from pipeline.build import BuildSettings, build_shards
 from pipeline.cli import app
 from pipeline.costs import costs_path, read_costs
-from pipeline.datasets import load_dataset
 from pipeline.estimate import Cost, Range, estimate, lines
-from pipeline.graph import build_graph
-from pipeline.samples import Limits
-from pipeline.search import LARGE, SMALL
-from pipeline.sources import open_source
+from pipeline.graph.build import build_graph
+from pipeline.scan.samples import Limits
+from pipeline.search.plan import LARGE, SMALL
+from pipeline.sources.datasets import load_dataset
+from pipeline.sources.find import open_source
 from shards.errors import UserError
 from shards.manifest import Manifest
 from tests.pipeline.sources import class_folders, img2dataset, write_tar

@@ -16,10 +16,10 @@ import pytest
 import pipeline.build
 import shards.atomic
 from pipeline.build import BuildSettings, build_shards
-from pipeline.datasets import load_dataset
-from pipeline.encode import _text_means, unique_captions
-from pipeline.graph import build_graph
-from pipeline.sources import open_source
+from pipeline.encode.embed import _text_means, unique_captions
+from pipeline.graph.build import build_graph
+from pipeline.sources.datasets import load_dataset
+from pipeline.sources.find import open_source
 from shards.atomic import TEMPORARY
 from shards.errors import UserError
 from shards.verify import verify

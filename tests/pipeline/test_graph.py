@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from pipeline.graph import build_graph
+from pipeline.graph.build import build_graph
 from shards.errors import UserError
 from shards.graph import Graph, read_graph
 from shards.reader import Shards

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import pipeline.neighbours
-from pipeline.neighbours import pair_similarities, rank, search_exact, symmetric_lists
+import pipeline.search.neighbours
+from pipeline.search.neighbours import pair_similarities, rank, search_exact, symmetric_lists
 
 Vectors = npt.NDArray[np.float32]
 
@@ -37,7 +37,7 @@ def test_exact_search_finds_the_nearest_with_ties_by_id(n: int, k: int, copies: 
         assert [-value for value, _ in others] == similarities[row].tolist()
         assert len(set(ids[row].tolist()) - {row}) == min(k, n - 1)
         # Beyond the margin FAISS chooses among equals; up to it the smaller id wins.
-        if n <= k + pipeline.neighbours.MARGIN:
+        if n <= k + pipeline.search.neighbours.MARGIN:
             assert [j for _, j in others] == ids[row].tolist()
 
 
@@ -59,7 +59,7 @@ def test_rank_drops_itself_and_holes_and_recomputes() -> None:
 @pytest.mark.parametrize("pairs", [1, 64, 1 << 20])
 def test_symmetric_lists_are_the_union(pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same in blocks of one row, of a few and in one block."""
-    monkeypatch.setattr(pipeline.neighbours, "PAIRS", pairs)
+    monkeypatch.setattr(pipeline.search.neighbours, "PAIRS", pairs)
     vectors = grid(40)
     ids, similarities = search_exact(vectors, 5)
     ids[7, 3:], similarities[7, 3:] = -1, -np.inf  # a search that found too few

@@ -22,17 +22,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-import pipeline.encode
-import pipeline.kinds
+import pipeline.encode.embed
+import pipeline.graph.kinds
 from pipeline.build import BuildSettings, build_shards
 from pipeline.cli import app
-from pipeline.datasets import load_dataset
-from pipeline.encoders import EncoderSource, resolve_encoder
-from pipeline.graph import build_graph
+from pipeline.encode.encoder import EncoderSource, resolve_encoder
+from pipeline.graph.build import build_graph
 from pipeline.layout import group_shards
-from pipeline.neighbours import search_exact, symmetric_lists
 from pipeline.packing import Packing, batch_edges, in_groups, neighbour_groups
-from pipeline.sources import open_source
+from pipeline.search.neighbours import search_exact, symmetric_lists
+from pipeline.sources.datasets import load_dataset
+from pipeline.sources.find import open_source
 from shards.errors import UserError
 from shards.manifest import Manifest
 from shards.reader import Shards
@@ -165,7 +165,7 @@ def words(monkeypatch: pytest.MonkeyPatch) -> list[int]:
                 vectors[row] += np.random.default_rng([*word.encode()]).normal(size=64)
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True), {"captions": len(texts)}
 
-    monkeypatch.setattr(pipeline.kinds, "encode_texts", encode)
+    monkeypatch.setattr(pipeline.graph.kinds, "encode_texts", encode)
     return calls
 
 
@@ -208,19 +208,19 @@ def test_same_settings_same_bytes(tmp_path: Path, words: list[int]) -> None:
 def test_the_graph_goes_on_from_the_layouts_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the real encoder: what the layout embedded is not embedded again, stopped in between or not."""
     embedded: list[int] = []
-    embed = pipeline.encode._embed
+    embed = pipeline.encode.embed._embed
 
     def counting(encoder: Any, captions: Sequence[str], *rest: Any) -> Any:
         embedded.append(len(captions))
         return embed(encoder, captions, *rest)
 
-    monkeypatch.setattr(pipeline.encode, "_embed", counting)
+    monkeypatch.setattr(pipeline.encode.embed, "_embed", counting)
     source = themes(tmp_path / "in")
     monkeypatch.setattr("pipeline.build.write_shard", stopped)
     with pytest.raises(KeyboardInterrupt):
         build(source, tmp_path / "out")
     monkeypatch.undo()
-    monkeypatch.setattr(pipeline.encode, "_embed", counting)
+    monkeypatch.setattr(pipeline.encode.embed, "_embed", counting)
     out = build(source, tmp_path / "out")
     folder = build_graph(out, k=8)
     assert embedded == [73]

@@ -13,8 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.graph import build_graph
-from pipeline.preview import batch_target, preview
+from pipeline.graph.build import build_graph
+from pipeline.preview.measure import batch_target, preview
 from shards.errors import UserError
 from shards.graph import Graph, write_graph
 from shards.manifest import Manifest

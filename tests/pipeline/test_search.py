@@ -9,14 +9,14 @@ import numpy.typing as npt
 import pytest
 import torch
 
-import pipeline.descent
-import pipeline.search
-import pipeline.tiles
-from pipeline.descent import descend
-from pipeline.gpu import faiss_gpu, torch_tiles
-from pipeline.neighbours import Ids, rank
-from pipeline.search import nearest, plan_search, sample_recall
-from pipeline.tiles import quantise, search_rows
+import pipeline.search.descent
+import pipeline.search.plan
+import pipeline.search.tiles
+from pipeline.search.descent import descend
+from pipeline.search.gpu import faiss_gpu, torch_tiles
+from pipeline.search.neighbours import Ids, rank
+from pipeline.search.plan import nearest, plan_search, sample_recall
+from pipeline.search.tiles import quantise, search_rows
 from shards.errors import UserError
 
 Vectors = npt.NDArray[np.float32]
@@ -44,8 +44,8 @@ def true_recall(vectors: Vectors, ids: Ids, k: int) -> float:
 
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline.tiles, "ROWS", 100)
-    monkeypatch.setattr(pipeline.tiles, "COLUMNS", 512)
+    monkeypatch.setattr(pipeline.search.tiles, "ROWS", 100)
+    monkeypatch.setattr(pipeline.search.tiles, "COLUMNS", 512)
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -74,16 +74,16 @@ def test_quantised_outliers_do_not_coarsen_the_rest() -> None:
 
 
 def test_descent_reaches_the_target_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline.descent, "LEAF", 200)
-    monkeypatch.setattr(pipeline.descent, "TREES", 2)
-    monkeypatch.setattr(pipeline.descent, "GROUP", 50)
-    monkeypatch.setattr(pipeline.descent, "FAN", 2)
+    monkeypatch.setattr(pipeline.search.descent, "LEAF", 200)
+    monkeypatch.setattr(pipeline.search.descent, "TREES", 2)
+    monkeypatch.setattr(pipeline.search.descent, "GROUP", 50)
+    monkeypatch.setattr(pipeline.search.descent, "FAN", 2)
     vectors, k = clustered(4000), 10
     codes, (sample, recall) = quantise(vectors), sample_recall(vectors, k, 0)
 
     def run(work: Path, passes: int = 8) -> tuple[Ids, Vectors, list[float]]:
         work.mkdir(exist_ok=True)
-        monkeypatch.setattr(pipeline.descent, "PASSES", passes)
+        monkeypatch.setattr(pipeline.search.descent, "PASSES", passes)
         return descend(vectors, codes, k, work, sample, recall, 0.995, seed=0)
 
     ids, similarities, reached = run(tmp_path / "whole")
@@ -108,7 +108,7 @@ def test_sample_recall_is_the_recall() -> None:
 
 
 def test_torch_tiles_propose_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.gpu.COLUMNS", 300)
+    monkeypatch.setattr("pipeline.search.gpu.COLUMNS", 300)
     vectors, rows = clustered(1000), np.arange(1000)
     ids, _ = rank(vectors, rows, torch_tiles(vectors, "cpu")(rows, 19), 10)
     assert true_recall(vectors, ids, 10) == 1
@@ -125,16 +125,16 @@ def test_gpu_searches_agree() -> None:
 
 @pytest.fixture
 def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline.search, "SMALL", 100)
-    monkeypatch.setattr(pipeline.search, "PROBE", 64)
-    monkeypatch.setattr(pipeline.search, "PART", 300)
+    monkeypatch.setattr(pipeline.search.plan, "SMALL", 100)
+    monkeypatch.setattr(pipeline.search.plan, "PROBE", 64)
+    monkeypatch.setattr(pipeline.search.plan, "PART", 300)
 
 
 @pytest.mark.usefixtures("everything_is_large")
 def test_nearest_resumes_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = clustered(1000)
-    tiles = pipeline.search.Plan(method="tiles", margin=8, seconds=1, bytes=1)
-    monkeypatch.setattr(pipeline.search, "plan_search", lambda *args, **kwargs: tiles)
+    tiles = pipeline.search.plan.Plan(method="tiles", margin=8, seconds=1, bytes=1)
+    monkeypatch.setattr(pipeline.search.plan, "plan_search", lambda *args, **kwargs: tiles)
     for name in ("whole", "stopped"):
         (tmp_path / name).mkdir()
     ids, similarities, record = nearest(vectors, 10, tmp_path / "whole")
@@ -148,7 +148,7 @@ def test_nearest_resumes_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             searched.append(int(rows[0]))
             return search_rows(vectors, codes, rows, k, margin)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(pipeline.search, "search_rows", search)
+        monkeypatch.setattr(pipeline.search.plan, "search_rows", search)
 
     stop_after(2)
     with pytest.raises(KeyboardInterrupt):
@@ -173,7 +173,7 @@ def test_the_plan_is_measured_and_fits_in_memory(monkeypatch: pytest.MonkeyPatch
     assert exact.method == "exact"
     with pytest.raises(UserError, match=r"searching 1000 texts needs 0 MB .* --memory allows 0: raise it"):
         plan_search(vectors, 10, target=0.99, memory=1000, seed=0)
-    monkeypatch.setattr(pipeline.search, "LARGE", 500)
+    monkeypatch.setattr(pipeline.search.plan, "LARGE", 500)
     plans = {plan_search(vectors, 10, target=0.99, memory=None, seed=0).method}
     assert plans <= {"exact", "tiles", "descent"}
 
@@ -181,12 +181,14 @@ def test_the_plan_is_measured_and_fits_in_memory(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.usefixtures("everything_is_large")
 def test_the_margin_grows_until_recall_reaches_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
     """A coarse code: 4 levels instead of 127."""
-    monkeypatch.setattr(pipeline.search, "quantise", lambda v, dim: np.clip(np.rint(v * 12), -127, 127).astype(np.int8))
+    monkeypatch.setattr(
+        pipeline.search.plan, "quantise", lambda v, dim: np.clip(np.rint(v * 12), -127, 127).astype(np.int8)
+    )
     vectors = clustered(1000)
-    plan = pipeline.search._measured("tiles", vectors, 10, 0.999, *sample_recall(vectors, 10, 0))
+    plan = pipeline.search.plan._measured("tiles", vectors, 10, 0.999, *sample_recall(vectors, 10, 0))
     assert plan is not None
     assert plan.margin > 8
-    search = pipeline.search._row_search("tiles", vectors, 10)
+    search = pipeline.search.plan._row_search("tiles", vectors, 10)
     ids, _ = search(np.arange(1000), plan.margin)
     assert true_recall(vectors, ids, 10) > 0.99
     narrow, _ = search(np.arange(1000), 8)
@@ -203,10 +205,10 @@ def test_fewer_dimensions_are_taken_only_where_recall_is_reached() -> None:
     )
     for rows, reached in ((flat, False), (falling, True)):
         vectors = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-        plan = pipeline.search._measured("tiles", vectors, k, 0.99, *sample_recall(vectors, k, 0), dim=64)
+        plan = pipeline.search.plan._measured("tiles", vectors, k, 0.99, *sample_recall(vectors, k, 0), dim=64)
         assert (plan is not None) == reached
         if plan is not None:
-            ids, near = pipeline.search._row_search("tiles", vectors, k, plan.dim)(np.arange(2000), plan.margin)
+            ids, near = pipeline.search.plan._row_search("tiles", vectors, k, plan.dim)(np.arange(2000), plan.margin)
             assert true_recall(vectors, ids, k) >= 0.99
             exact = np.take_along_axis(vectors @ vectors.T, ids.astype(np.int64), axis=1)
             np.testing.assert_allclose(near, exact, atol=1e-6)  # ranked by all dimensions

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.graph import build_graph
-from pipeline.wordnet import find_wordnet, read_nouns, synset_of, wu_palmer
+from pipeline.graph.build import build_graph
+from pipeline.graph.wordnet import find_wordnet, read_nouns, synset_of, wu_palmer
 from shards.errors import UserError
 from shards.graph import Graph, read_graph
 from shards.reader import Shards

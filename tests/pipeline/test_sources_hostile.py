@@ -19,11 +19,11 @@ import pytest
 from PIL import Image
 
 from pipeline.build import BuildSettings, build_shards
-from pipeline.datasets import load_dataset
 from pipeline.images import problem
-from pipeline.samples import Limits
-from pipeline.scan_tars import MAX_KEY, MAX_TEXT_MEMBER
-from pipeline.sources import open_source
+from pipeline.scan.samples import Limits
+from pipeline.scan.tars import MAX_KEY, MAX_TEXT_MEMBER
+from pipeline.sources.datasets import load_dataset
+from pipeline.sources.find import open_source
 from shards.errors import UserError
 from shards.manifest import Manifest
 from shards.reader import Shards
@@ -169,8 +169,8 @@ def test_memory_of_a_scan_is_bounded(tmp_path: Path) -> None:
         file.write(bytes(1024))
     code = (
         "import sys, resource; from pathlib import Path\n"
-        "from pipeline.datasets import load_dataset; from pipeline.sources import open_source\n"
-        "from pipeline.scan import Limits, scan\n"
+        "from pipeline.sources.datasets import load_dataset; from pipeline.sources.find import open_source\n"
+        "from pipeline.scan.scan import Limits, scan\n"
         "source = open_source(load_dataset('flickr8k'), sys.argv[1])\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "found = scan(source, source.partitions[0], Limits(), Path('unused'))\n"

@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.build import BuildSettings, build_shards
-from pipeline.datasets import load_dataset
-from pipeline.sources import open_source
+from pipeline.sources.datasets import load_dataset
+from pipeline.sources.find import open_source
 from shards import remote
 from shards.errors import UserError
 from shards.manifest import Manifest
@@ -185,7 +185,7 @@ def test_a_connection_that_stays_broken_is_given_up(tmp_path: Path, served: str,
 
 
 @pytest.mark.parametrize(
-    ("moment", "left"), [("build._number_samples", set()), ("scan_tars._beside", {"/00001.tar", "/00001.parquet"})]
+    ("moment", "left"), [("build._number_samples", set()), ("scan.tars._beside", {"/00001.tar", "/00001.parquet"})]
 )
 def test_a_stopped_build_fetches_no_tar_twice(
     moment: str, left: set[str], tmp_path: Path, served: str, handler: type[Files], monkeypatch: pytest.MonkeyPatch

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import sources
 from pipeline.build import BuildSettings, build_shards
-from pipeline.datasets import load_dataset
-from pipeline.sources import open_source
+from pipeline.sources import find
+from pipeline.sources.datasets import load_dataset
+from pipeline.sources.find import open_source
 from shards.errors import UserError
 from shards.manifest import Manifest
 from shards.reader import Shards
@@ -93,7 +93,7 @@ def test_many_parts_and_many_tables_equal_one(tmp_path: Path, monkeypatch: pytes
     mine = data_set(tmp_path / "mine.toml", format="table")
     whole = build(mine, tmp_path / "in", tmp_path / "whole")
     assert whole["7.jpg"][1].split("\n") == [f"7.jpg for the {i}. time" for i in range(3)]
-    monkeypatch.setattr(sources, "TABLE_PART", 200)
+    monkeypatch.setattr(find, "TABLE_PART", 200)
     assert len(open_source(load_dataset(mine), str(tmp_path / "in")).partitions) > 5
     assert build(mine, tmp_path / "in", tmp_path / "parts") == whole
     tars = [(tmp_path / out / "train-000000.tar").read_bytes() for out in ("whole", "parts")]
@@ -113,7 +113,7 @@ def test_processes_share_one_grouping(tmp_path: Path, monkeypatch: pytest.Monkey
     write_table(tmp_path / "in" / "t.csv", [(name, name) for name in names])
     mine = data_set(tmp_path / "mine.toml", format="table")
     build(mine, tmp_path / "in", tmp_path / "one")
-    monkeypatch.setattr(sources, "TABLE_PART", 40)
+    monkeypatch.setattr(find, "TABLE_PART", 40)
     build_shards(open_source(load_dataset(mine), str(tmp_path / "in")), tmp_path / "two", BuildSettings(), 2)
     tars = [(tmp_path / out / "train-000000.tar").read_bytes() for out in ("one", "two")]
     assert tars[0] == tars[1]
@@ -238,7 +238,7 @@ def test_parquet_with_images_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     found = build(mine, tmp_path / "in", tmp_path / "out")
     assert found == {name: (made[name], f"{name}\npic") for name in names}
     assert Manifest.load(tmp_path / "out").skipped == {"no image": 1}
-    monkeypatch.setattr(sources, "GROUP_PART", 1)
+    monkeypatch.setattr(find, "GROUP_PART", 1)
     assert len(open_source(load_dataset(mine), str(tmp_path / "in")).partitions) == 5
     assert build(mine, tmp_path / "in", tmp_path / "parts") == found
 

@@ -1,0 +1,1 @@
+"""The benchmarks: what each one's files are, and how it is scored."""

@@ -1,0 +1,140 @@
+"""`imagefolder`: any class folders, as folders or as tars of them.
+
+    DIR/train/CLASS/.../picture      DIR/val/CLASS/.../picture        (or test/ for val/)
+    DIR/train.tar                    DIR/val.tar                      (members [train/]CLASS/.../picture)
+
+Classes are matched by the name of their folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from eval.benchmarks.bench import Bench, Column, ImageSet, Source, Task, fingerprint, top
+from shards.errors import UserError
+from shards.tar import scan
+
+__all__ = ["Pictures", "is_picture", "list_folder", "list_tar", "open_imagefolder"]
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"})
+TOP5_FROM = 10  # classes; below, the figure says little
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pictures:
+    """The pictures of class folders, sorted by path."""
+
+    where: Path
+    keys: list[str]
+    """Path below the class folders' parent: CLASS/.../picture."""
+    sizes: list[int]
+    read: Callable[[int], bytes]
+
+    def class_names(self) -> list[str]:
+        return [key.split("/", 1)[0] for key in self.keys]
+
+    def image_set(self, name: str, *, may_train: bool) -> ImageSet:
+        return ImageSet(
+            name=name,
+            keys=self.keys,
+            read=self.read,
+            fingerprint=fingerprint(f"{key} {size}" for key, size in zip(self.keys, self.sizes, strict=True)),
+            may_train=may_train,
+        )
+
+
+def open_imagefolder(source: Source) -> Bench:
+    """Train on train, test on val (or test). Raises UserError naming what is missing."""
+    if not source.root.is_dir():
+        raise UserError(f"there is no folder {source.root}: give --data DIR that holds train/ and val/")
+    train, test = _split(source.root, ("train",)), _split(source.root, ("val", "test"))
+    classes = sorted(set(train.class_names()))
+    number = {name: label for label, name in enumerate(classes)}
+    unknown = Counter(name for name in test.class_names() if name not in number)
+    if unknown:
+        first, count = sorted(unknown.items())[0]
+        raise UserError(
+            f"{test.where} has the class {first!r} ({count} pictures), which {train.where} lacks ({len(unknown)} such "
+            f"of {len(set(test.class_names()))}): classes are matched by folder name"
+        )
+    if len(classes) < 2:
+        raise UserError(f"{train.where} has one class, {classes[0]!r}: a probe needs two, one folder each")
+    labels = np.array([number[name] for name in train.class_names()], np.int64)
+    truth = np.array([number[name] for name in test.class_names()], np.int64)
+    columns = [Column(name="top1", task="class", images="val", score=top(truth), about="the class of the folder")]
+    if len(classes) >= TOP5_FROM:
+        columns.append(
+            Column(name="top5", task="class", images="val", score=top(truth, 5), about="among the five likeliest")
+        )
+    return Bench(
+        name="imagefolder",
+        root=source.root,
+        sets=(train.image_set("train", may_train=True), test.image_set("val", may_train=False)),
+        tasks=(Task(name="class", images="train", labels=labels, classes=classes),),
+        columns=tuple(columns),
+        notes={"train": str(train.where), "val": str(test.where), "classes": len(classes)},
+    )
+
+
+def list_folder(folder: Path) -> Pictures:
+    """Every picture below the class folders of `folder`; hidden files (macOS writes ._NAME beside NAME) are none."""
+    with os.scandir(folder) as entries:
+        classes = [entry.path for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    prefix = len(os.path.join(folder, ""))
+    found = sorted((path[prefix:], size) for start in classes for path, size in _walk(start))
+    keys = [key for key, _ in found]
+    return Pictures(
+        where=folder, keys=keys, sizes=[size for _, size in found], read=lambda i: (folder / keys[i]).read_bytes()
+    )
+
+
+def list_tar(path: Path) -> Pictures:
+    """Every picture in a tar of class folders; a folder over all of them is taken off. Raises TornTar."""
+    with path.open("rb") as file:
+        members = [m for m in scan(file) if is_picture(m.name.rpartition("/")[2])]
+    names = [member.name.removeprefix("./") for member in members]
+    tops = {name.split("/", 1)[0] for name in names}
+    if len(tops) == 1 and all(name.count("/") >= 2 for name in names):
+        names = [name.split("/", 1)[1] for name in names]
+    order = sorted((i for i, name in enumerate(names) if "/" in name), key=lambda i: names[i])
+    places = [(members[i].offset, members[i].size) for i in order]
+    descriptor = os.open(path, os.O_RDONLY)  # kept for the life of the process; pread shares no position
+    return Pictures(
+        where=path,
+        keys=[names[i] for i in order],
+        sizes=[size for _, size in places],
+        read=lambda i: os.pread(descriptor, places[i][1], places[i][0]),
+    )
+
+
+def is_picture(name: str) -> bool:
+    """By the name of a file."""
+    return os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
+
+
+def _walk(folder: str) -> Iterator[tuple[str, int]]:
+    """(path, bytes) of every picture below a folder. scandir, since ImageNet has 1.3 million of them to look at."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if is_picture(entry.name) and not entry.is_dir():
+                yield entry.path, entry.stat().st_size
+            elif not entry.name.startswith(".") and entry.is_dir():
+                yield from _walk(entry.path)
+
+
+def _split(root: Path, names: tuple[str, ...]) -> Pictures:
+    for name in names:
+        for path, lister in ((root / name, list_folder), (root / f"{name}.tar", list_tar)):
+            if path.exists():
+                pictures = lister(path)
+                if not pictures.keys:
+                    raise UserError(f"{path} holds no pictures in class folders: it must look like {path}/CLASS/*.jpg")
+                return pictures
+    wanted = " or ".join(f"{name}/, {name}.tar" for name in names)
+    raise UserError(f"{root} has no {wanted}: give --data DIR with one folder a class in each")

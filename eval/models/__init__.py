@@ -1,0 +1,1 @@
+"""What is evaluated: frozen networks, ours and others'."""

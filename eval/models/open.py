@@ -1,0 +1,62 @@
+"""A model by what the user calls it:
+
+runs/NAME, or a file in it       a checkpoint of xclr-train
+DIR with config.json             an export of ours (timm's format), or a model in transformers' format
+timm:NAME, torchvision:NAME      their pretrained weights
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from eval.models.model import Model, Transform, weights_hash
+from shards.errors import UserError
+from trainer.checkpoint import find_checkpoint, load_backbone, read_checkpoint
+
+__all__ = ["open_checkpoint", "open_model"]
+
+
+def open_model(spec: str | None, *, untrained: bool = False) -> Model:
+    """A model by what the user calls it (see above); None: the newest run. Raises UserError."""
+    from eval.models import rivals as other  # transformers and torchvision are slow to import
+
+    openers: dict[str, Callable[[str], Model]] = {
+        "timm:": lambda name: other.open_timm(name, untrained=untrained),
+        "torchvision:": lambda name: other.open_torchvision(name, untrained=untrained),
+    }
+    for prefix, opener in openers.items():
+        if spec and spec.startswith(prefix):
+            return opener(spec.removeprefix(prefix))
+    path = Path(spec) if spec else None
+    if path and (path / "config.json").is_file():
+        if untrained:
+            raise UserError(f"{path} is a finished model and knows no initial weights: leave out --untrained")
+        return other.open_folder(path)
+    return open_checkpoint(path, untrained=untrained)
+
+
+def open_checkpoint(path: Path | None, *, untrained: bool = False) -> Model:
+    """A checkpoint of xclr-train, a run folder, or (None) the newest run. Raises UserError."""
+    file = find_checkpoint(path)
+    network, info = load_backbone(file, untrained=untrained)
+    data = json.loads(read_checkpoint(file)["recipe"])["data"]
+    transform = Transform(image_size=info.image_size, crop_pct=info.crop_pct, mean=info.mean, std=info.std)
+    return Model(
+        name=info.model,
+        network=network,
+        feature_dim=info.feature_dim,
+        transform=transform,
+        sha256=weights_hash(network, info.model),
+        about={
+            "model": info.model,
+            "checkpoint": str(file),
+            "checkpoint_sha256": info.sha256,
+            "objective": info.objective,
+            "step": info.step,
+        },
+        folder=file.parent.parent if file.parent.name == "checkpoints" else file.parent,
+        shards=Path(data["shards"]) if data.get("shards") else None,
+        graph=data.get("graph") or None,
+    )

@@ -1,0 +1,45 @@
+"""The paper's claims, held against a table: X-CLR above what it is compared with, said in words from the figures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from eval.report.titles import TITLES
+
+__all__ = ["Verdict", "verdicts"]
+
+OBJECT = ("object", "mixed_same", "mixed_rand", "only_fg")
+ATTRIBUTES = ("colour", "texture")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    claim: str
+    failures: tuple[str, ...]
+    """Where it does not hold, with the figures; empty: it holds everywhere."""
+
+
+def verdicts(results: dict[str, Any]) -> list[Verdict]:
+    """The claims that a table can speak to: those whose rows and columns it has."""
+    rows = {row["method"]: row for row in results["rows"]}
+    claims = (
+        ("X-CLR recognises objects better than the untrained network, on every ground", "untrained", OBJECT),
+        ("X-CLR recognises objects better than SimCLR, on every ground", "simclr", OBJECT),
+        ("X-CLR keeps colour and texture better than SupCon", "supcon", ATTRIBUTES),
+    )
+    found = []
+    for claim, rival, columns in claims:
+        present = [column for column in columns if column in results["columns"]]
+        if "xclr" in rows and rival in rows and present:
+            found.append(Verdict(claim, _failures(rows["xclr"], rows[rival], rival, present)))
+    return found
+
+
+def _failures(xclr: dict[str, Any], other: dict[str, Any], rival: str, columns: list[str]) -> tuple[str, ...]:
+    return tuple(
+        f"{TITLES[method]} on {column}: X-CLR {xclr[method][column]:.1f}, {rival} {other[method][column]:.1f}"
+        for method in TITLES
+        for column in columns
+        if not xclr[method][column] > other[method][column]
+    )

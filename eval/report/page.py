@@ -1,0 +1,221 @@
+"""report.html: one file, no script, readable in light and dark, that shows what a suite found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from eval.report.claims import verdicts
+from eval.report.gallery import Neighbour, Strip
+from eval.report.table import difference_lines, is_best
+from eval.report.titles import TITLES
+from shards.page import COLOURS, interval_chart, legend, line_chart, write_page
+
+__all__ = ["Curves", "read_curves", "write_report"]
+
+Curves = dict[str, list[tuple[float, float]]]
+"""Metric -> (step, value)."""
+CURVES = {
+    "loss": "Loss. Each objective has its own scale: compare the shapes, not the heights.",
+    "knn": "Accuracy of a kNN vote among training images, while training: is it learning at all?",
+    "knn_similarity": "How much more alike the captions of an image and of its nearest image are than random ones.",
+    "rankme": "Effective rank of the features (RankMe): how many directions are in use.",
+}
+
+
+def write_report(
+    path: Path,
+    results: dict[str, Any],
+    *,
+    curves: Mapping[str, Curves],
+    captions: Sequence[Strip],
+    images: Sequence[Strip],
+) -> None:
+    """results: as in results.json. curves: by row. captions, images: the gallery."""
+    colours = {row["method"]: position % COLOURS for position, row in enumerate(results["rows"])}
+    style = files("eval").joinpath("data/report.css").read_text(encoding="utf-8")
+    body = [
+        f"<h1>{escape(results['title'])}</h1>",
+        f'<p class="soft">{_models(results)}</p>',
+        _partial(results["partial"]),
+        *(_table(results, method) for method in TITLES),
+        *(f"<p>{escape(line)}</p>" for line in difference_lines(results)),
+        _columns(results),
+        _figures(results, colours),
+        _verdicts(results),
+        _charts(curves, colours),
+        _captions(captions),
+        _images(images),
+        _protocol(results),
+    ]
+    write_page(path, results["title"], body, style)
+
+
+def read_curves(run: Path) -> Curves:
+    """The metrics of a run that the report draws; {} where it left none."""
+    curves: Curves = {}
+    try:
+        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {}
+    for line in lines:
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue  # the line that a killed process was writing
+        for name in CURVES:
+            if name in values and "step" in values:
+                curves.setdefault(name, []).append((values["step"], values[name]))
+    return curves
+
+
+def _models(results: dict[str, Any]) -> str:
+    models = sorted({str(row["model"]["model"]) for row in results["rows"]})
+    return escape(
+        f"{len(results['rows'])} models ({', '.join(models)}) on {', '.join(results['benches'])}; accuracy in percent, "
+        "frozen features"
+    )
+
+
+def _partial(reasons: list[str]) -> str:
+    if not reasons:
+        return ""
+    return f'<p class="partial">PARTIAL, not comparable: {escape("; ".join(reasons))}</p>'
+
+
+def _table(results: dict[str, Any], method: str) -> str:
+    columns, rows = results["columns"], results["rows"]
+    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    lines = []
+    for row in rows:
+        cells = []
+        for column in columns:
+            value = row[method][column]
+            best = is_best(rows, row, method, column)
+            low, high = row["details"][method][column]["interval"]
+            title = f"95% interval {low:.1f} to {high:.1f}, {row['details'][method][column]['n']:,} images"
+            cells.append(f'<td{" class=best" if best else ""} title="{title}">{value:.1f}</td>')
+        lines.append(f"<tr><td>{escape(row['method'])}</td>{''.join(cells)}</tr>")
+    lines += [_published(row, columns) for row in results["published"]] if method == "linear_probe" else []
+    return (
+        f'<div class="scroll"><table><caption>{_title(method)}</caption>'
+        f"<tr><th></th>{head}</tr>{''.join(lines)}</table></div>"
+    )
+
+
+def _title(method: str) -> str:
+    return TITLES[method][0].upper() + TITLES[method][1:] if method != "knn" else TITLES[method]
+
+
+def _published(row: dict[str, Any], columns: list[str]) -> str:
+    """A row of figures from the paper, ~ before what is approximate."""
+    cells = []
+    for column in columns:
+        value = row["linear_probe"].get(column)
+        mark = "~" if column in row["approximate"] else ""
+        cells.append("<td></td>" if value is None else f"<td>{mark}{value:.1f}</td>")
+    return f'<tr class="published"><td>{escape(row["method"])}, published</td>{"".join(cells)}</tr>'
+
+
+def _columns(results: dict[str, Any]) -> str:
+    details = results["rows"][0]["details"]["linear_probe"]
+    widest = max((d["interval"][1] - d["interval"][0]) / 2 for d in details.values())
+    words = "; ".join(f"{name}: {detail['about']}" for name, detail in details.items() if detail["about"])
+    return (
+        f'<p class="soft">The best of a column is marked; a figure is uncertain by up to &plusmn;{widest:.1f} '
+        f"(95%, bootstrap over test images; hold the pointer over one). {escape(words)}.{_quotes(results)}</p>"
+    )
+
+
+def _figures(results: dict[str, Any], colours: Mapping[str, int]) -> str:
+    """The tables once more, to look at."""
+    columns = results["columns"]
+    charts = []
+    for method in TITLES:
+        series = {
+            row["method"]: [(row[method][column], *row["details"][method][column]["interval"]) for column in columns]
+            for row in results["rows"]
+        }
+        chart = interval_chart(columns, series, x_title="accuracy, %", colours=colours)
+        charts.append(f"<figure>{chart}<figcaption>{_title(method)}; bars: 95%.</figcaption></figure>")
+    return f'<h2>The figures</h2>{legend(colours)}<div class="charts">{"".join(charts)}</div>'
+
+
+def _quotes(results: dict[str, Any]) -> str:
+    if not results["published"]:
+        return ""
+    return " Published figures are the paper's, ~ from memory and approximate; its probes trained on augmented views."
+
+
+def _verdicts(results: dict[str, Any]) -> str:
+    found = verdicts(results)
+    if not found:
+        return ""
+    items = []
+    for verdict in found:
+        if verdict.failures:
+            where = escape("; ".join(verdict.failures))
+            items.append(f'<li><span class="fails">Not everywhere:</span> {verdict.claim}. Not so for {where}.</li>')
+        else:
+            items.append(f'<li><span class="holds">Holds:</span> {verdict.claim}, by linear probe and kNN alike.</li>')
+    return f'<h2>What the paper claims</h2><ul class="verdicts">{"".join(items)}</ul>'
+
+
+def _charts(curves: Mapping[str, Curves], colours: Mapping[str, int]) -> str:
+    figures = []
+    for metric, words in CURVES.items():
+        series = {name: values[metric] for name, values in curves.items() if values.get(metric)}
+        chart = line_chart(series, x_title="step", y_title=metric, colours=colours)
+        if chart:
+            figures.append(f"<figure>{chart}<figcaption>{words}</figcaption></figure>")
+    if not figures:
+        return ""
+    names = legend({name: colours[name] for name, values in curves.items() if values})
+    return f'<h2>Training</h2>{names}<div class="charts">{"".join(figures)}</div>'
+
+
+def _captions(strips: Sequence[Strip]) -> str:
+    if not strips:
+        return ""
+    rows = [
+        f'<div class="strip">{_picture(strip.query)}<div class="near">'
+        f"{''.join(map(_picture, strip.neighbours['captions']))}</div></div>"
+        for strip in strips
+    ]
+    return (
+        "<h2>What the graph calls near</h2><p>Training images, each beside images of its nearest captions with their "
+        f"similarity: what X-CLR is trained on, and no picture had a say in.</p>{''.join(rows)}"
+    )
+
+
+def _images(strips: Sequence[Strip]) -> str:
+    if not strips:
+        return ""
+    rows = []
+    for strip in strips:
+        lines = [
+            f'<div class="near named"><span class="soft">{escape(name)}</span>{"".join(map(_picture, near))}</div>'
+            for name, near in strip.neighbours.items()
+        ]
+        rows.append(f'<div class="strip">{_picture(strip.query)}<div>{"".join(lines)}</div></div>')
+    return (
+        "<h2>What each model calls near</h2><p>Test images, each beside the training images whose "
+        f"features are nearest, with their cosine.</p>{''.join(rows)}"
+    )
+
+
+def _picture(neighbour: Neighbour) -> str:
+    words = escape(neighbour.words)
+    number = "" if neighbour.similarity is None else f"<span>{neighbour.similarity:.2f}</span>"
+    return f'<div class="picture"><img src="{neighbour.source}" alt="{words}" title="{words}">{number}{words}</div>'
+
+
+def _protocol(results: dict[str, Any]) -> str:
+    rows = {row["method"]: {"model": row["model"], "chosen": row["chosen"]} for row in results["rows"]}
+    shown = {"protocol": results["protocol"], "rows": rows, "versions": results["versions"]}
+    text = escape(json.dumps(shown, indent=1, ensure_ascii=False))
+    return f"<h2>Protocol</h2><details><summary>Everything that decides a figure</summary><pre>{text}</pre></details>"

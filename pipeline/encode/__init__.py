@@ -1,0 +1,1 @@
+"""Captions to unit vectors, and those to codes."""

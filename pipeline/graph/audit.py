@@ -1,0 +1,130 @@
+"""What a graph is worth, measured when it is made: recall, background, histogram, distance from the dense target.
+
+All of it is computed here from the embeddings, by other code than the search and the trainer use, so that it can
+contradict them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.search.exact import ROWS, TIE, Doubles, Similarity, largest_similarities, random_texts
+from shards.graph import Graph
+
+__all__ = ["BATCH", "TAU_S", "background", "fidelity", "histogram", "recall"]
+
+Vectors = npt.NDArray[np.float32]
+
+SAMPLE = 1000  # texts whose lists are audited: recall's standard error is then below 0.001 at 0.99 and k = 32
+RANDOM = 1024  # texts that stand for "random texts" in the background
+BATCH = 1024  # texts of the random batch that fidelity is measured on
+TAU_S = 0.1  # the paper's temperature of the targets
+BINS = 100  # of the histogram, over -1..1
+
+
+def recall(graph: Graph, similarity: Similarity, k: int, seed: int, least: float = -np.inf) -> dict[str, Any]:
+    """Share of a sample's true k nearest texts that its lists hold, against brute force in float64.
+
+    Tie-aware: with texts as near as the k-th nearest, any of them counts, each once and the text itself never, so
+    copies neither hide a miss nor make one up. Every text is audited where there are no more than SAMPLE. Pairs of
+    similarity `least` or lower need not be listed.
+    """
+    n = len(graph)
+    k = min(k, n - 1)
+    sample = random_texts(n, SAMPLE, seed, "recall")
+    best = largest_similarities(similarity, sample, n, k)
+    hits = wanted = 0
+    for row, nearest in zip(sample, best, strict=True):
+        count = int((nearest > least).sum())
+        listed = np.unique(graph.neighbours[graph.indptr[row] : graph.indptr[row + 1]]).astype(np.int64)
+        bound = max(nearest.min(initial=np.inf), least) - TIE
+        hits += min(count, int((similarity(row[None], listed[listed != row]) >= bound).sum()))
+        wanted += count
+    return {"recall": hits / wanted if wanted else 1.0, "k": k, "sample": len(sample), "tie": TIE}
+
+
+def background(vectors: Vectors, seed: int) -> tuple[Vectors, Vectors]:
+    """Mean and deviation [n] of each text's similarity to RANDOM random texts, itself left out."""
+    n = len(vectors)
+    sample = random_texts(n, RANDOM, seed, "background")
+    others = vectors[sample].T
+    mean, deviation = np.zeros(n, np.float32), np.zeros(n, np.float32)
+    if n == 1:
+        return mean, deviation
+    for start in range(0, n, ROWS):
+        rows = np.arange(start, min(start + ROWS, n))
+        similarities = (vectors[rows] @ others).astype(np.float64)
+        counted = rows[:, None] != sample
+        count = counted.sum(axis=1)
+        centre = (similarities * counted).sum(axis=1) / count
+        spread = ((similarities - centre[:, None]) ** 2 * counted).sum(axis=1) / count
+        mean[rows], deviation[rows] = centre, np.sqrt(spread)
+    return mean, deviation
+
+
+def histogram(graph: Graph, similarity: Similarity, seed: int) -> dict[str, Any]:
+    """Counts over BINS equal bins of -1..1: pairs of RANDOM random texts, and all listed pairs."""
+    edges = np.linspace(-1, 1, BINS + 1)
+    sample = random_texts(len(graph), RANDOM, seed, "histogram")
+    pairs = similarity(sample, sample)[np.triu_indices(len(sample), 1)]
+    counts = [np.histogram(np.clip(values, -1, 1), edges)[0] for values in (pairs, graph.similarities)]
+    return {"low": -1.0, "high": 1.0, "random": counts[0].tolist(), "listed": counts[1].tolist()}
+
+
+def fidelity(graph: Graph, similarity: Similarity, seed: int) -> dict[str, Any]:
+    """Distance of each tail's target from the dense one, in a random batch of BATCH texts with two views each.
+
+    A view's target is the softmax over the other views: its own text's second view at similarity 1, every other text
+    twice. kl is KL(dense || target), tv the total variation, averaged over rows, natural logarithm. Tails: `code`
+    (listed, else the code's similarity), `background` (listed, else the mean of exp(G / tau_s) that a normal G of
+    the row's background has), `none` (listed only; KL is infinite, so None) and `one_hot` (SimCLR's target).
+    """
+    batch = random_texts(len(graph), BATCH, seed, "fidelity")
+    listed, known = _listed(graph, batch)
+    dense = _target(similarity(batch, batch))
+    mean, deviation = (x[batch].astype(np.float64) for x in (graph.background_mean, graph.background_std))
+    tails = {
+        "background": np.broadcast_to((mean + deviation**2 / (2 * TAU_S))[:, None], listed.shape),
+        "none": np.full(listed.shape, -np.inf),
+    }
+    if graph.codes is not None and graph.code_scale is not None:
+        rows = graph.codes[batch] * graph.code_scale[batch, None].astype(np.float64)
+        tails["code"] = rows @ rows.T
+    result: dict[str, Any] = {"batch": len(batch), "tau_s": TAU_S}
+    for name, tail in tails.items():
+        result[name] = _distance(dense, _target(np.where(known, listed, tail)))
+    return result | {"one_hot": _distance(dense, _target(np.full(listed.shape, -np.inf)))}
+
+
+def _target(similarities: Doubles) -> Doubles:
+    """[b, b] probabilities: on the diagonal the second view of the same text, elsewhere both views of another."""
+    logits = similarities / TAU_S + np.log(2)
+    np.fill_diagonal(logits, 1 / TAU_S)
+    logits -= logits.max(axis=1, keepdims=True)
+    weights: Doubles = np.exp(logits)
+    weights /= weights.sum(axis=1, keepdims=True)
+    return weights
+
+
+def _distance(dense: Doubles, target: Doubles) -> dict[str, float | None]:
+    tv = float(np.abs(dense - target).sum(axis=1).mean() / 2)
+    if (target == 0).any():
+        return {"kl": None, "tv": tv}
+    return {"kl": float((dense * np.log(dense / target)).sum(axis=1).mean()), "tv": tv}
+
+
+def _listed(graph: Graph, batch: npt.NDArray[np.int64]) -> tuple[Doubles, npt.NDArray[np.bool_]]:
+    """Listed similarities among a batch [b, b], and where there are any."""
+    place = np.full(len(graph), -1)
+    place[batch] = np.arange(len(batch))
+    values, known = np.zeros((len(batch), len(batch))), np.zeros((len(batch), len(batch)), np.bool_)
+    for i, row in enumerate(batch):
+        span = slice(graph.indptr[row], graph.indptr[row + 1])
+        columns = place[graph.neighbours[span]]
+        inside = columns >= 0
+        values[i, columns[inside]] = graph.similarities[span][inside]
+        known[i, columns[inside]] = True
+    return values, known

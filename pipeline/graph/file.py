@@ -1,0 +1,97 @@
+"""Similarities from a file: a square matrix (.npy), or the edges of a graph (.parquet)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.search.exact import Doubles, Similarity
+from pipeline.search.neighbours import Lists
+from shards.errors import UserError
+
+__all__ = ["edge_background", "edge_similarity", "read_edges", "read_matrix"]
+
+Matrix = npt.NDArray[np.float32]
+COLUMNS = ("a", "b", "similarity")
+
+
+def read_matrix(path: Path) -> Matrix:
+    """[m, m] symmetric, finite, within -1..1; the diagonal is the similarity within a class. Pickles are not read."""
+    try:
+        matrix = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path} as a matrix: {str(error).splitlines()[0]}") from None
+    if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise UserError(f"{path} holds no square matrix but shape {getattr(matrix, 'shape', None)}")
+    if matrix.dtype.kind not in "fiu":
+        raise UserError(f"{path} holds {matrix.dtype}, not numbers")
+    matrix = matrix.astype(np.float32)
+    _check_range(path, matrix)
+    if not np.array_equal(matrix, matrix.T):
+        row, column = np.argwhere(matrix != matrix.T)[0]
+        raise UserError(
+            f"{path} is not symmetric: [{row}, {column}] is {matrix[row, column]}, [{column}, {row}] is"
+            f" {matrix[column, row]}"
+        )
+    return matrix
+
+
+def read_edges(path: Path, n: int) -> Lists:
+    """Edges between text ids (columns a, b, similarity), each in one direction or in both; other pairs are at 0.
+
+    Raises UserError for ids outside 0..n-1, similarities outside -1..1, and a pair with two similarities.
+    """
+    try:
+        table = pq.read_table(path, columns=list(COLUMNS), partitioning=None)
+        a, b = (table[name].cast(pa.int64()).to_numpy() for name in COLUMNS[:2])
+        similarity = table[COLUMNS[2]].cast(pa.float32()).to_numpy()
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"cannot read {path} as edges (columns {', '.join(COLUMNS)}): {reason}") from None
+    if len(a) and not (min(a.min(), b.min()) >= 0 and max(a.max(), b.max()) < n):
+        raise UserError(f"{path} names text {max(a.max(), b.max())}; text ids go from 0 to {n - 1}")
+    _check_range(path, similarity)
+    rows, others = np.concatenate([a, b])[(loop := np.tile(a != b, 2))], np.concatenate([b, a])[loop]
+    near = np.tile(similarity, 2)[loop].astype(np.float16)
+    pairs, first, inverse = np.unique(rows * n + others, return_index=True, return_inverse=True)
+    if (conflict := np.flatnonzero(near[first][inverse] != near)).size:
+        raise UserError(f"{path} has two similarities for texts {rows[conflict[0]]} and {others[conflict[0]]}")
+    rows, others, near = pairs // n, pairs % n, near[first]
+    order = np.lexsort((others, -near, rows))
+    indptr = np.zeros(n + 1, np.int64)
+    np.cumsum(np.bincount(rows, minlength=n), out=indptr[1:])
+    return indptr, others[order].astype(np.int32), near[order]
+
+
+def edge_similarity(lists: Lists) -> Similarity:
+    """What the edges say, 0 for every other pair, 1 for a text and itself."""
+    indptr, neighbours, near = lists
+
+    def similarity(rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]) -> Doubles:
+        values: Doubles = (rows[:, None] == columns).astype(np.float64)
+        place = np.argsort(columns, kind="stable")
+        for i, row in enumerate(rows):
+            span = slice(indptr[row], indptr[row + 1])
+            at = np.searchsorted(columns, neighbours[span], sorter=place)
+            found = at < len(columns)
+            at = place[at[found]]
+            hit = columns[at] == neighbours[span][found]
+            values[i, at[hit]] = near[span][found][hit]
+        return values
+
+    return similarity
+
+
+def edge_background(n: int) -> tuple[Matrix, Matrix]:
+    """Pairs without an edge are at 0, so that is what an unlisted pair is taken for: mean 0, no deviation."""
+    return np.zeros(n, np.float32), np.zeros(n, np.float32)
+
+
+def _check_range(path: Path, values: Matrix) -> None:
+    if not np.isfinite(values).all() or (np.abs(values) > 1).any():
+        strange = values[~(np.isfinite(values) & (np.abs(values) <= 1))]
+        raise UserError(f"{path} has {len(strange)} similarities outside -1..1, such as {strange[0]}")

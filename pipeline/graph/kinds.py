@@ -1,0 +1,213 @@
+"""What each kind of graph is made of: `encoder`, `class`, `random`, `wordnet`, `file`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.encode import codes
+from pipeline.encode.embed import encode_texts
+from pipeline.encode.encoder import EncoderSource
+from pipeline.graph import audit, classes, file
+from pipeline.graph.wordnet import read_nouns, synset_of, wu_palmer
+from pipeline.search.exact import Similarity, dot_products
+from pipeline.search.neighbours import Lists, symmetric_lists
+from pipeline.search.plan import nearest
+from shards.atomic import atomic_file, sha256_file
+from shards.errors import UserError
+from shards.graph import Graph
+from shards.reader import Shards
+
+__all__ = [
+    "Found",
+    "Settings",
+    "class_graph",
+    "edge_graph",
+    "encoder_graph",
+    "file_graph",
+    "matrix_graph",
+    "random_graph",
+    "search_texts",
+    "wordnet_graph",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Of all kinds; each uses what concerns it."""
+
+    k: int
+    code_dim: int
+    seed: int
+    target: float
+    """Recall that the search must reach on a sample."""
+    memory: int | None
+    """Bytes that the search may hold at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """Texts, embedded and searched; the records are graph.json's."""
+
+    vectors: npt.NDArray[np.float32]
+    """[n, dim] unit vectors, mapped from a file in the work folder."""
+    ids: npt.NDArray[np.int32]
+    """[n, k] nearest texts."""
+    similarities: npt.NDArray[np.float32]
+    """[n, k]"""
+    encoding: dict[str, Any]
+    search: dict[str, Any]
+
+
+def search_texts(texts: Sequence[str], source: EncoderSource, settings: Settings, work: Path) -> Found:
+    """Embed texts and find the nearest of each; a later call with the same ones goes on from what is in `work`."""
+    vectors, encoding = encode_texts(texts, source, work / "encoding")
+    ids, similarities, search = nearest(
+        vectors, settings.k, work / "search", target=settings.target, memory=settings.memory, seed=settings.seed
+    )
+    return Found(vectors=vectors, ids=ids, similarities=similarities, encoding=encoding, search=search)
+
+
+def encoder_graph(shards: Shards, source: EncoderSource, settings: Settings, folder: Path, work: Path) -> Graph:
+    """Cosine of caption embeddings: top-k lists, and a code for every other pair."""
+    found = search_texts(shards.texts(), source, settings, work)
+    vectors = found.vectors
+    dim = min(settings.code_dim, vectors.shape[1])
+    basis = codes.principal_basis(vectors, dim) if dim < vectors.shape[1] else None
+    meta = {
+        "source": source.record() | {"kind": "encoder"} | found.encoding,
+        "metric": "cosine",
+        "search": found.search,
+        "code": {"dim": dim, "basis": _write_basis(folder, basis)},
+    }
+    background = audit.background(vectors, settings.seed)
+    lists = symmetric_lists(found.ids, found.similarities)
+    return _graph(lists, background, codes.encode(vectors, basis), dot_products(vectors), settings, meta)
+
+
+def class_graph(shards: Shards, settings: Settings) -> Graph:
+    """1 within a class, 0 otherwise: one-hot codes are exact, and the lists hold k others of the class."""
+    labels, count = classes.text_classes(shards), len(shards.manifest.classes)
+    matrix = np.eye(count, dtype=np.float32)
+    meta = {
+        "source": {"kind": "class", "classes": count},
+        "metric": "1 within a class, 0 otherwise",
+        "search": {"method": "by class"},
+        "code": {"dim": count, "basis": None},
+    }
+    return _graph(classes.class_lists(labels, settings.k), classes.class_background(matrix, labels),
+                  classes.class_codes(labels, count), classes.matrix_similarity(matrix, labels), settings, meta,
+                  least=0.0)  # fmt: skip
+
+
+def random_graph(shards: Shards, settings: Settings) -> Graph:
+    matrix = classes.random_matrix(len(shards.manifest.classes), settings.seed)
+    return matrix_graph(matrix, classes.text_classes(shards), settings, {"kind": "random", "classes": len(matrix)},
+                        "one number a pair of classes, evenly from 0..1")  # fmt: skip
+
+
+def wordnet_graph(shards: Shards, folder: Path, settings: Settings) -> Graph:
+    """Wu-Palmer similarity of the classes' synsets.
+
+    Class names are WordNet ids or words; the shards' settings may name the ids of the classes as `wnids`.
+    """
+    labels = classes.text_classes(shards)
+    names = shards.manifest.settings.get("wnids") or shards.manifest.classes
+    nouns = read_nouns(folder)
+    synsets = [synset_of(name, nouns) for name in names]
+    missing = [name for name, synset in zip(names, synsets, strict=True) if synset is None]
+    if missing:
+        some = ", ".join(map(repr, missing[:3]))
+        raise UserError(f"{len(missing)} of {len(names)} classes are no nouns in {folder}: {some}; use --kind encoder")
+    found = [synset for synset in synsets if synset is not None]
+    source = {
+        "kind": "wordnet",
+        "classes": len(names),
+        "sha256": sha256_file(folder / "data.noun"),
+        "synsets": [f"n{synset:08d}" for synset in found],
+    }
+    return matrix_graph(wu_palmer(found, nouns), labels, settings, source, "Wu-Palmer")
+
+
+def file_graph(shards: Shards, path: Path, settings: Settings) -> Graph:
+    """A matrix of the classes or of the texts (.npy), or edges between texts (.parquet)."""
+    n = shards.manifest.texts
+    source = {"kind": "file", "name": path.name, "sha256": sha256_file(path)}
+    if path.suffix == ".parquet":
+        return edge_graph(file.read_edges(path, n), n, settings, source)
+    if path.suffix != ".npy":
+        raise UserError(f"{path} is neither .npy (a square matrix) nor .parquet (edges a, b, similarity)")
+    matrix, count = file.read_matrix(path), len(shards.manifest.classes)
+    if len(matrix) == count:
+        labels = classes.text_classes(shards)
+    elif len(matrix) == n:
+        labels = np.arange(n)
+    else:
+        raise UserError(f"{path} is of {len(matrix)} rows; {shards.root} has {count} classes and {n} texts")
+    return matrix_graph(matrix, labels, settings, source, "as given")
+
+
+def matrix_graph(
+    matrix: npt.NDArray[np.float32],
+    labels: npt.NDArray[np.int64],
+    settings: Settings,
+    source: dict[str, Any],
+    metric: str,
+) -> Graph:
+    """Complete rows: such a matrix need not be a Gram matrix, so no code's dot products could stand for it."""
+    meta = {"source": source, "metric": metric, "search": {"method": "complete"}, "code": None}
+    return _graph(classes.complete_lists(matrix, labels), classes.class_background(matrix, labels), None,
+                  classes.matrix_similarity(matrix, labels), settings, meta)  # fmt: skip
+
+
+def edge_graph(lists: Lists, n: int, settings: Settings, source: dict[str, Any]) -> Graph:
+    meta = {"source": source, "metric": "as given, 0 without an edge", "search": {"method": "as given"}, "code": None}
+    return _graph(lists, file.edge_background(n), None, file.edge_similarity(lists), settings, meta,
+                  least=0.0)  # fmt: skip
+
+
+def _graph(
+    lists: Lists,
+    background: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],
+    code: tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]] | None,
+    similarity: Similarity,
+    settings: Settings,
+    meta: dict[str, Any],
+    least: float = -np.inf,
+) -> Graph:
+    """The graph with graph.json's content: what made it, and what the audit found."""
+    graph = Graph(
+        meta=dict(meta),
+        indptr=lists[0],
+        neighbours=lists[1],
+        similarities=lists[2],
+        background_mean=background[0],
+        background_std=background[1],
+        codes=code[0] if code else None,
+        code_scale=code[1] if code else None,
+    )
+    n, seed = len(graph), settings.seed
+    graph.meta.update(
+        format=1,
+        k=settings.k,
+        listed=len(graph.neighbours),
+        complete=len(graph.neighbours) == n * (n - 1),
+        audit=audit.recall(graph, similarity, settings.k, seed, least),
+        fidelity=audit.fidelity(graph, similarity, seed),
+        histogram=audit.histogram(graph, similarity, seed),
+    )
+    return graph
+
+
+def _write_basis(folder: Path, basis: npt.NDArray[np.float32] | None) -> dict[str, str] | None:
+    if basis is None:
+        return None
+    path = folder / "basis.npy"
+    with atomic_file(path) as file:
+        np.save(file, basis)
+    return {"file": path.name, "sha256": sha256_file(path)}

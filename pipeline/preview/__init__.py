@@ -1,0 +1,1 @@
+"""The page to judge a graph by."""

@@ -1,0 +1,130 @@
+"""What one needs to judge a graph and to choose tau_s before paying for a training run, measured on the shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.images import resized
+from pipeline.packing import batch_edges
+from pipeline.preview.page import Numbers, Picture, Strip, write_preview
+from pipeline.preview.target import batch_target, listed_pairs, tail_pairs
+from shards.errors import UserError
+from shards.graph import Graph
+from shards.page import data_uri
+from shards.reader import Shards
+
+__all__ = ["preview"]
+
+Ints = npt.NDArray[Any]
+SEED = 0
+BATCH = 1024  # samples of the batch that the target is taken of: the paper's
+BATCHES = 20  # that edges a row are counted in
+STRIPS = 12
+NEAREST = 4  # neighbours shown beside an image, besides the last listed and a random one
+THUMBNAIL = 128  # pixels of the shorter side, at most
+TEMPERATURES = tuple(round(0.01 * step, 2) for step in range(2, 31))
+
+
+def preview(root: Path, name: str | None = None, out: Path | None = None) -> Path:
+    """Write the page, by default preview-GRAPH.html beside the manifest; returns its path.
+
+    Raises UserError where there is no such graph, or one without graph.json's measurements.
+    """
+    shards = Shards.open(root)
+    graph = shards.graph(name)
+    name = name or shards.graph_names()[0]
+    out = out or root / f"preview-{name}.html"
+    missing = [key for key in ("source", "audit", "fidelity", "histogram") if not isinstance(graph.meta.get(key), dict)]
+    if missing:
+        raise UserError(
+            f"{root / 'graphs' / name / 'graph.json'} says nothing of its {' and '.join(missing)}: delete that folder "
+            "and run `xclr-shards graph` again"
+        )
+    text_ids = shards.index.text_id
+    chosen = np.random.default_rng(SEED).permutation(len(text_ids))[:BATCH]
+    numbers = Numbers(
+        name=name,
+        root=str(root),
+        manifest=shards.manifest,
+        meta=graph.meta,
+        targets=batch_target(graph, text_ids[chosen], TEMPERATURES),
+        batch=len(chosen),
+        edges=_edges(graph, shards),
+    )
+    write_preview(out, numbers, list(_strips(shards, graph)))
+    return out
+
+
+def _edges(graph: Graph, shards: Shards) -> dict[str, float]:
+    """Listed neighbours a row, by the order of samples."""
+    text_ids, group = shards.index.text_id, shards.index.group
+    rng = np.random.default_rng(SEED)
+    batch = min(BATCH, len(text_ids))
+    draws = [rng.choice(len(text_ids), batch, replace=False) for _ in range(BATCHES)]
+    found = {"random": float(np.mean([batch_edges(graph.indptr, graph.neighbours, text_ids[d]) for d in draws]))}
+    if (group >= 0).all() and len(group):
+        starts = np.flatnonzero(np.diff(group, prepend=-1))
+        pieces = np.split(text_ids, starts[1:])
+        size = max(len(piece) for piece in pieces)
+        several = [rng.permutation(len(pieces))[: max(1, batch // size)] for _ in range(BATCHES)]
+        joined = [np.concatenate([pieces[i] for i in chosen]) for chosen in several]
+        found["packed"] = float(np.mean([batch_edges(graph.indptr, graph.neighbours, texts) for texts in joined]))
+    return found
+
+
+def _strips(shards: Shards, graph: Graph) -> Iterator[Strip]:
+    """Random samples, each beside a sample of its nearest texts, of the last one listed, and of a random one."""
+    texts, text_ids = shards.texts(), shards.index.text_id
+    rng = np.random.default_rng(SEED)
+    first = np.empty(len(texts), np.int64)
+    mixed = rng.permutation(len(text_ids))
+    first[text_ids[mixed]] = mixed  # some sample of each text
+    found = 0
+    for sample in mixed:
+        text = int(text_ids[sample])
+        span = slice(int(graph.indptr[text]), int(graph.indptr[text + 1]))
+        near = list(zip(graph.neighbours[span].tolist(), graph.similarities[span].tolist(), strict=True))
+        if not near or found == STRIPS:
+            continue
+        found += 1
+        other = int(rng.integers(len(texts)))
+        random = _similarity(graph, text, other)
+
+        def show(number: int, similarity: float | None, sample: int | None = None) -> Picture:
+            position = int(first[number]) if sample is None else sample
+            return Picture(source=_thumbnail(shards.image(position)), text=texts[number], similarity=similarity)
+
+        yield Strip(
+            query=show(text, None, int(sample)),
+            nearest=[show(*pair) for pair in near[:NEAREST]],
+            last=show(*near[-1]) if len(near) > NEAREST else None,
+            listed=len(near),
+            random=show(other, random),
+        )
+
+
+def _similarity(graph: Graph, text: int, other: int) -> float:
+    if text == other:
+        return 1.0
+    pair = np.array([text, other])
+    values, known = listed_pairs(graph, pair)
+    tail = np.broadcast_to(tail_pairs(graph, pair, np.inf), (2, 2))  # without codes: the mean of its background
+    return float(values[0, 1] if known[0, 1] else tail[0, 1])
+
+
+def _thumbnail(data: bytes) -> str:
+    """A data: URI of a small JPEG; empty for what does not decode."""
+    try:
+        small = resized(data, THUMBNAIL)
+        if small[:2] != b"\xff\xd8":  # a small image of another format, which a browser may not know
+            image = cv2.imdecode(np.frombuffer(small, np.uint8), cv2.IMREAD_COLOR)
+            small = cv2.imencode(".jpg", image)[1].tobytes()
+    except ValueError:
+        return ""
+    return data_uri(small)

@@ -1,0 +1,103 @@
+"""Scans of images that are files of their own: class folders, and what tables name."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.images import EXTENSIONS, kind
+from pipeline.scan.samples import NOT_OURS, Limits, Scan, mapped
+from pipeline.sources.captions import joined
+from pipeline.sources.source import Partition, Source
+from pipeline.sources.tables import grouped_rows
+
+__all__ = ["folder", "of_class", "table"]
+
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def folder(source: Source, partition: Partition, limits: Limits) -> Scan:
+    """Every image below a class folder, however deep; a class's label is its position among the partitions.
+
+    Files with another extension, and hidden ones, are passed over; those without any are counted.
+    """
+    found = Scan()
+    for number, path in enumerate(_visible(partition.path)):
+        extension = path.suffix[1:].lower()
+        if not extension:
+            found.skipped["no extension"] += 1
+        elif extension in EXTENSIONS:
+            values = of_class(source, partition.number, str(path.relative_to(partition.path.parent)))
+            _keep(found, limits, path, key=f"{partition.number:05d}_{number:07d}", **values)
+    return found
+
+
+def table(source: Source, partition: Partition, limits: Limits, spool: Path) -> Scan:
+    """Images that a table names, part `start` of `stop`. Absolute paths and `..` may lead anywhere on this machine;
+    URLs are never opened."""
+    found = Scan()
+    first, rows, unreadable = grouped_rows(source, spool.with_name("table.arrow"), partition.start, partition.stop)
+    if unreadable and partition.start == 0:
+        found.skipped["unreadable row"] += unreadable
+    for number, (name, captions) in enumerate(rows, first):
+        path = _find(os.fsdecode(name), source.images)
+        if path is None:
+            found.skipped[NOT_OURS if URL.match(os.fsdecode(name)) else "missing file"] += 1
+            continue
+        meta = json.dumps({"path": name.decode("utf-8", "replace")}, ensure_ascii=False)
+        _keep(
+            found,
+            limits,
+            path,
+            text=joined(captions, limits.max_caption),
+            key=f"{number:08d}",
+            meta=meta,
+        )
+    return found
+
+
+def of_class(source: Source, label: int, path: str) -> dict[str, Any]:
+    """Text, label and KEY.json of an image of a class."""
+    name = source.classes[label]
+    path = path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    meta = json.dumps({"class": name.folder, "names": name.name, "path": path}, sort_keys=True, ensure_ascii=False)
+    return {"text": name.caption, "label": label, "meta": meta}
+
+
+def _visible(root: Path) -> Iterator[Path]:
+    """Files below `root`, sorted, but hidden ones. Links to folders are not followed: they may lead in a circle."""
+    for place, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        yield from (Path(place, name) for name in sorted(files) if name[0] != ".")
+
+
+def _keep(found: Scan, limits: Limits, path: Path, *, text: str, **values: Any) -> None:
+    """Add a sample, or count why not. Only regular files are opened: reading a pipe would never end."""
+    extension = path.suffix[1:].lower()
+    try:
+        str(path).encode()
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise FileNotFoundError
+        with mapped(path) as (_, content):
+            if found.usable(content, text, limits):
+                extension = extension if extension in EXTENSIONS else kind(content)
+                found.add(text=text, file=str(path), offset=0, size=len(content), extension=extension, **values)
+    except UnicodeEncodeError:
+        found.skipped["file name that is not UTF-8"] += 1
+    except OSError:  # a dangling link, or a file that must not be read
+        found.skipped["missing file"] += 1
+
+
+def _find(name: str, roots: Sequence[Path]) -> Path | None:
+    """The file of that name below the first root that has it."""
+    if not name or "\0" in name or URL.match(name):
+        return None
+    try:
+        return next((path for path in (root / name for root in roots) if path.is_file()), None)
+    except OSError:  # a name longer than any file's
+        return None

@@ -1,0 +1,87 @@
+"""Scan a partition: where each usable sample's bytes lie, its text and label, and what was left out and why.
+
+The table is all that later stages see. Nothing is decoded, and what lies on a local disk is not copied, so indexing
+331 GB is a walk over headers. What does not lie there (remote tars, images inside parquet, generated pictures) is
+spooled into a local tar first.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from pipeline.scan import files, parquet, tars
+from pipeline.scan.samples import NOT_OURS, SCAN_SCHEMA, Limits, Scan
+from pipeline.sources.source import Partition, Source
+from shards.atomic import atomic_file
+from shards.bars import say
+from shards.errors import UserError
+from shards.tar import TarWriter
+
+__all__ = ["NOT_OURS", "SCAN_SCHEMA", "Limits", "Scan", "check_room", "scan"]
+
+
+def scan(source: Source, partition: Partition, limits: Limits, spool: Path) -> Scan:
+    """Scan one partition. Raises UserError for a torn tar (unless limits.use_torn) and for a broken connection.
+
+    spool: where samples that have no local file of their own are put, as a tar. Other files beside it whose names
+    begin with its stem may serve the scan.
+    """
+    match source.dataset.format:
+        case "demo":
+            return _demo(source, partition, spool)
+        case "webdataset":
+            return tars.webdataset(source, partition, limits, spool)
+        case "imagefolder" if partition.path.is_file():
+            return tars.class_tar(source, partition, limits)
+        case "imagefolder":
+            return files.folder(source, partition, limits)
+        case "table" | "coco" if source.tables:
+            return files.table(source, partition, limits, spool)
+        case _:
+            return parquet.images_inside(source, partition, limits, spool)
+
+
+def check_room(source: Source, out: Path, folder: Path, whole: bool) -> None:
+    """Say how much there is to fetch into `folder`; UserError where it does not fit. For sources with URLs.
+
+    whole: the shards will take as much again.
+    """
+    remote = [partition for partition in source.partitions if partition.url]
+    if not remote:
+        return
+    size = sum(max(partition.bytes, 0) for partition in remote)
+    free = shutil.disk_usage(out).free
+    say(f"{source.where}: {len(remote):,} files to fetch, {size / 1e9:.2f} GB; {free / 1e9:.0f} GB are free")
+    there = sum(path.stat().st_size for place in (out, folder) for path in place.glob("*.tar"))
+    needed = size * (2 if whole else 1) - there
+    if needed > free:
+        raise UserError(
+            f"{source.where} takes {needed / 1e9:.0f} GB more, fetched{' and as shards' if whole else ''}; the disk "
+            f"of {out} has {free / 1e9:.0f} GB free: make room, choose another OUT= (--out), or name fewer files"
+        )
+
+
+def _demo(source: Source, partition: Partition, spool: Path) -> Scan:
+    from pipeline.demo.pictures import sample
+
+    found = Scan()
+    seed = int(partition.path.name.removeprefix("demo-seed"))
+    with atomic_file(spool) as file:
+        tar = TarWriter(file)
+        for index in range(partition.start, partition.stop):
+            drawn = sample(source.dataset.split, index, seed)
+            offset = tar.add(f"{drawn.key}.jpg", drawn.jpeg)
+            found.add(
+                key=drawn.key,
+                file=str(spool),
+                offset=offset,
+                size=len(drawn.jpeg),
+                extension="jpg",
+                text=drawn.caption,
+                label=drawn.label,
+                meta=json.dumps(drawn.attributes, sort_keys=True),
+            )
+        tar.close()
+    return found

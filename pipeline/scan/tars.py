@@ -1,0 +1,183 @@
+"""Scans of tars: WebDataset shards, local or fetched, and tars of class folders."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.images import EXTENSIONS
+from pipeline.scan.files import of_class
+from pipeline.scan.samples import NOT_OURS, Limits, Scan, listed, mapped
+from pipeline.sources.captions import joined
+from pipeline.sources.source import Partition, Source
+from shards.errors import TornTar, UserError
+from shards.remote import fetch, shown
+from shards.tar import Member, groups
+from shards.tar import scan as scan_tar
+
+__all__ = ["class_tar", "webdataset"]
+
+MAX_TEXT_MEMBER = 4 << 20  # bytes of a KEY.json or KEY.txt; img2dataset's largest, with EXIF, are some 100 KB
+TORN = "torn tar"
+LOST = "named by the parquet file, not in the tar"
+MAX_KEY = 200  # characters: a file system's longest name is 255, and an extension follows
+NOT_IN_KEYS = re.compile(r"[^\w+=@,;()\[\]-]")  # slashes, dots, blanks, control characters, undecodable bytes
+
+
+def webdataset(source: Source, partition: Partition, limits: Limits, spool: Path) -> Scan:
+    """Samples of a tar: an image by its extension, captions from the parquet beside the tar, KEY.json or KEY.txt.
+
+    Any other member is neither read nor copied.
+    """
+    tar, beside = _local(partition, spool)
+    found, seen = Scan(), set[str]()
+    captions, failed = _beside(beside, source.dataset.captions)
+    if failed:
+        found.skipped[NOT_OURS] += failed
+    path, prefix, met = str(tar), f"{partition.number:05d}_", set[str]()
+    with mapped(tar) as (file, content), _torn(partition, found, limits):
+        for key, parts in groups(file, content):
+            flat, name = _flat(key), key.rpartition("/")[2]
+            met.add(name)
+            extension = "jpg" if "jpg" in parts else next((e for e in EXTENSIONS if e in parts), None)
+            reason = _unlike_a_sample(parts, extension) or ("repeated key" if flat in seen else None)
+            if reason:
+                found.skipped[reason] += 1
+                continue
+            seen.add(flat)
+            texts = captions.get(name, ()) or _inside(content, parts, source.dataset.captions)
+            _keep(
+                found,
+                limits,
+                content,
+                parts[extension or ""],
+                text=joined(texts, limits.max_caption),
+                key=prefix + flat,
+                file=path,
+                extension=extension,
+                **_meta(parts.get("json")),
+            )
+    lost = len(captions.keys() - met)
+    # With none in common its keys are others than the tar's; what a tear took is told by the tear.
+    if 0 < lost < len(captions) and TORN not in found.skipped:
+        found.skipped[LOST] += lost
+    return found
+
+
+def class_tar(source: Source, partition: Partition, limits: Limits) -> Scan:
+    """Samples of a tar whose members are CLASS/IMAGE; other files are passed over."""
+    found = Scan()
+    labels = {name.folder: label for label, name in enumerate(source.classes)}
+    with mapped(partition.path) as (file, content), _torn(partition, found, limits):
+        for number, member in enumerate(scan_tar(file, content)):
+            path = Path(member.name)
+            extension = path.suffix[1:].lower()
+            if extension in EXTENSIONS and path.name[0] != "." and path.parent.name in labels:
+                _keep(
+                    found,
+                    limits,
+                    content,
+                    member,
+                    key=f"{number:07d}",
+                    file=str(partition.path),
+                    extension=extension,
+                    **of_class(source, labels[path.parent.name], member.name),
+                )
+    return found
+
+
+def _local(partition: Partition, spool: Path) -> tuple[Path, Path]:
+    """The tar and the parquet beside it; remote ones are fetched to the spool first, once."""
+    if not partition.url:
+        return partition.path, partition.path.with_suffix(".parquet")
+    if not (spool.exists() and partition.bytes in (-1, spool.stat().st_size)):
+        fetch(partition.url, partition.bytes, spool)
+    beside = spool.with_suffix(".captions.parquet")
+    if partition.beside and not beside.exists():
+        fetch(partition.beside, -1, beside)
+    return spool, beside
+
+
+def _unlike_a_sample(parts: dict[str, Member], extension: str | None) -> str | None:
+    if extension is None:
+        return "no image"
+    if "json" in parts and parts["json"].size > MAX_TEXT_MEMBER:
+        return "metadata of too many bytes"
+    return None
+
+
+def _keep(found: Scan, limits: Limits, content: memoryview, image: Member, *, text: str, **values: Any) -> None:
+    """Add a sample, or count why not."""
+    if found.usable(content[image.offset : image.offset + image.size], text, limits):
+        found.add(text=text, offset=image.offset, size=image.size, **values)
+
+
+def _meta(member: Member | None) -> dict[str, Any]:
+    return {"meta_offset": member.offset, "meta_size": member.size} if member else {"meta": "{}"}
+
+
+def _beside(path: Path, columns: Sequence[str]) -> tuple[dict[str, list[object]], int]:
+    """Captions by key from img2dataset's parquet file, and how many of its rows failed.
+
+    Without such a file, or a column of captions in it, the tar's own members have to do.
+    """
+    if not path.is_file():
+        return {}, 0
+    try:
+        names = pq.read_schema(path).names
+        column = next((name for name in columns if name in names), None)
+        if column is None or "key" not in names:
+            return {}, 0
+        table = pq.read_table(path, columns=[c for c in ("key", "status", column) if c in names], partitioning=None)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"{path} is damaged ({str(error).splitlines()[0]}): replace it, or delete it to read the tar's captions"
+        ) from None
+    rows = table.num_rows
+    if "status" in names:
+        table = table.filter(pc.equal(table["status"], "success"))  # null counts as failed
+    keys, values = map(str, table["key"].to_pylist()), map(listed, table[column].to_pylist())
+    return dict(zip(keys, values, strict=True)), rows - table.num_rows
+
+
+def _inside(content: memoryview, parts: dict[str, Member], fields: Sequence[str]) -> Sequence[object]:
+    """Captions from KEY.json, else KEY.txt; a JSON file that cannot be read counts as none."""
+    if "json" in parts and fields:
+        with suppress(ValueError, RecursionError):
+            values = json.loads(_bytes(content, parts["json"]))
+            named = [values[name] for name in fields if values.get(name)] if isinstance(values, dict) else []
+            if named:
+                return listed(named[0])
+    return next(([_bytes(content, parts[name])] for name in ("txt", "caption") if name in parts), [])
+
+
+def _bytes(content: memoryview, member: Member) -> bytes:
+    return bytes(content[member.offset : member.offset + min(member.size, MAX_TEXT_MEMBER)])
+
+
+def _flat(key: str) -> str:
+    """A key as one plain name: what could leave a folder, or is no text, becomes an underscore; long ones a digest."""
+    flat = key if key.isalnum() else NOT_IN_KEYS.sub("_", key)
+    if len(flat) <= MAX_KEY:
+        return flat
+    return f"{flat[: MAX_KEY - 17]}_{hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"
+
+
+@contextmanager
+def _torn(partition: Partition, found: Scan, limits: Limits) -> Iterator[None]:
+    try:
+        yield
+    except TornTar as error:
+        if not limits.use_torn:
+            where = f"{shown(partition.url)}: " if partition.url else ""
+            raise UserError(f"{where}{error}. Replace the file, or give --use-torn to take what is whole") from None
+        found.skipped[TORN] += 1

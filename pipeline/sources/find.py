@@ -1,0 +1,213 @@
+"""Where samples come from: a source is cut into partitions, each of which one process scans alone.
+
+    webdataset    one partition a tar, on this machine or wherever fsspec reaches
+    imagefolder   one partition a class folder, or the whole tar of class folders
+    table, coco   one partition an equal part of the table's images; of parquet with images inside, some row groups
+    demo          one partition a range of generated pictures
+
+A scan (pipeline.scan) turns a partition into a table that says of every usable sample where its bytes lie, so whatever
+follows knows nothing of sources.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.sources.class_names import ClassName, class_names
+from pipeline.sources.datasets import Dataset
+from pipeline.sources.remote import RemoteFile, find
+from pipeline.sources.source import Partition, Source
+from pipeline.sources.tables import columns, holds_images
+from shards.errors import UserError
+from shards.remote import is_remote, shown
+from shards.tar import scan as scan_tar
+
+__all__ = ["open_source"]
+
+DEMO_RANGE = 1000  # pictures a partition: half a second of drawing
+TABLE_PART = 4 << 20  # bytes of a table a partition: some 40,000 images, whose headers take some ten seconds
+GROUP_PART = 256 << 20  # bytes of parquet with images a partition
+
+
+def open_source(dataset: Dataset, source: str | None, demo_seed: int = 0) -> Source:
+    """Find the partitions of a data set. Raises UserError where there is nothing to read."""
+    if dataset.format == "demo":
+        return _demo(dataset, demo_seed)
+    where = (source or dataset.source).removeprefix("file://")
+    if not where:
+        raise UserError(
+            f"{dataset.name} needs SOURCE=, the folder that its files lie in: "
+            f"make shards DATASET={dataset.name} SOURCE=DIR (xclr-shards build {dataset.name} --source DIR)"
+        )
+    if where.startswith("pipe:"):
+        raise UserError(f"source {where!r} would run a shell command, which is never done: fetch the data first")
+    if is_remote(where):
+        return _remote(dataset, where)
+    path = Path(where)
+    if dataset.format == "webdataset" and (path.suffix == ".txt" or (set("{*[") & set(where) and not path.exists())):
+        return _remote(dataset, f"file://{path.absolute()}")
+    if not path.exists():
+        raise UserError(f"there is no {where}: give the folder that the files of {dataset.name} lie in")
+    finders = {"webdataset": _tars, "imagefolder": _folders, "table": _tables, "coco": _tables}
+    return finders[dataset.format](dataset, path)
+
+
+def _demo(dataset: Dataset, seed: int) -> Source:
+    from pipeline.demo.pictures import COUNTS, SHAPES
+
+    count = COUNTS[dataset.split]
+    ranges = [(start, min(start + DEMO_RANGE, count)) for start in range(0, count, DEMO_RANGE)]
+    partitions = tuple(
+        Partition(number=i, name=f"{start}-{stop - 1}", path=Path(f"demo-seed{seed}"), bytes=0, start=start, stop=stop)
+        for i, (start, stop) in enumerate(ranges)
+    )
+    classes = tuple(ClassName(folder=shape, name=shape, caption=shape) for shape in SHAPES)
+    return Source(dataset=dataset, where=f"generated, seed {seed}", partitions=partitions, classes=classes)
+
+
+def _remote(dataset: Dataset, where: str) -> Source:
+    """Tars, or parquet files with images inside, by URL, list, braces or glob."""
+    if dataset.format not in ("webdataset", "table"):
+        raise UserError(f"{dataset.name} is read from a local disk, not from {shown(where)}: fetch it first")
+    found = find(where, dataset.patterns, beside=dataset.format == "webdataset")
+    unlike = [file.name for file in found if dataset.format == "table" and not file.name.endswith(".parquet")]
+    if unlike:
+        raise UserError(f"{unlike[0]} of {shown(where)}: only parquet with images inside is read from there")
+    partitions = tuple(_fetchable(i, file) for i, file in enumerate(found))
+    return Source(dataset=dataset, where=shown(where).removeprefix("file://"), partitions=partitions)
+
+
+def _fetchable(number: int, file: RemoteFile) -> Partition:
+    """A remote file, or a local one of a list or a glob."""
+    if not is_remote(file.url):
+        path = Path(file.url.removeprefix("file://"))
+        return Partition(number=number, name=file.name, path=path, bytes=file.size)
+    return Partition(
+        number=number, name=file.name, path=Path(file.name), bytes=file.size, url=file.url, beside=file.beside
+    )
+
+
+def _tars(dataset: Dataset, path: Path) -> Source:
+    found, root = _files(dataset, path)
+    return Source(dataset=dataset, where=str(path), partitions=_partitions(found, root))
+
+
+def _files(dataset: Dataset, path: Path) -> tuple[list[Path], Path]:
+    """The files at or below a path, and the folder that their names are relative to."""
+    if path.is_file():
+        return [path], path.parent
+    matches = (sorted(found for found in path.glob(pattern) if found.is_file()) for pattern in dataset.patterns)
+    found = next((files for files in matches if files), [])
+    if not found:
+        what = "tars" if dataset.format == "webdataset" else "table"
+        raise UserError(f"{path} holds no file like {' or '.join(dataset.patterns)}: give the folder of the {what}")
+    return found, path
+
+
+def _folders(dataset: Dataset, path: Path) -> Source:
+    """SOURCE/train/CLASS/..., SOURCE/train.tar, SOURCE/CLASS/..., or a tar itself."""
+    for place in (path / dataset.split, path / f"{dataset.split}.tar", path):
+        if place.is_dir():
+            folders = sorted(folder for folder in place.iterdir() if folder.is_dir() and folder.name[0] != ".")
+            if folders:
+                names = class_names([folder.name for folder in folders], path, dataset.caption)
+                return Source(
+                    dataset=dataset, where=str(path), partitions=_partitions(folders, place), classes=tuple(names)
+                )
+        elif place.is_file():
+            names = class_names(_tar_classes(place), place.parent, dataset.caption)
+            return Source(
+                dataset=dataset, where=str(path), partitions=_partitions([place], place.parent), classes=tuple(names)
+            )
+    raise UserError(
+        f"{path} holds no class folders: expected {dataset.split}/CLASS/*.jpg, {dataset.split}.tar or CLASS/"
+    )
+
+
+def _tar_classes(path: Path) -> list[str]:
+    """Names of the folders that hold the images of a tar, sorted."""
+    with path.open("rb") as file:
+        names = {Path(member.name).parent.name for member in scan_tar(file)} - {""}
+    if not names:
+        raise UserError(f"{path} holds no class folders: its members must be named CLASS/IMAGE")
+    return sorted(names)
+
+
+def _tables(dataset: Dataset, path: Path) -> Source:
+    found, root = _files(dataset, path)
+    if dataset.format == "table" and all(file.suffix == ".parquet" for file in found) and _holds_images(dataset, found):
+        return Source(dataset=dataset, where=str(path), partitions=_row_groups(found, root))
+    size = sum(file.stat().st_size for file in found)
+    parts = max(1, -(-size // TABLE_PART))
+    partitions = tuple(
+        Partition(number=i, name=f"part {i + 1} of {parts}", path=found[0], bytes=size, start=i, stop=parts)
+        for i in range(parts)
+    )
+    roots = _image_roots(dataset, found, root)
+    return Source(dataset=dataset, where=str(path), partitions=partitions, tables=tuple(found), images=roots)
+
+
+def _image_roots(dataset: Dataset, tables: Sequence[Path], root: Path) -> tuple[Path, ...]:
+    """Existing folders that paths may be relative to. Raises UserError where the data set names some and has none."""
+    if dataset.images:
+        named = [root / name for name in dataset.images]
+    else:
+        above = root.parent if root.name == "annotations" else root
+        parts = [table.stem.removeprefix("captions_") for table in tables] if dataset.format == "coco" else []
+        folders = [above / place / part for part in parts for place in ("", "images")]
+        named = [*folders, *(table.parent for table in tables), above, above / "images"]
+    there = tuple(dict.fromkeys(folder.absolute() for folder in named if folder.is_dir()))
+    if not there:
+        raise UserError(f"{root} has no folder {' or '.join(dataset.images)}, where the images of {dataset.name} lie")
+    return there
+
+
+def _holds_images(dataset: Dataset, found: Sequence[Path]) -> bool:
+    with _reading(found[0]):
+        schema = pq.read_schema(found[0])
+    return holds_images(schema.field(columns(dataset, schema.names, str(found[0]))[0]).type)
+
+
+def _row_groups(found: Sequence[Path], root: Path) -> tuple[Partition, ...]:
+    """Neighbouring row groups of a file, of some GROUP_PART bytes together."""
+    cuts: list[tuple[Path, int, int, int]] = []
+    for path in found:
+        with _reading(path):
+            meta = pq.read_metadata(path)
+        start = size = 0
+        for group in range(meta.num_row_groups):
+            size += sum(meta.row_group(group).column(i).total_compressed_size for i in range(meta.num_columns))
+            if size >= GROUP_PART or group == meta.num_row_groups - 1:
+                cuts.append((path, start, group + 1, size))
+                start, size = group + 1, 0
+    return tuple(
+        Partition(number=i, name=str(path.relative_to(root)), path=path, bytes=size, start=start, stop=stop)
+        for i, (path, start, stop, size) in enumerate(cuts)
+    )
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"cannot read {path} as parquet ({str(error).splitlines()[0]}): replace it") from None
+
+
+def _partitions(paths: Iterable[Path], root: Path) -> tuple[Partition, ...]:
+    return tuple(
+        Partition(
+            number=i,
+            name=str(path.relative_to(root)),
+            path=path,
+            bytes=path.stat().st_size if path.is_file() else 0,
+            stop=sum(len(files) for _, _, files in os.walk(path)),
+        )
+        for i, path in enumerate(paths)
+    )

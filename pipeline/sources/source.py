@@ -1,0 +1,68 @@
+"""A source: a data set's files, found but not read, cut into partitions that one process scans alone."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.sources.class_names import ClassName
+from pipeline.sources.datasets import Dataset
+from shards.errors import UserError
+
+__all__ = ["Partition", "Source"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Partition:
+    """A piece of a source. Plain data, so it can be sent to any process."""
+
+    number: int
+    name: str
+    """Relative to the source, for messages."""
+    path: Path
+    """Tar, table or folder. Generated and remote partitions have none that exists."""
+    bytes: int
+    """-1: a remote file whose server does not say."""
+    start: int = 0
+    """demo: first picture. Parquet with images: first row group. Other tables: part `start` of `stop`."""
+    stop: int = 0
+    """Class folder: files in it."""
+    url: str = ""
+    """Remote files alone."""
+    beside: str = ""
+    """URL of the parquet file beside a remote tar."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A data set's files, found but not read."""
+
+    dataset: Dataset
+    where: str
+    """As the user gave it, without passwords."""
+    partitions: tuple[Partition, ...]
+    classes: tuple[ClassName, ...] = ()
+    """In the order of their labels."""
+    tables: tuple[Path, ...] = ()
+    """Tables of paths."""
+    images: tuple[Path, ...] = ()
+    """Folders that the paths of tables are relative to; the first that has a file counts."""
+
+    def fingerprint(self, partition: Partition | None = None) -> str:
+        """sha256 over names and sizes (of one partition): another when a file came, went or grew.
+
+        Equal for a copy of the source. Of images that are files of their own only the number a class folder, or the
+        table, counts.
+        """
+        partitions = [partition] if partition else self.partitions
+        lines = [f"{p.name}\t{p.bytes}\t{p.start}\t{p.stop}\n" for p in partitions]
+        lines += [f"{path.name}\t{path.stat().st_size}\n" for path in self.tables]
+        return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+    def check_in_place(self) -> None:
+        """Raises UserError where there are no local tars to leave in their place."""
+        if any(partition.url for partition in self.partitions):
+            raise UserError(f"layout in-place needs tars on a local disk, not {self.where}: use --layout shuffled")
+        if any(partition.path.suffix != ".tar" or not partition.path.is_file() for partition in self.partitions):
+            raise UserError(f"layout in-place needs tars, and {self.where} has none: use --layout shuffled")

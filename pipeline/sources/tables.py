@@ -1,0 +1,296 @@
+"""Tables of (image, caption): CSV, TSV, JSON, JSON lines, parquet, Flickr's and COCO's own files.
+
+Rows of one image may lie anywhere in a table and are captions of one sample, so the whole is read and grouped once,
+into an Arrow file that every partition's process maps. Held in memory while grouping: the texts, as later stages do.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pc_csv
+import pyarrow.parquet as pq
+
+from pipeline.sources.datasets import CAPTIONS, Dataset
+from pipeline.sources.source import Source
+from shards.atomic import atomic_file
+from shards.errors import UserError
+
+__all__ = ["columns", "grouped_rows", "holds_images"]
+
+IMAGE_NAMES = ("image", "path", "filepath", "file_path", "file_name", "filename", "image_path", "image_name", "img")
+CAPTION_NAMES = ("caption", "captions", "text", "title", "sentence", "sentences", "comment")
+TOKEN_LINE = re.compile(rb"[^\t#]+#\d+\t")  # Flickr8k.token.txt: NAME.jpg#0<TAB>caption
+BLOCK = 64 << 20  # bytes of CSV parsed at once; a row must fit
+ROWS = 1 << 16  # JSON rows turned into Arrow at once
+UNREADABLE = b"unreadable"
+
+# Image names, and of each its caption or list of captions; then how many rows could not be read.
+Columns = tuple[pa.Array, pa.Array, int]
+
+
+def columns(dataset: Dataset, names: Sequence[str], where: str) -> tuple[str, str]:
+    """The columns of images and captions: those that the data set file names, else those that are called so.
+
+    Raises UserError where there is none, or several might be meant.
+    """
+    wanted = (dataset.image,) if dataset.image else ()
+    given = dataset.captions if dataset.captions != CAPTIONS else ()
+    return _column("image", wanted, IMAGE_NAMES, names, where), _column("captions", given, CAPTION_NAMES, names, where)
+
+
+def holds_images(kind: pa.DataType) -> bool:
+    """Whether a column's cells are encoded images: bytes, or Hugging Face's {bytes, path}."""
+    if pa.types.is_struct(kind):
+        return "bytes" in {kind.field(i).name for i in range(kind.num_fields)}
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def grouped_rows(
+    source: Source, cache: Path, part: int, parts: int
+) -> tuple[int, Iterator[tuple[bytes, list[Any]]], int]:
+    """Number of the part's first image; (name, captions) of each of its images; unreadable rows of the whole."""
+    if not cache.exists():
+        with _alone(cache.with_suffix(".lock")):
+            if not cache.exists():
+                _write(cache, *_grouped([_read(source.dataset, path) for path in source.tables]))
+    with pa.memory_map(str(cache)) as file:
+        table = pa.ipc.open_file(file).read_all()
+    first, last = (table.num_rows * i // parts for i in (part, part + 1))
+    unreadable = int(table.schema.metadata[UNREADABLE])
+    return first, _pairs(table.slice(first, last - first)), unreadable
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """One process groups, the others wait. A failure leaves no trace: a mended data set file may begin anew."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with lock.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+    except BaseException:
+        lock.unlink(missing_ok=True)
+        with suppress(OSError):
+            lock.parent.rmdir()
+        raise
+
+
+def _pairs(table: pa.Table) -> Iterator[tuple[bytes, list[Any]]]:
+    for batch in table.to_batches(ROWS):
+        yield from zip(batch["image"].to_pylist(), batch["captions"].to_pylist(), strict=True)
+
+
+def _column(what: str, given: Sequence[str], usual: Sequence[str], names: Sequence[str], where: str) -> str:
+    lower = {name.strip().lower(): name for name in reversed(names)}
+    for name in given or usual:
+        if name.lower() in lower:
+            return lower[name.lower()]
+    key = 'image = "..."' if what == "image" else 'captions = ["..."]'
+    raise UserError(
+        f"{where} has no column {' or '.join(given or usual)}; it has {', '.join(map(str.strip, names))}: "
+        f"name one in the data set file, {key}"
+    )
+
+
+def _grouped(tables: Sequence[Columns]) -> tuple[pa.Table, int]:
+    """One row an image, in the order of its first appearance, with all its captions in the order of the rows."""
+    images = pa.chunked_array([names.cast(pa.large_binary()) for names, _, _ in tables], pa.large_binary())
+    encoded = pc.dictionary_encode(images.combine_chunks() if images.num_chunks > 1 else images.chunk(0))
+    ids = encoded.indices.to_numpy()
+    texts, parents, start = [], [], 0
+    for names, captions, _ in tables:
+        several = pa.types.is_list(captions.type) or pa.types.is_large_list(captions.type)
+        rows = pc.list_parent_indices(captions).to_numpy() if several else np.arange(len(names))
+        texts.append((pc.list_flatten(captions) if several else captions).cast(pa.large_binary()))
+        parents.append(ids[start + rows])
+        start += len(names)
+    groups = np.concatenate(parents)
+    order = np.argsort(groups, kind="stable")
+    counts = np.bincount(groups, minlength=len(encoded.dictionary))
+    offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int64())
+    flat = pa.concat_arrays(texts).take(pa.array(order))
+    table = pa.table({"image": encoded.dictionary, "captions": pa.LargeListArray.from_arrays(offsets, flat)})
+    return table, sum(unreadable for _, _, unreadable in tables)
+
+
+def _write(path: Path, table: pa.Table, unreadable: int) -> None:
+    table = table.replace_schema_metadata({UNREADABLE: str(unreadable)})
+    with atomic_file(path) as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=ROWS)
+
+
+def _read(dataset: Dataset, path: Path) -> Columns:
+    """Raises UserError for a table that cannot be read, or lacks the columns."""
+    try:
+        return _reader(dataset, path)(dataset, path)
+    except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"cannot read {path} as a table ({str(error).splitlines()[0]})") from None
+
+
+def _reader(dataset: Dataset, path: Path) -> Callable[[Dataset, Path], Columns]:
+    if dataset.format == "coco":
+        return _coco
+    readers = {".parquet": _parquet, ".jsonl": _json_lines, ".ndjson": _json_lines, ".json": _json}
+    if path.suffix.lower() in readers:
+        return readers[path.suffix.lower()]
+    with path.open("rb") as file:
+        return _token_lines if TOKEN_LINE.match(file.readline(1 << 16)) else _delimited
+
+
+def _delimited(dataset: Dataset, path: Path) -> Columns:
+    """CSV and its kin with a header line. Bytes, not text: what is not UTF-8 is the captions' rule to mend."""
+    with path.open("rb") as file:
+        header = file.readline(1 << 16).removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n")
+    delimiter = next((mark for mark in ("\t", "|", ",", ";") if mark.encode() in header), None)
+    if delimiter is None:
+        raise UserError(f"{path} has one column, {header[:60]!r}: expected a header line such as image,caption")
+    bad: list[object] = []
+
+    def skip(row: object) -> str:
+        bad.append(row)
+        return "skip"
+
+    # Flickr30k's results.csv has bare quotes within captions, and no quoted ones.
+    parse = pc_csv.ParseOptions(
+        delimiter=delimiter,
+        quote_char=False if delimiter == "|" else '"',
+        newlines_in_values=delimiter != "|",
+        invalid_row_handler=skip,
+    )
+    with pc_csv.open_csv(path, pc_csv.ReadOptions(block_size=1 << 20), parse) as reader:
+        names = reader.schema.names
+    image, caption = columns(dataset, names, str(path))
+    bad.clear()
+    convert = pc_csv.ConvertOptions(
+        check_utf8=False,
+        column_types={image: pa.large_binary(), caption: pa.large_binary()},
+        include_columns=[image, caption],
+        strings_can_be_null=False,
+    )
+    table = pc_csv.read_csv(path, pc_csv.ReadOptions(block_size=BLOCK), parse, convert)
+    return _whole(table[image]), _whole(table[caption]), len(bad)
+
+
+def _parquet(dataset: Dataset, path: Path) -> Columns:
+    image, caption = columns(dataset, pq.read_schema(path).names, str(path))
+    table = pq.read_table(path, columns=[image, caption], partitioning=None)
+    return _whole(table[image]), _whole(table[caption]), 0
+
+
+def _json_lines(dataset: Dataset, path: Path) -> Columns:
+    """One object a line; lines that are none are counted, and are not the end of the table."""
+    found, unreadable = _Rows(dataset, path), 0
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                row = None
+            if isinstance(row, dict):
+                found.add(row)
+            elif line.strip():
+                unreadable += 1
+    return found.columns(unreadable)
+
+
+def _json(dataset: Dataset, path: Path) -> Columns:
+    """A list of objects."""
+    rows = json.loads(path.read_bytes())
+    if not isinstance(rows, list):
+        hint = ': COCO\'s files need format = "coco"' if isinstance(rows, dict) and "annotations" in rows else ""
+        raise UserError(f"{path} is no list of objects{hint}")
+    found = _Rows(dataset, path)
+    for row in rows:
+        if isinstance(row, dict):
+            found.add(row)
+    return found.columns(sum(not isinstance(row, dict) for row in rows))
+
+
+def _coco(_: Dataset, path: Path) -> Columns:
+    """{"images": [{id, file_name}], "annotations": [{image_id, caption}]}; annotations of no image are counted."""
+    content = json.loads(path.read_bytes())
+    if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
+        raise UserError(f"{path} is no COCO file: it must hold images and annotations")
+    try:
+        names = {row["id"]: str(row["file_name"]) for row in content["images"]}
+        captions: dict[object, list[bytes]] = {image: [] for image in names}
+        stray = 0
+        for row in content["annotations"]:
+            if row["image_id"] in captions and isinstance(row.get("caption"), str):
+                captions[row["image_id"]].append(_encoded(row["caption"]))
+            else:
+                stray += 1
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no COCO captions file: {type(error).__name__} {error}") from None
+    images = pa.array([_encoded(name) for name in names.values()], pa.large_binary())
+    return images, pa.array(list(captions.values()), pa.large_list(pa.large_binary())), stray
+
+
+def _token_lines(_: Dataset, path: Path) -> Columns:
+    """Flickr8k.token.txt, results_20130124.token: NAME.jpg#0<TAB>caption, without a header."""
+    images, captions, unreadable = list[bytes](), list[bytes](), 0
+    with path.open("rb") as file:
+        for line in file:
+            name, tab, caption = line.rstrip(b"\r\n").partition(b"\t")
+            if tab:
+                images.append(name.rpartition(b"#")[0] or name)
+                captions.append(caption)
+            elif line.strip():
+                unreadable += 1
+    return pa.array(images, pa.large_binary()), pa.array(captions, pa.large_binary()), unreadable
+
+
+class _Rows:
+    """JSON objects, gathered into columns."""
+
+    def __init__(self, dataset: Dataset, path: Path) -> None:
+        self.dataset, self.path = dataset, path
+        self.names: tuple[str, str] | None = None
+        self.chunks: list[tuple[pa.Array, pa.Array]] = []
+        self.images: list[bytes] = []
+        self.captions: list[list[bytes]] = []
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.names = self.names or columns(self.dataset, list(row), str(self.path))
+        image, captions = (row.get(name) for name in self.names)
+        texts = captions if isinstance(captions, list) else [captions]
+        self.images.append(_encoded(image) if isinstance(image, str) else b"")
+        self.captions.append([_encoded(text) for text in texts if isinstance(text, str)])
+        if len(self.images) == ROWS:
+            self._flush()
+
+    def columns(self, unreadable: int) -> Columns:
+        self._flush()
+        images, captions = zip(*self.chunks, strict=True)
+        return pa.concat_arrays(images), pa.concat_arrays(captions), unreadable
+
+    def _flush(self) -> None:
+        several = pa.large_list(pa.large_binary())
+        self.chunks.append((pa.array(self.images, pa.large_binary()), pa.array(self.captions, several)))
+        self.images, self.captions = [], []
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "replace")  # JSON may hold half a surrogate pair
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    """One array of bytes (or lists of them), nulls as empty."""
+    kind = pa.large_list(pa.large_binary()) if pa.types.is_nested(column.type) else pa.large_binary()
+    if pa.types.is_string(column.type):
+        column = column.cast(pa.large_string())
+    cast = column.cast(kind)
+    array = cast.combine_chunks() if cast.num_chunks != 1 else cast.chunk(0)
+    return pc.fill_null(array, b"") if kind == pa.large_binary() else array

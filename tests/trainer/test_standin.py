@@ -1,0 +1,122 @@
+"""The training step on a stand-in for a GPU: every tensor where it belongs, the CPU's results, and no needless wait."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from shards.reader import Shards
+from tests.make import make_shards
+from tests.standin import GPU, StandIn, WrongDevice, stand_in_gpu
+from trainer import setup
+from trainer.checkpoint import checkpoints, read_checkpoint
+from trainer.data import batches_of, make_loader
+from trainer.loop import train
+from trainer.monitor import Monitor
+from trainer.recipe import Recipe, load_recipe
+from trainer.world import World
+
+CPU = World(device=torch.device("cpu"))
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shards(tmp_path_factory.mktemp("standin") / "shards", (30, 34), classes=12)
+
+
+def recipe_of(root: Path, objective: str, optimiser: str, chunk: int = 0, **options: Any) -> Recipe:
+    demo = load_recipe("demo")
+    return replace(
+        demo,
+        precision="float32",
+        objective=replace(demo.objective, name=objective, **options),
+        optimiser=replace(demo.optimiser, name=optimiser),
+        data=replace(demo.data, shards=str(root), batch_size=16, chunk=chunk),
+        augment=replace(demo.augment, image_size=32),
+    )
+
+
+def trained(recipe: Recipe, device: torch.device, waits: list[str]) -> dict[str, Any]:
+    """STEPS steps, and what is measured between them; `waits` then holds those of the last step alone."""
+    shards = Shards.open(Path(recipe.data.shards))
+    recipe, plan = setup.settle(recipe, shards, CPU), setup.make_plan(recipe, shards)
+    graph = setup.graph_of(recipe, shards)
+    stepper = setup.build_stepper(recipe, shards, graph, World(device=device), steps_per_epoch=plan.steps_per_epoch)
+    batches = batches_of(make_loader(shards, plan, recipe.augment, CPU, start=0, stop=STEPS, workers=0))
+    losses = []
+    for step, batch in enumerate(batches):
+        waits.clear()
+        outcome = stepper.step(batch, step, 10)
+        last = list(waits)
+        losses.append(float(outcome.loss))
+    values = {
+        "losses": losses,
+        **outcome.statistics(),
+        **Monitor(shards, graph, 32, 0).measure(stepper.encoder, device),
+    }
+    waits[:] = last
+    return values
+
+
+LOOK_UP = {"size trainer/block.py:_listed", "size trainer/block.py:_spread", "copy trainer/block.py:_listed"}
+
+
+@pytest.mark.parametrize(
+    ("options", "allowed"),
+    [
+        ({"objective": "xclr", "optimiser": "lars"}, LOOK_UP),
+        ({"objective": "xclr", "optimiser": "lars", "tail": "background", "implementation": "dense"}, LOOK_UP),
+        ({"objective": "xclr", "optimiser": "lars", "tail": "none", "chunk": 4}, LOOK_UP),
+        ({"objective": "simclr", "optimiser": "sgd"}, set()),
+        ({"objective": "supcon", "optimiser": "adamw"}, set()),
+        ({"objective": "clip", "optimiser": "lars"}, set()),
+    ],
+)
+def test_a_step_on_the_gpu_is_a_step_on_the_cpu(made: Path, options: dict[str, Any], allowed: set[str]) -> None:
+    recipe = recipe_of(made, **options)
+    expected = trained(recipe, CPU.device, [])
+    with stand_in_gpu() as waits:
+        found = trained(recipe, GPU, waits)
+        assert set(waits) == allowed
+    assert found.pop("losses") == expected.pop("losses")
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*pin_memory")  # which needs a driver
+def test_a_run_on_the_gpu_stops_and_goes_on(made: Path, tmp_path: Path) -> None:
+    """Logging, the monitor, checkpoints and --resume with it."""
+    recipe = recipe_of(made, "xclr", "lars")
+    run = replace(recipe.run, workers=0, log_every=1, checkpoint_every=3, knn_every=1)
+    recipe = replace(recipe, epochs=2, run=run)
+    train(recipe, tmp_path / "cpu", CPU)
+    expected = read_checkpoint(checkpoints(tmp_path / "cpu")[-1])
+    with stand_in_gpu():
+        train(recipe, tmp_path / "gpu", World(device=GPU))
+        first, *later = checkpoints(tmp_path / "gpu")
+        for path in later:
+            path.unlink()
+        assert first.name < later[-1].name
+        train(recipe, tmp_path / "gpu", World(device=GPU), resume=True)
+    found = read_checkpoint(checkpoints(tmp_path / "gpu")[-1])
+    assert found["step"] == expected["step"] == 8
+    for name, value in expected["encoder"].items():
+        assert type(found["encoder"][name]) is torch.Tensor
+        torch.testing.assert_close(found["encoder"][name], value, rtol=0, atol=0)
+
+
+def test_the_stand_in_refuses_what_a_gpu_refuses() -> None:
+    with stand_in_gpu() as waits:
+        there = torch.ones(3).to(GPU)
+        assert isinstance(there, StandIn)
+        assert there.device == GPU
+        assert waits == ["copy"]
+        with pytest.raises(WrongDevice, match="add"):
+            there + torch.ones(3)
+        with pytest.raises(WrongDevice, match="numpy"):
+            there.numpy()
+        assert (there + torch.arange(3, device="cuda")).cpu().tolist() == [1, 2, 3]
