@@ -137,6 +137,7 @@ def test_classes_with_four_graphs(here: Path, data_root: Path | None) -> None:
     assert verify(root) == []
     small = [*TINY, "--model", "resnet10t", "--image-size", "32", "--shards", str(root)]
     for graph in ("minilm-k32", "class", "random"):  # two of them know no code, and need none
-        run(trainer.cli.app, *small, "--graph", graph, "--out", f"runs/{graph}")
+        run(trainer.cli.app, *small, "--graph", graph)
+        assert Path(f"runs/tiny-imagenet-100-xclr-{graph}-resnet10t/run.json").is_file()
     run(trainer.cli.app, *small, "--objective", "supcon", "--out", "runs/supcon")
     assert "random" in run(pipeline.cli.app, "info", str(root))

@@ -1,7 +1,7 @@
 """What is wrong with a run, by its metrics, and what to do about it. Each complaint is made once a run.
 
 A run can be worthless without failing: a target so sharp that X-CLR is SimCLR, or so flat that it teaches nothing;
-features that are all alike; a device that waits for its data.
+features that are all alike; a loss that is no better than chance; a device that waits for its data.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ __all__ = ["Adviser", "at_start"]
 ONE_HOT = 0.98  # target mass on a row's own positives; 0.76 on real captions at tau_s = 0.1 and batch 1024
 UNIFORM = 0.98  # entropy of the target over the largest possible
 ALIKE = 0.99  # mean cosine of different samples' projections
+CHANCE = 0.98  # loss over that of projections that know nothing
 RANK = 2.0  # RankMe: features that vary along a line or two
 WAIT = {"cuda": 0.1, "cpu": 0.5}  # share of the time; on a CPU the loader's work is the model's too
 ROWS = 3  # lines of metrics in a row before a complaint: the first ones see the loader start
@@ -75,6 +76,15 @@ class Adviser:
                 f"the projections of different images are all alike (mean cosine {cosine:.3f}), collapsed: lower --lr, "
                 "lengthen optimiser.warmup_epochs, or lower --tau"
                 if cosine > ALIKE
+                else None
+            )
+        if values.get("epoch", 0) >= 1 and "target_entropy" in values and "loss" in values:
+            chance = math.log(2 * batch - 1)
+            learnable = values["target_entropy"] < UNIFORM * chance and values.get("mean_cosine", 0) <= ALIKE
+            out["chance"] = (
+                f"after {values['epoch']:.3g} epochs the loss, {values['loss']:.2f}, is that of projections that know "
+                f"nothing ({chance:.2f}): raise --lr, lower --tau, or train longer"
+                if learnable and values["loss"] > CHANCE * chance
                 else None
             )
         if "rankme" in values:

@@ -52,7 +52,9 @@ def command(
         str | None, typer.Option(help="Fine-tune from a run folder, a checkpoint, or a file of backbone weights.")
     ] = None,
     objective: Annotated[str | None, typer.Option(help="xclr, simclr, supcon or clip.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run. Default: runs/DATASET-OBJECTIVE-MODEL.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run. Default: runs/DATASET-OBJECTIVE[-GRAPH]-MODEL.")
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest checkpoint of the run, if there is one.")
     ] = False,
@@ -170,10 +172,10 @@ def export_command(
     out: Annotated[Path | None, typer.Option(help="Folder to write. Default: export/ in the run's folder.")] = None,
 ) -> None:
     """Write the backbone as safetensors with a configuration that timm loads, and a model card."""
-    from trainer.export import export, find
+    from trainer.export import export, find, run_of
 
     path = find(checkpoint)
-    folder = export(path, out or path.parent.parent / "export")
+    folder = export(path, out or run_of(path) / "export")
     print(f"{path} -> {folder}")
     print(f'next: timm.create_model("local-dir:{folder}", pretrained=True)')
 
@@ -225,8 +227,9 @@ def _recipe(name: str | None, shards: str | None) -> Recipe:
 
 def _default_run(recipe: Recipe) -> Path:
     dataset = open_shards(recipe.data.shards).manifest.dataset
+    graph = f"-{recipe.data.graph}" if recipe.data.graph and recipe.objective.name == "xclr" else ""
     seed = f"-seed{recipe.seed}" if recipe.seed else ""
-    return Path("runs") / f"{dataset}-{recipe.objective.name}-{recipe.model.backbone.replace('/', '_')}{seed}"
+    return Path("runs") / f"{dataset}-{recipe.objective.name}{graph}-{recipe.model.backbone.replace('/', '_')}{seed}"
 
 
 def _announce(recipe: Recipe, run: Path | None, ranks: int, device: str) -> None:

@@ -21,7 +21,7 @@ from shards.errors import UserError
 from trainer.checkpoint import BackboneInfo, find_checkpoint, load_backbone, read_checkpoint
 from trainer.recipe import Recipe, as_table
 
-__all__ = ["export", "find"]
+__all__ = ["export", "find", "run_of"]
 
 FILES = {"model.safetensors", "config.json", "README.md"}
 
@@ -33,6 +33,11 @@ def find(path: Path | None) -> Path:
     if path is not None and not path.exists():
         raise UserError(f"there is no checkpoint or run folder {path}: give one that xclr-train wrote")
     return find_checkpoint(path)
+
+
+def run_of(checkpoint: Path) -> Path:
+    """The run's folder; of a checkpoint that was moved elsewhere, the folder it lies in."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
 
 def export(checkpoint: Path, out: Path) -> Path:
@@ -78,8 +83,8 @@ def _write(out: Path, backbone: nn.Module, info: BackboneInfo) -> None:
 
 
 def _card(info: BackboneInfo, recipe: Recipe, checkpoint: Path, weights: str) -> str:
-    """The model card, filled from the run's folder where the checkpoint lies in one."""
-    run = checkpoint.parent.parent
+    """The model card, filled from what lies in the run's folder."""
+    run = run_of(checkpoint)
     facts = _json(run / "run.json")
     last = _last_metrics(run / "metrics.jsonl", info.step)
     data = f"{facts.get('dataset', 'unknown')}, {facts.get('samples', 'unknown')} samples"

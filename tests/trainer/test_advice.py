@@ -19,7 +19,14 @@ from trainer.loop import train
 from trainer.recipe import Recipe, changed
 from trainer.saver import Saver
 
-FINE = {"target_mass_positive": 0.75, "target_entropy": 3.0, "mean_cosine": 0.2, "rankme": 60.0, "data_wait": 0.02}
+FINE = {
+    "target_mass_positive": 0.75,
+    "target_entropy": 3.0,
+    "mean_cosine": 0.2,
+    "rankme": 60.0,
+    "data_wait": 0.02,
+    "loss": 5.0,
+}
 
 
 def adviser(device: str = "cpu") -> Adviser:
@@ -33,6 +40,7 @@ def adviser(device: str = "cpu") -> Adviser:
         ({"target_entropy": 0.99 * math.log(2047)}, "uniform .*lower --tau-s"),
         ({"mean_cosine": 0.999}, "all alike .*lower --lr"),
         ({"data_wait": 0.8}, "80% of the time .*raise --workers"),
+        ({"loss": 7.6, "epoch": 1.0}, "after 1 epochs the loss, 7.60, .* know nothing .*raise --lr"),
     ],
 )
 def test_each_cause_is_named_with_its_remedy_once(change: dict[str, float], remedy: str) -> None:
@@ -48,6 +56,14 @@ def test_a_rank_of_one_is_said_at_once_and_passing_trouble_is_not() -> None:
     for _ in range(10):
         assert watch.look({**FINE, "mean_cosine": 0.999}) == []
         assert watch.look(FINE) == []
+
+
+def test_a_loss_of_chance_is_no_news_in_the_first_epoch_nor_where_there_is_nothing_to_learn() -> None:
+    uniform = {"target_entropy": 0.99 * math.log(2047)}
+    for values in ({"epoch": 0.9}, {"epoch": 3.0, **uniform}, {"epoch": 3.0, "mean_cosine": 0.999}):
+        watch = adviser()
+        said = [text for _ in range(5) for text in watch.look({**FINE, "loss": 7.6, **values})]
+        assert not any("know nothing" in text for text in said)
 
 
 def test_a_gpu_may_not_wait_as_long_as_a_cpu() -> None:

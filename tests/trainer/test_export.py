@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from shutil import copy
 from typing import Any
 
 import pytest
@@ -68,6 +69,11 @@ def test_export_by_command_line(run: Path, tmp_path: Path) -> None:
     assert "local-dir:" in result.output
     again = CliRunner().invoke(app, ["export", str(run / "checkpoints" / "best.pt"), "--out", str(tmp_path / "out")])
     assert again.exit_code == 0
+    loose = tmp_path / "loose"
+    loose.mkdir()
+    copy(run / "checkpoints" / "best.pt", loose)
+    assert CliRunner().invoke(app, ["export", str(loose / "best.pt")]).exit_code == 0
+    assert (loose / "export" / "config.json").is_file()
     (tmp_path / "out" / "thesis.tex").touch()
     with pytest.raises(UserError, match="holds other files"):
         export(checkpoints(run)[-1], tmp_path / "out")
