@@ -119,7 +119,7 @@ tags: [image-feature-extraction, timm, x-clr]
 |---|---|
 {table}
 
-    import timm
+    import timm  # 1.0.26 or newer
     model = timm.create_model("local-dir:THIS_FOLDER", pretrained=True).eval()
 
 An image encoder trained with xclr. The training figures are of training data; scores come from `xclr-eval`.

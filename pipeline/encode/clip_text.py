@@ -25,7 +25,13 @@ def load_clip_text(folder: Path, device: str, dtype: torch.dtype) -> Encoder:
         model: Any = CLIPTextModelWithProjection.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, dtype=dtype
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        SafetensorError,
+    ) as error:  # TypeError: of a tokenizer's lost file
         raise UserError(f"cannot load the CLIP text tower in {folder}: {str(error).splitlines()[0]}") from None
     model = model.to(device).eval()
     max_tokens = int(model.config.max_position_embeddings)

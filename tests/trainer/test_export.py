@@ -49,7 +49,7 @@ def test_timm_loads_an_export_with_identical_outputs(run: Path, tmp_path: Path) 
     assert torch.equal(model(images), ours(images))
     assert model(images).shape == (2, info.feature_dim)
     config = timm.data.resolve_model_data_config(model)
-    assert (config["input_size"], config["crop_pct"]) == ((3, 16, 16), 0.875)
+    assert (tuple(config["input_size"]), config["crop_pct"]) == ((3, 16, 16), 0.875)
     assert config["mean"] == pytest.approx(info.mean)
     card = (out / "README.md").read_text()
     for fact in (
