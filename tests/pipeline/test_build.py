@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import io
 import json
-import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 import warnings
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,7 +15,7 @@ import pytest
 import webdataset
 from PIL import Image
 
-from pipeline.build import BuildSettings, build_shards
+from pipeline.build import BuildSettings
 from pipeline.info import describe
 from pipeline.layout import shard_bounds
 from pipeline.scan.scan import Limits
@@ -35,19 +28,8 @@ from shards.reader import Shards
 from shards.tar import Member, groups
 from shards.verify import verify
 from tests.make import jpeg
+from tests.pipeline.building import build, contents
 from tests.pipeline.sources import class_folders, img2dataset, write_tar
-
-
-def build(dataset: str, source: Path | None, out: Path, processes: int = 1, **settings: Any) -> Path:
-    found = open_source(load_dataset(dataset), str(source) if source else None)
-    build_shards(found, out, BuildSettings(**settings), processes)
-    return out
-
-
-def contents(root: Path) -> dict[str, str]:
-    """Checksum of every file."""
-    files = (path for path in sorted(root.rglob("*")) if path.is_file())
-    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def by_key(root: Path) -> dict[str, tuple[bytes, str, int]]:
@@ -322,66 +304,6 @@ def test_every_built_in_data_set_says_what_it_is() -> None:
         assert load_dataset(name).about
 
 
-def test_other_settings_and_a_changed_source_are_refused(tmp_path: Path) -> None:
-    source = img2dataset(tmp_path / "in")
-    out = build("flickr8k", source, tmp_path / "out")
-    found = open_source(load_dataset("flickr8k"), str(source))
-    assert build_shards(found, out, BuildSettings()) is False
-    before = contents(out)
-    with pytest.raises(UserError, match=r"was built with seed 0, not 1; .*delete that folder"):
-        build("flickr8k", source, out, seed=1, shard_size=3)
-    img2dataset(source, samples=9)
-    with pytest.raises(UserError, match="was built with other source files"):
-        build("flickr8k", source, out)
-    assert contents(out) == before
-
-
-def test_a_stopped_build_names_the_source_file_that_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = img2dataset(tmp_path / "in", samples=6, tars=3)
-
-    def stop(*arguments: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("pipeline.build._write_all", stop)
-    with pytest.raises(KeyboardInterrupt):
-        build("flickr8k", source, tmp_path / "out")
-    img2dataset(tmp_path / "other", samples=9, tars=2)
-    shutil.copyfile(tmp_path / "other" / "00001.tar", source / "00001.tar")
-    with pytest.raises(UserError, match=r"was begun with other source files \(\S*00001\S* has changed, or is new\)"):
-        build("flickr8k", source, tmp_path / "out")
-
-
-def test_two_builds_in_one_folder(tmp_path: Path) -> None:
-    from pipeline.work import alone
-
-    source = img2dataset(tmp_path / "in")
-    with alone(tmp_path / "out", "wait"), pytest.raises(UserError, match="another process is building"):
-        build("flickr8k", source, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    build("flickr8k", source, tmp_path / "out")
-
-
-def test_a_stopped_build_goes_on_from_its_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = img2dataset(tmp_path / "in", samples=10, tars=2)
-    whole = build("flickr8k", source, tmp_path / "whole", shard_size=5)
-    import pipeline.build
-
-    write, calls = pipeline.build.write_shard, []
-
-    def failing(job: Any) -> Any:
-        calls.append(job.name)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return write(job)
-
-    monkeypatch.setattr(pipeline.build, "write_shard", failing)
-    with pytest.raises(KeyboardInterrupt):
-        build("flickr8k", source, tmp_path / "out", shard_size=5)
-    build("flickr8k", source, tmp_path / "out", shard_size=5)
-    assert calls == [f"train-00000{i}" for i in (0, 1, 2, 2, 3)]
-    assert contents(tmp_path / "out") == contents(whole)
-
-
 def test_shard_bounds() -> None:
     for samples, size in ((1, 1), (10, 3), (9, 3), (4097, 4096), (12, 100)):
         bounds = shard_bounds(samples, size)
@@ -390,40 +312,6 @@ def test_shard_bounds() -> None:
         assert max(sizes) <= size
         assert max(sizes) - min(sizes) <= 1
         assert bounds[0][0] == 0
-
-
-def command(source: Path, out: Path) -> list[str]:
-    arguments = ["build", "tiny-imagenet-100", "--source", str(source), "--out", str(out)]
-    return [sys.executable, "-m", "pipeline.cli", *arguments, "--shard-size", "5", "--graph", "class"]
-
-
-@pytest.mark.slow
-def test_killed_at_25_random_moments(tmp_path: Path) -> None:
-    """SIGKILL over the whole build, shards and graph, each time followed by the same command."""
-    source = class_folders(tmp_path / "in", [f"class_{i}" for i in range(12)], images=5)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    begin = time.perf_counter()
-    subprocess.run(command(source, tmp_path / "whole"), check=True, capture_output=True, env=environment)
-    length = time.perf_counter() - begin
-    out, kills = tmp_path / "out", 0
-    for attempt in range(25):
-        process = subprocess.Popen(
-            command(source, out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
-        )
-        try:
-            # Progress stays, so later builds are shorter: from the middle of an import to past the end.
-            process.wait(random.uniform(0.2, 1.1) * length)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        _, errors = process.communicate()
-        assert process.returncode in (0, -signal.SIGKILL), errors.decode()
-        if process.returncode == 0 and attempt < 24:
-            assert contents(out) == contents(tmp_path / "whole")
-            shutil.rmtree(out)
-    subprocess.run(command(source, out), check=True, capture_output=True, env=environment)
-    assert kills > 5
-    assert contents(out) == contents(tmp_path / "whole")
 
 
 def test_info_says_that_a_manifest_was_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

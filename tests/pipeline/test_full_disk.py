@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import subprocess
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from pipeline.sources.find import open_source
 from shards.atomic import TEMPORARY
 from shards.errors import UserError
 from shards.verify import verify
+from tests.pipeline.building import contents
 from tests.pipeline.sources import class_folders
 
 FULL = r"the disk of .* is full: make room and run the same command again, it goes on where it was"
@@ -52,11 +52,6 @@ def build(source: Path, out: Path, processes: int = 1) -> Path:
     found = open_source(load_dataset("tiny-imagenet-100"), str(source))
     build_shards(found, out, BuildSettings(shard_size=10), processes)
     return out
-
-
-def contents(root: Path) -> dict[str, str]:
-    files = (path for path in sorted(root.rglob("*")) if path.is_file())
-    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def test_a_build_on_a_full_disk(disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
