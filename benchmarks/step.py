@@ -3,7 +3,8 @@
     python -m benchmarks.step [--only objective|lightly] [--rounds 3]
 
 objective: the same model, batches and optimiser; the two objectives take turns step by step, and a round's ratio is
-that of its two medians. On a GPU ResNet-50 at 224 pixels and 1024 samples a batch; on a CPU the demo's model
+that of its two medians. On a GPU ResNet-50 at 224 pixels and 1024 samples a batch, forwarded 256 at a time (all at once
+may take more than 80 GB); on a CPU the demo's model
 (ResNet-10-T at 32 pixels, 256 samples), where a loss weighs far more, since the model costs so little. `block` is the
 similarity block alone (look-up and codes), `loss` everything from projections to their gradient. X-CLR has a graph of
 100,000 random texts with 32 neighbours and codes of 384 bytes, and every sample a text of its own.
@@ -62,13 +63,13 @@ def world() -> World:
     return World(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def recipe(objective: Objective, backbone: str, size: int, batch: int, precision: str) -> Recipe:
+def recipe(objective: Objective, backbone: str, size: int, batch: int, precision: str, chunk: int = 0) -> Recipe:
     if precision == "auto":
         precision = "bfloat16" if _fast_bfloat16(world().device) else "float32"
     return Recipe(
         name="benchmark",
         precision=precision,  # type: ignore[arg-type]
-        data=DataConfig(batch_size=batch),
+        data=DataConfig(batch_size=batch, chunk=chunk),
         augment=AugmentConfig(image_size=size, jitter=0.5, blur=0.5),
         model=ModelConfig(backbone=backbone),
         objective=ObjectiveConfig(name=objective),
@@ -110,10 +111,10 @@ def parts(texts: TextTable, batch: Batch) -> dict[str, float]:
 
 def objectives(rounds: int) -> dict[str, Any]:
     gpu = torch.cuda.is_available()
-    backbone, size, count = ("resnet50", 224, 1024) if gpu else ("resnet10t", 32, 256)
+    backbone, size, count, chunk = ("resnet50", 224, 1024, 256) if gpu else ("resnet10t", 32, 256, 0)
     texts, batch = table(), random_batch(count, size)
     steppers = {
-        name: stepper(recipe(name, backbone, size, count, "auto"), texts if name == "xclr" else None)
+        name: stepper(recipe(name, backbone, size, count, "auto", chunk), texts if name == "xclr" else None)
         for name in ("simclr", "xclr")
     }
     for each in steppers.values():

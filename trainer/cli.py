@@ -76,6 +76,10 @@ def command(
     compile_: Annotated[
         bool | None, typer.Option("--compile/--no-compile", help="torch.compile the encoder.", show_default=False)
     ] = None,
+    deterministic: Annotated[
+        bool | None,
+        typer.Option("--deterministic", help="GPU: resumed runs end in the same bits; slower.", show_default=False),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Initial weights, batches and augmentations.")] = None,
     cache_gib: Annotated[
         float | None,
@@ -111,6 +115,8 @@ def command(
         _refuse_options(context)
         return
     # Here, since they take seconds to import, and --help should not.
+    from torch import OutOfMemoryError
+
     from trainer.dryrun import estimate
     from trainer.loop import Stopped, train
     from trainer.world import join_world
@@ -141,6 +147,7 @@ def command(
             "epochs": epochs,
             "precision": precision,
             "compile": compile_,
+            "deterministic": deterministic,
             "seed": seed,
         },
     )
@@ -148,16 +155,18 @@ def command(
         run = None if dry_run else out or _default_run(chosen)
         if world.is_main:
             _announce(chosen, run, world.size, str(world.device))
-        if run is None:
-            found = estimate(chosen, world)
-            if world.is_main:
-                _show(found)
-            return
         try:
+            if run is None:
+                found = estimate(chosen, world)
+                if world.is_main:
+                    _show(found)
+                return
             result = train(chosen, run, world, resume=resume)
         except Stopped as stopped:
             print(stopped, file=sys.stderr)
             sys.exit(BY_HAND if stopped.by == signal.SIGINT else INTERRUPTED)
+        except OutOfMemoryError as error:
+            raise UserError(_too_large(chosen, world.size, str(error))) from None
         if world.is_main:
             state = "already finished" if result.already_done else "finished"
             print(f"{state}: {result.run} ({result.steps} steps)")
@@ -230,6 +239,15 @@ def _default_run(recipe: Recipe) -> Path:
     graph = f"-{recipe.data.graph}" if recipe.data.graph and recipe.objective.name == "xclr" else ""
     seed = f"-seed{recipe.seed}" if recipe.seed else ""
     return Path("runs") / f"{dataset}-{recipe.objective.name}{graph}-{recipe.model.backbone.replace('/', '_')}{seed}"
+
+
+def _too_large(recipe: Recipe, ranks: int, reason: str) -> str:
+    """What to do where a GPU's memory is not enough."""
+    held = recipe.data.chunk or recipe.data.batch_size // ranks
+    chunk = next((held // part for part in (2, 3, 5, 7) if held % part == 0), 0)
+    remedy = f"give --chunk {chunk}, which forwards so many of its samples at a time, " if chunk else "give "
+    first = reason.split(". ")[0]
+    return f"{held} samples at a time do not fit a GPU ({first}): {remedy}a smaller --batch-size, or more GPUs"
 
 
 def _announce(recipe: Recipe, run: Path | None, ranks: int, device: str) -> None:

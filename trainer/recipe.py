@@ -162,6 +162,9 @@ class Recipe:
     """Of the model's forward pass; auto: bfloat16 where the device has instructions for it, float32 elsewhere."""
     compile: bool = False
     """torch.compile the encoder."""
+    deterministic: bool = False
+    """On a GPU, only kernels that give the same bits each time: a resumed run then ends in the same weights, as it does
+    on a CPU anyway, and a step takes longer. Otherwise cuDNN tries its kernels out and keeps the fastest."""
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

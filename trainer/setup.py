@@ -69,6 +69,7 @@ def build_stepper(
     recipe: Recipe, shards: Shards, graph: Graph | None, world: World, *, steps_per_epoch: int, fresh: bool = True
 ) -> Stepper:
     """fresh: with the weights that a new run starts from; a resumed one loads its own, and fetches none."""
+    _choose_kernels(deterministic=recipe.deterministic)
     objective = recipe.objective
     soft = objective.name == "xclr" and graph is not None
     table = TextTable.from_graph(graph, world.device, tail=objective.tail) if soft and graph else None
@@ -81,6 +82,13 @@ def build_stepper(
         captions = Captions(texts, words, recipe.text.length)
         encoder.text = TextTower(recipe.text, len(words), recipe.model.projector_dim, objective.tau)
     return Stepper(recipe, encoder, world, steps_per_epoch=steps_per_epoch, table=table, captions=captions)
+
+
+def _choose_kernels(*, deterministic: bool) -> None:
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it PyTorch refuses cuBLAS's products
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()  # shapes stay the same
 
 
 def settle(recipe: Recipe, shards: Shards, world: World, run: Path | None = None) -> Recipe:

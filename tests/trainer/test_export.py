@@ -27,6 +27,7 @@ from trainer.dryrun import estimate
 from trainer.export import export
 from trainer.loop import train
 from trainer.model import build_encoder
+from trainer.step import Stepper
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +173,25 @@ def test_dry_run_measures_and_leaves_nothing(shards: Path, tmp_path: Path) -> No
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match="84 samples, too few for a batch of 100: give --batch-size 84 or less"):
         CliRunner().invoke(app, [*arguments, "--batch-size", "100"], catch_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "remedy"),
+    [
+        ([], "8 samples at a time do not fit a GPU .CUDA out of memory.: give --chunk 4, .*, a smaller --batch-size"),
+        (["--chunk", "1"], "1 samples at a time do not fit a GPU .*: give a smaller --batch-size, or more GPUs"),
+        (["--dry-run"], "8 samples at a time"),
+    ],
+)
+def test_a_batch_that_a_gpu_cannot_hold(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], remedy: str
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.00 GiB free.")
+
+    monkeypatch.setattr(Stepper, "step", full)
+    with pytest.raises(UserError, match=remedy):
+        CliRunner().invoke(app, [*command(shards, tmp_path / "run")[3:], *options], catch_exceptions=False)
 
 
 def test_help_does_not_wait_for_torch() -> None:

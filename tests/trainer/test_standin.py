@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,25 @@ def test_a_step_on_the_gpu_is_a_step_on_the_cpu(made: Path, options: dict[str, A
         assert set(waits) == allowed
     assert found.pop("losses") == expected.pop("losses")
     assert found == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.fixture
+def kernels() -> Iterator[None]:
+    """PyTorch's choice of kernels is the process's: put back as it was."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    yield
+    torch.use_deterministic_algorithms(before[0])
+    torch.backends.cudnn.benchmark = before[1]
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_kernels_that_give_the_same_bits_are_asked_for(made: Path, kernels: None, deterministic: bool) -> None:
+    recipe = replace(recipe_of(made, "xclr", "lars"), deterministic=deterministic)
+    with stand_in_gpu() as waits:
+        found = trained(recipe, GPU, waits)
+    assert torch.are_deterministic_algorithms_enabled() is deterministic
+    assert torch.backends.cudnn.benchmark is not deterministic
+    assert found == pytest.approx(trained(recipe, CPU.device, []), rel=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:.*pin_memory")  # which needs a driver
