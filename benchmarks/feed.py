@@ -8,9 +8,9 @@ device already. timm: what timm's training script does with as many images a ste
 Each in a process of its own, taking turns; the first steps are left out; medians.
 
 Last line: data_wait (the share of the time of `shards` that passes before a batch is there), step_over_synthetic,
-images_per_s, images_per_s_timm, images_over_timm. Photographs of the folder that XCLR_TEST_DATA names, else the embedded
-data set; enlarged for views above 64 pixels. On a GPU ResNet-50 at 224 pixels, else ResNet-18 at 64, where loader and
-model share the cores, so that waiting is no defect.
+images_per_s, images_per_s_timm, images_over_timm. Photographs of the folder that XCLR_TEST_DATA names, else the
+embedded data set; enlarged for views above 64 pixels. On a GPU ResNet-50 at 224 pixels, else ResNet-18 at 64, where
+loader and model share the cores, so that waiting is no defect.
 """
 
 from __future__ import annotations
