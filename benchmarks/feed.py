@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -36,6 +35,7 @@ from torch import nn
 from benchmarks.loader import write_data
 from benchmarks.loss import table
 from benchmarks.step import WARM, random_batch, recipe, stepper, world
+from shards.machine import cores
 from shards.reader import Shards
 from trainer.data import Batch, batches_of, make_loader
 from trainer.plan import BatchPlan
@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--model", default="resnet50" if gpu else "resnet18")
     parser.add_argument("--size", type=int, default=224 if gpu else 64)
     parser.add_argument("--batch", type=int, default=512 if gpu else 128)
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--workers", type=int, default=cores())
     parser.add_argument("--one", nargs=2, metavar=("NAME", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:

@@ -39,6 +39,7 @@ import numpy as np
 
 from shards.atomic import atomic_file
 from shards.index import write_index, write_texts
+from shards.machine import cores
 from shards.manifest import Manifest, ShardEntry
 from shards.reader import Shards
 from shards.tar import TarWriter, samples
@@ -263,7 +264,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, default=4000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--workers", type=int, default=cores())
     parser.add_argument("--size", type=int, default=SIZE, help="side of the views, pixels")
     parser.add_argument("--picture", type=Path, help="write 8 x 8 augmented views to this PNG and stop")
     parser.add_argument("--one", nargs=3, metavar=("TASK", "NAME", "FOLDER"), help=argparse.SUPPRESS)

@@ -29,7 +29,9 @@ from eval.models.model import Model, Transform, transform_table
 from shards.atomic import atomic_file, write_json
 from shards.bars import bar, say
 from shards.errors import SkipBudget, UserError
+from shards.machine import cores
 from trainer.augment import BadImage, decode
+from trainer.data import prefetch
 
 __all__ = ["Features", "device", "extract", "feature_hash", "features_root", "loader", "normalise"]
 
@@ -38,6 +40,7 @@ CHUNK = 8192  # rows of a part
 BATCH = 256
 MAX_BAD = 0.01  # share of pictures that may not decode
 HALF_ABOVE = 4 << 30  # bytes of float32 above which features are kept in half precision
+SMALLER_SHARED_MEMORY = "take fewer cores (taskset)"  # what else the user can do
 IMAGES_PER_WORKER = 1000  # fewer do not repay starting a process
 
 
@@ -134,6 +137,7 @@ def _fill(model: Model, images: ImageSet, folder: Path, missing: list[int], max_
     place = device()
     # Channels-last is the fast layout of convolutions, on CPUs (oneDNN) and tensor cores alike.
     network = model.network.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    size = model.transform.image_size
     budget = SkipBudget(f"pictures of {images.name}", max_bad)
     rows = [row for start in missing for row in range(start, min(start + CHUNK, len(images)))]
     half = len(images) * model.feature_dim * 4 > HALF_ABOVE
@@ -143,7 +147,7 @@ def _fill(model: Model, images: ImageSet, folder: Path, missing: list[int], max_
     masks: list[npt.NDArray[np.bool_]] = []
     pending = iter(missing)
     with bar(f"features of {images.name}", len(rows)) as advance, torch.inference_mode():
-        for pixels, ok, keys in loader(_Crops(images, model.transform), batches):
+        for pixels, ok, keys in loader(_Crops(images, model.transform), batches, 3 * size**2):
             budget.ok(int(ok.sum()))
             for key in keys:
                 budget.skip("do not decode", key)
@@ -207,16 +211,20 @@ class _Crops(Dataset[Any]):
         return self.__getitems__([row])
 
 
-def loader(dataset: Dataset[Any], batches: list[list[int]]) -> DataLoader[Any]:
-    """What the dataset makes of each batch of positions, by worker processes where there are pictures enough."""
-    workers = min(os.cpu_count() or 1, sum(map(len, batches)) // IMAGES_PER_WORKER)
+def loader(dataset: Dataset[Any], batches: list[list[int]], size: int) -> DataLoader[Any]:
+    """What the dataset makes of each batch of positions, by worker processes where there are pictures enough.
+
+    size: bytes that it makes of a position. Raises UserError where they do not fit the shared memory.
+    """
+    workers = min(cores(), sum(map(len, batches)) // IMAGES_PER_WORKER)
+    batch = size * max(map(len, batches), default=0)
     return DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=_as_it_is,
         worker_init_fn=_single_thread,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=prefetch(batch, workers, SMALLER_SHARED_MEMORY) if workers else None,
         multiprocessing_context="fork" if workers else None,
     )
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from pipeline.layout import group_shards, shard_bounds, shuffled
 from pipeline.packing import Packing, packed_order
-from pipeline.parallel import Workers, cores
+from pipeline.parallel import Workers
 from pipeline.scan.scan import NOT_OURS, SCAN_SCHEMA, Limits, check_room, scan
 from pipeline.sources.source import Partition, Source
 from pipeline.texts import number_texts
@@ -30,6 +30,7 @@ from shards.atomic import atomic_file, sha256_file, sweep, write_json
 from shards.bars import bar, say
 from shards.errors import SkipBudget, UserError
 from shards.index import write_texts
+from shards.machine import cores
 from shards.manifest import FileEntry, Layout, Manifest, ShardEntry
 
 __all__ = ["BuildSettings", "build_shards"]

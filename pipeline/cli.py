@@ -100,10 +100,10 @@ def build(
     from pipeline.estimate import estimate, lines
     from pipeline.graph.build import build_graph
     from pipeline.packing import Packing
-    from pipeline.parallel import cores
     from pipeline.scan.scan import Limits
     from pipeline.sources.datasets import load_dataset
     from pipeline.sources.find import open_source
+    from shards.machine import cores
 
     if list_ or not dataset:
         _list_datasets()

@@ -10,16 +10,11 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import wait
 from typing import TypeVar
 
-__all__ = ["Workers", "cores"]
+__all__ = ["Workers"]
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 AHEAD = 4  # jobs a process that may be finished before their turn
-
-
-def cores() -> int:
-    """Processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Workers:

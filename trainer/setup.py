@@ -20,6 +20,7 @@ from shards.bars import say
 from shards.config import from_table
 from shards.errors import UserError
 from shards.graph import Graph
+from shards.machine import cores
 from shards.reader import Shards
 from trainer.block import TextTable
 from trainer.checkpoint import checkpoints, read_checkpoint
@@ -240,6 +241,5 @@ def status_kept(run: Path) -> Iterator[None]:
 def workers(recipe: Recipe, world: World) -> int:
     if recipe.run.workers >= 0:
         return recipe.run.workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return max(1, cores // ranks_here)
+    return max(1, cores() // ranks_here)

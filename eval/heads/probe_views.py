@@ -126,7 +126,8 @@ def _views(
 ) -> Iterator[tuple[torch.Tensor, Ints]]:
     """(views [VIEWS * b, size, size, 3] uint8, rows [b]): all first views, then all second ones."""
     dataset = _TwoViews(images, augment, number, seed)
-    yield from loader(dataset, [order[start : start + batch].tolist() for start in range(0, len(order), batch)])
+    batches = [order[start : start + batch].tolist() for start in range(0, len(order), batch)]
+    yield from loader(dataset, batches, VIEWS * 3 * augment.image_size**2)
 
 
 class _TwoViews(Dataset[Any]):

@@ -9,7 +9,6 @@ hundred candidates a row, merged each time the columns seen have doubled. The ca
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,6 +17,7 @@ import numpy.typing as npt
 
 from pipeline.encode.codes import principal_basis
 from pipeline.search.neighbours import Ids, Vectors, rank
+from shards.machine import cores
 
 __all__ = ["ROWS", "column_of", "product_of", "quantise", "ranked_keys", "row_of", "search_rows"]
 
@@ -72,7 +72,7 @@ def search_rows(
 
     parts = [rows[start : start + ROWS] for start in range(0, len(rows), ROWS)]
     try:
-        with ThreadPoolExecutor(min(threads, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(threads, cores())) as pool:
             found = list(pool.map(block, parts))
     finally:
         torch.set_num_threads(threads)
