@@ -104,7 +104,7 @@ def test_kernels_that_give_the_same_bits_are_asked_for(made: Path, kernels: None
         found = trained(recipe, GPU, waits)
     assert torch.are_deterministic_algorithms_enabled() is deterministic
     assert torch.backends.cudnn.benchmark is not deterministic
-    assert found == pytest.approx(trained(recipe, CPU.device, []), rel=1e-4)
+    assert found["losses"] == trained(recipe, CPU.device, [])["losses"]
 
 
 @pytest.mark.filterwarnings("ignore:.*pin_memory")  # which needs a driver
