@@ -98,7 +98,7 @@ def build(
     from pipeline.build import BuildSettings, build_shards
     from pipeline.encode.encoder import resolve_encoder
     from pipeline.estimate import estimate, lines
-    from pipeline.graph.build import build_graph
+    from pipeline.graph.build import build_graph, check_search
     from pipeline.packing import Packing
     from pipeline.scan.scan import Limits
     from pipeline.sources.datasets import load_dataset
@@ -114,6 +114,9 @@ def build(
         raise UserError(f"--graph is encoder, class, random or none here, not {kind!r}; others: xclr-shards graph")
     if layout is Layout.packed and kind != "encoder":
         raise UserError(f"layout packed groups by the neighbours of an encoder graph, not by --graph {kind}")
+    if kind != "none":
+        check_search(k, code_dim, recall)
+    weights = resolve_encoder(encoder) if kind == "encoder" else None
     found = open_source(chosen, source, demo_seed=seed)
     root = out or Path("data") / chosen.name
     settings = BuildSettings(
@@ -123,10 +126,8 @@ def build(
         image_size=image_size,
         max_skipped=max_skipped,
         limits=Limits(max_caption=max_caption, max_pixels=max_pixels, max_bytes=max_bytes, use_torn=use_torn),
-        packing=Packing(
-            encoder=resolve_encoder(encoder), group_size=group_size, k=k, recall=recall, memory=_bytes(memory)
-        )
-        if layout is Layout.packed
+        packing=Packing(encoder=weights, group_size=group_size, k=k, recall=recall, memory=_bytes(memory))
+        if layout is Layout.packed and weights
         else None,
     )
     if dry_run:
@@ -136,7 +137,7 @@ def build(
             settings.limits,
             copy=layout is not Layout.in_place,
             image_size=image_size,
-            encoder=resolve_encoder(encoder) if kind == "encoder" else None,
+            encoder=weights,
             k=k,
             code_dim=code_dim,
             processes=processes or cores(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tomllib
 from dataclasses import is_dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -31,7 +32,10 @@ def from_table(cls: type[T], table: dict[str, Any], where: str) -> T:
     hints = get_type_hints(cls)
     unknown = set(table) - set(hints)
     if unknown:
-        raise UserError(f"{where}: unknown {', '.join(sorted(unknown))}; known are {', '.join(sorted(hints))}")
+        near = get_close_matches(min(unknown), hints, 1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        keys = f"unknown key{'s' if len(unknown) > 1 else ''} {', '.join(map(repr, sorted(unknown)))}{hint}"
+        raise UserError(f"{where}: {keys}; known are {', '.join(sorted(hints))}")
     values = {}
     for key, value in table.items():
         hint = hints[key]

@@ -39,6 +39,15 @@ class Shards:
     def __len__(self) -> int:
         return self.manifest.samples
 
+    def check_sizes(self) -> None:
+        """Whether every file of the manifest is there, in its size. Raises UserError naming the first that is not."""
+        for name, entry in self.manifest.files.items():
+            path = self.root / name
+            found = path.stat().st_size if path.is_file() else None
+            if found != entry.bytes:
+                what = "is missing" if found is None else f"has {found:,} bytes, not {entry.bytes:,}"
+                raise UserError(f"{path} {what}: run `xclr-shards verify {self.root}`")
+
     @cached_property
     def index(self) -> Index:
         return read_index(self.root, self.manifest)

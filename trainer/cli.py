@@ -268,7 +268,7 @@ def _announce(recipe: Recipe, run: Path | None, ranks: int, device: str) -> None
         ),
         ("recipe", f"{recipe.name}  ({recipe.epochs} epochs of {steps:,} steps, batch {recipe.data.batch_size})"),
         ("model", f"{recipe.model.backbone} at {recipe.augment.image_size} pixels, {ranks} rank(s) on {device}"),
-        ("objective", _objective_line(recipe, shards)),
+        ("objective", _objective_line(recipe, shards, run)),
     ]
     if run:
         rows.append(("run", str(run)))
@@ -279,11 +279,13 @@ def _announce(recipe: Recipe, run: Path | None, ranks: int, device: str) -> None
         say(f"warning: {text}")
 
 
-def _objective_line(recipe: Recipe, shards: Shards) -> str:
+def _objective_line(recipe: Recipe, shards: Shards, run: Path | None) -> str:
+    from trainer.setup import graph_name
+
     objective = recipe.objective
     if objective.name != "xclr":
         return f"{objective.name}, tau {objective.tau}"
-    graph = shards.graph_name(recipe.data.graph or None)
+    graph = shards.graph_name(graph_name(recipe, shards, run))
     return f"xclr, tau {objective.tau}, tau_s {objective.tau_s}, graph {graph}, tail {objective.tail}"
 
 

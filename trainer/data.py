@@ -167,7 +167,7 @@ def _as_it_is(batch: Any) -> Any:
 def _prepare_worker(worker: int) -> None:
     # A signal to the whole group (Ctrl-C, `timeout`, a scheduler) is the main process's business, which needs its
     # workers until the step is done; workers end with their parent.
-    for number in (signal.SIGINT, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -117,7 +117,9 @@ def _backbone_state(path: Path) -> dict[str, torch.Tensor]:
     except FileNotFoundError:
         raise UserError(f"there is no file {path} to start from") from None
     except (RuntimeError, pickle.UnpicklingError, SafetensorError, LookupError, EOFError, OSError, ValueError) as error:
-        raise UserError(f"{path} is not a readable file of weights ({type(error).__name__})") from None
+        raise UserError(
+            f"{path} is not a readable file of weights: it is damaged, or none at all ({type(error).__name__})"
+        ) from None
     for key in ("encoder", "state_dict", "model"):  # ours, and what other trainers call it
         if isinstance(state.get(key), dict):
             state = state[key]

@@ -21,6 +21,7 @@ from shards.config import from_table
 from shards.errors import UserError
 from shards.graph import Graph
 from shards.machine import cores
+from shards.mirror import RemoteShards
 from shards.reader import Shards
 from trainer.block import TextTable
 from trainer.checkpoint import checkpoints, read_checkpoint
@@ -37,6 +38,7 @@ __all__ = [
     "check_graph",
     "describe_run",
     "graph_id",
+    "graph_name",
     "graph_of",
     "make_plan",
     "resume_state",
@@ -97,6 +99,8 @@ def settle(recipe: Recipe, shards: Shards, world: World, run: Path | None = None
 
     run: a run that is gone on with keeps its graph, though others have come.
     """
+    if not isinstance(shards, RemoteShards):
+        shards.check_sizes()
     objective = recipe.objective.name
     if objective == "supcon" and (len(shards) == 0 or (shards.index.label < 0).any()):
         raise UserError(
@@ -113,10 +117,11 @@ def settle(recipe: Recipe, shards: Shards, world: World, run: Path | None = None
     precision = recipe.precision
     if precision == "auto":
         precision = "bfloat16" if _fast_bfloat16(world.device) else "float32"
-    return replace(recipe, precision=precision, data=replace(recipe.data, graph=_graph_name(recipe, shards, run)))
+    return replace(recipe, precision=precision, data=replace(recipe.data, graph=graph_name(recipe, shards, run)))
 
 
-def _graph_name(recipe: Recipe, shards: Shards, run: Path | None) -> str:
+def graph_name(recipe: Recipe, shards: Shards, run: Path | None) -> str:
+    """The graph's name where one is trained on: as asked for, else the run's own, else the only one there is."""
     if recipe.data.graph or recipe.objective.name != "xclr":
         return recipe.data.graph
     names = shards.graph_names()
@@ -176,12 +181,17 @@ def check_graph(run: Path, state: dict[str, Any] | None, recipe: Recipe, graph: 
 
 def _newest_readable(found: list[Path]) -> dict[str, Any]:
     """A torn checkpoint costs the steps since the one before."""
-    for path in reversed(found[1:]):
+    for path in reversed(found):
         try:
-            return read_checkpoint(path)
+            state = read_checkpoint(path)
         except UserError as error:
-            say(f"warning: {error}; going on from the one before")
-    return read_checkpoint(found[0])
+            say(f"warning: {error}")
+            continue
+        if path != found[-1]:
+            say(f"going on from the one before, {path.name}")
+        return state
+    run = found[0].parent.parent
+    raise UserError(f"none of the checkpoints of {run} is readable: delete the folder, or choose another --out")
 
 
 @contextmanager

@@ -110,6 +110,14 @@ def _make(
     return (kinds.wordnet_graph if kind == "wordnet" else kinds.file_graph)(shards, source, settings)
 
 
+def check_search(k: int, code_dim: int, recall: float) -> None:
+    """Raises UserError for values that make no sense: a build asks before it writes shards for hours."""
+    if k < 1 or code_dim < 1:
+        raise UserError(f"k and the code's dimensions must be at least 1, not {k} and {code_dim}")
+    if not 0 < recall <= 1:
+        raise UserError(f"the recall to reach must lie in 0..1, not {recall}")
+
+
 def _check(
     shards: Shards, kind: str, encoder: str | None, source: Path | None, k: int, code_dim: int, recall: float
 ) -> tuple[EncoderSource | None, Path | None]:
@@ -118,10 +126,7 @@ def _check(
         raise UserError(f"{shards.root} has no texts, so it can have no graph: build it from a source with captions")
     if kind not in KINDS:
         raise UserError(f"no graph of kind {kind!r}: choose one of {', '.join(KINDS)}")
-    if k < 1 or code_dim < 1:
-        raise UserError(f"k and the code's dimensions must be at least 1, not {k} and {code_dim}")
-    if not 0 < recall <= 1:
-        raise UserError(f"the recall to reach must lie in 0..1, not {recall}")
+    check_search(k, code_dim, recall)
     if encoder is not None and kind != "encoder":
         raise UserError(f"a graph of kind {kind} has no encoder: leave --encoder {encoder} out")
     if source is not None and kind not in ("wordnet", "file"):

@@ -295,7 +295,7 @@ def test_sources_that_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"unknown data set 'cc13m': known are .*cc12m"):
         load_dataset("cc13m")
     (tmp_path / "mine.toml").write_text('format = "webdataset"\nfile = "x"\n')
-    with pytest.raises(UserError, match="unknown file; known are"):
+    with pytest.raises(UserError, match=r"unknown key 'file' \(did you mean files\?\); known are"):
         load_dataset(str(tmp_path / "mine.toml"))
 
 

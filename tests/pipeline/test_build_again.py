@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 import pipeline.build
 from pipeline.build import BuildSettings, build_shards
+from pipeline.cli import app
 from pipeline.sources.datasets import load_dataset
 from pipeline.sources.find import open_source
 from shards.errors import UserError
@@ -50,6 +52,13 @@ def test_a_stopped_build_names_the_source_file_that_changed(tmp_path: Path, monk
     shutil.copyfile(tmp_path / "other" / "00001.tar", source / "00001.tar")
     with pytest.raises(UserError, match=r"was begun with other source files \(\S*00001\S* has changed, or is new\)"):
         build("flickr8k", source, tmp_path / "out")
+
+
+def test_the_graphs_options_are_checked_before_a_shard_is_written(tmp_path: Path) -> None:
+    arguments = ["build", "flickr8k", "--source", str(img2dataset(tmp_path / "in")), "--out", str(tmp_path / "out")]
+    with pytest.raises(UserError, match=r"recall to reach must lie in 0\.\.1"):
+        CliRunner().invoke(app, [*arguments, "--recall", "7"], catch_exceptions=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_two_builds_in_one_folder(tmp_path: Path) -> None:

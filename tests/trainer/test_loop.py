@@ -214,7 +214,7 @@ def test_a_signal_saves_and_resuming_is_exact(
         assert torch.equal(weights(tmp_path / "run")[name], value)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 143), (signal.SIGINT, 130)])
 def test_a_signal_to_the_whole_group_saves_too(shards: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
     """As Ctrl-C, `timeout` and schedulers send it: to the loader's workers as well."""
     run = tmp_path / "run"
@@ -263,6 +263,10 @@ def test_a_torn_checkpoint_costs_the_steps_since_the_one_before(
     assert "going on from step 18 of 20" in said
     for name, value in weights(tmp_path / "whole").items():
         assert torch.equal(weights(tmp_path / "torn")[name], value)
+    for path in checkpoints(tmp_path / "torn"):
+        path.write_bytes(b"torn")
+    with pytest.raises(UserError, match=r"none of the checkpoints of \S+ is readable: delete the folder"):
+        train(recipe(shards), tmp_path / "torn", ALONE, resume=True)
 
 
 def test_a_finished_run_is_reused(shards: Path, tmp_path: Path) -> None:
@@ -304,7 +308,7 @@ def test_wrong_input_is_refused_in_words(shards: Path, tmp_path: Path) -> None:
         train(recipe(shards, model__backbone="resnet51"), run, ALONE)
     (run / "checkpoints").mkdir(parents=True)
     (run / "checkpoints" / "step-00000001.pt").write_bytes(b"torn")
-    with pytest.raises(UserError, match="not a readable checkpoint"):
+    with pytest.raises(UserError, match="none of the checkpoints of"):
         train(recipe(shards), run, ALONE, resume=True)
 
 

@@ -40,8 +40,8 @@ def test_round_trip_through_json() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("epoch = 3", "unknown epoch; known are"),
-        ("[data]\nbatch = 3", r"\[data\]: unknown batch"),
+        ("epoch = 3", r"unknown key 'epoch' \(did you mean epochs\?\); known are"),
+        ("[data]\nbatch = 3", r"\[data\]: unknown key 'batch'"),
         ("epochs = 'three'", "epochs is of type int, not 'three'"),
         ("epochs = true", "epochs is of type int, not True"),
         ("[objective]\nname = 'clop'", "one of xclr, simclr, supcon, clip, not 'clop'"),

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from shards.atomic import TEMPORARY
 from shards.errors import UserError
@@ -22,9 +23,10 @@ from shards.manifest import Manifest
 from shards.reader import Shards
 from shards.verify import verify
 from tests.make import make_graph, make_shards
-from tests.trainer.test_loop import ALONE, SIZES, recipe, weights
+from tests.trainer.test_loop import ALONE, SIZES, command, recipe, weights
 from trainer import checkpoint
 from trainer.checkpoint import checkpoints, read_checkpoint
+from trainer.cli import app
 from trainer.loop import Stopped, train
 from trainer.model import build_encoder, feature_dim
 from trainer.recipe import ModelConfig
@@ -80,8 +82,19 @@ def test_a_run_keeps_its_graph_when_others_come(shards: Path, tmp_path: Path, mo
     add_graph(shards, "another", seed=1)
     with pytest.raises(UserError, match=r"several graphs \(another, made\)"):
         train(recipe(shards), tmp_path / "new", ALONE)
-    train(recipe(shards), tmp_path / "run", ALONE, resume=True)
+    resumed = CliRunner().invoke(app, [*command(shards, tmp_path / "run")[3:], "--resume"], catch_exceptions=False)
+    assert resumed.exit_code == 0
     assert all(torch.equal(weights(tmp_path / "run")[name], v) for name, v in weights(tmp_path / "whole").items())
+
+
+def test_files_of_another_size_are_found_before_the_first_step(shards: Path, tmp_path: Path) -> None:
+    texts = shards / "texts.parquet"
+    texts.write_bytes(texts.read_bytes() + b"x")
+    with pytest.raises(UserError, match=r"texts\.parquet has [\d,]+ bytes, not [\d,]+: run `xclr-shards verify"):
+        train(recipe(shards), tmp_path / "run", ALONE)
+    texts.unlink()
+    with pytest.raises(UserError, match=r"texts\.parquet is missing: run `xclr-shards verify"):
+        train(recipe(shards), tmp_path / "run", ALONE)
 
 
 def test_a_run_does_not_go_on_with_a_graph_that_was_replaced(
