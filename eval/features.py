@@ -29,9 +29,8 @@ from eval.models.model import Model, Transform, transform_table
 from shards.atomic import atomic_file, write_json
 from shards.bars import bar, say
 from shards.errors import SkipBudget, UserError
-from shards.machine import cores
+from shards.machine import cores, prefetch
 from trainer.augment import BadImage, decode
-from trainer.data import prefetch
 
 __all__ = ["Features", "device", "extract", "feature_hash", "features_root", "loader", "normalise"]
 
@@ -40,7 +39,6 @@ CHUNK = 8192  # rows of a part
 BATCH = 256
 MAX_BAD = 0.01  # share of pictures that may not decode
 HALF_ABOVE = 4 << 30  # bytes of float32 above which features are kept in half precision
-SMALLER_SHARED_MEMORY = "take fewer cores (taskset)"  # what else the user can do
 IMAGES_PER_WORKER = 1000  # fewer do not repay starting a process
 
 
@@ -224,7 +222,7 @@ def loader(dataset: Dataset[Any], batches: list[list[int]], size: int) -> DataLo
         num_workers=workers,
         collate_fn=_as_it_is,
         worker_init_fn=_single_thread,
-        prefetch_factor=prefetch(batch, workers, SMALLER_SHARED_MEMORY) if workers else None,
+        prefetch_factor=prefetch(batch, workers, "take fewer cores (taskset)") if workers else None,
         multiprocessing_context="fork" if workers else None,
     )
 

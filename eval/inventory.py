@@ -15,10 +15,10 @@ from shards.errors import UserError
 __all__ = ["look", "show_inventory"]
 
 
-def look(name: str, data: Path | None = None) -> tuple[str, str, list[str]]:
+def look(name: str) -> tuple[str, str, list[str]]:
     """(`ready`, `partial`, `missing` or `damaged`; what is there, or what is not; what to fetch)."""
     try:
-        bench = open_bench(name, data, partial=True)
+        bench = open_bench(name, partial=True)
     except Absent as error:
         paths = (path.removeprefix(f"{benchmarks_root()}/") for paths in error.lacks.values() for path in paths)
         return "missing", ", ".join(f"no {path}" for path in paths), list(error.lacks)

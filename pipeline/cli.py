@@ -98,7 +98,7 @@ def build(
     from pipeline.build import BuildSettings, build_shards
     from pipeline.encode.encoder import resolve_encoder
     from pipeline.estimate import estimate, lines
-    from pipeline.graph.build import build_graph, check_search
+    from pipeline.graph.build import build_graph, check_options
     from pipeline.packing import Packing
     from pipeline.scan.scan import Limits
     from pipeline.sources.datasets import load_dataset
@@ -115,7 +115,7 @@ def build(
     if layout is Layout.packed and kind != "encoder":
         raise UserError(f"layout packed groups by the neighbours of an encoder graph, not by --graph {kind}")
     if kind != "none":
-        check_search(k, code_dim, recall)
+        check_options(kind, encoder, None, k, code_dim, recall)
     weights = resolve_encoder(encoder) if kind == "encoder" else None
     found = open_source(chosen, source, demo_seed=seed)
     root = out or Path("data") / chosen.name
@@ -150,7 +150,7 @@ def build(
         build_graph(
             root,
             kind=kind,
-            encoder=encoder,
+            encoder=weights,
             k=k,
             code_dim=code_dim,
             seed=seed,

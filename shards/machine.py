@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["cores", "free_shared_memory"]
+from shards.errors import UserError
+
+__all__ = ["cores", "free_shared_memory", "prefetch"]
+
+AHEAD = 4 << 30  # bytes that the workers of one loader may hold ready
 
 
 def cores() -> int:
@@ -19,3 +23,17 @@ def free_shared_memory() -> int:
         return 1 << 62
     found = os.statvfs("/dev/shm")
     return found.f_bavail * found.f_frsize
+
+
+def prefetch(size: int, workers: int, remedy: str) -> int:
+    """Batches of `size` bytes that each of a loader's workers may have ready, 1 to 4.
+
+    Raises UserError, naming `remedy`, where the shared memory cannot hold one of each.
+    """
+    free = free_shared_memory()
+    if size * workers > free:
+        raise UserError(
+            f"{workers} loader processes with a batch of {size / 2**20:.0f} MiB each do not fit the "
+            f"{free / 2**20:.0f} MiB that are free in /dev/shm: {remedy}, or enlarge it (docker run --shm-size)"
+        )
+    return max(1, min(4, min(AHEAD, free // 2) // (size * workers)))

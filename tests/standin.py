@@ -21,6 +21,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from trainer.data import _constants
+
 __all__ = ["GPU", "StandIn", "WrongDevice", "stand_in_gpu"]
 
 GPU = torch.device("cuda", 0)
@@ -80,6 +82,7 @@ def stand_in_gpu() -> Iterator[list[str]]:
     overwrite = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)  # or Module.to would keep the CPU's parameters
     _waits.clear()
+    _constants.cache_clear()  # of tensors on a real `cuda:0`, or of those that are none
     try:
         with (
             mock.patch.object(torch.cuda, "_lazy_init"),
@@ -90,6 +93,7 @@ def stand_in_gpu() -> Iterator[list[str]]:
             yield _waits
     finally:
         torch.__future__.set_overwrite_module_params_on_conversion(overwrite)
+        _constants.cache_clear()
 
 
 class _Factories(TorchDispatchMode):

@@ -63,6 +63,11 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(run.glob("checkpoints/step-*.pt"))
 
 
+def run_of(checkpoint: Path) -> Path:
+    """The run's folder; of a checkpoint that was moved elsewhere, the folder it lies in."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+
+
 def find_checkpoint(path: Path | None = None, runs: Path = Path("runs")) -> Path:
     """A checkpoint file: `path` itself, the last step of the run folder `path`, or of the newest run below `runs`.
 

@@ -114,16 +114,8 @@ def command(
     if context.invoked_subcommand:
         _refuse_options(context)
         return
-    # Here, since they take seconds to import, and --help should not.
-    from torch import OutOfMemoryError
-
-    from trainer.dryrun import estimate
-    from trainer.loop import Stopped, train
-    from trainer.world import join_world
-
-    chosen = _recipe(recipe, shards)
     chosen = changed(
-        chosen,
+        _recipe(recipe, shards),
         {
             "data.shards": shards,
             "data.graph": graph,
@@ -151,6 +143,17 @@ def command(
             "seed": seed,
         },
     )
+    _train(chosen, device, out, resume=resume, dry_run=dry_run)
+
+
+def _train(chosen: Recipe, device: str, out: Path | None, *, resume: bool, dry_run: bool) -> None:
+    # Here, since they take seconds to import, and --help should not.
+    from torch import OutOfMemoryError
+
+    from trainer.dryrun import estimate
+    from trainer.loop import Stopped, train
+    from trainer.world import join_world
+
     with join_world(device) as world:
         run = None if dry_run else out or _default_run(chosen)
         if world.is_main:
@@ -181,7 +184,8 @@ def export_command(
     out: Annotated[Path | None, typer.Option(help="Folder to write. Default: export/ in the run's folder.")] = None,
 ) -> None:
     """Write the backbone as safetensors with a configuration that timm loads, and a model card."""
-    from trainer.export import export, find, run_of
+    from trainer.checkpoint import run_of
+    from trainer.export import export, find
 
     path = find(checkpoint)
     folder = export(path, out or run_of(path) / "export")

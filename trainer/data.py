@@ -21,18 +21,17 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from shards.errors import UserError
-from shards.machine import free_shared_memory
+from shards.machine import prefetch
 from shards.reader import Shards
 from trainer.augment import AugmentConfig, BadImage, decode, sample_rng, two_views
 from trainer.plan import BatchPlan, StepSampler, Ticket
 from trainer.world import World
 
-__all__ = ["Batch", "ViewDataset", "batches_of", "make_loader", "prefetch", "to_views"]
+__all__ = ["Batch", "ViewDataset", "batches_of", "make_loader", "to_views"]
 
 # timm's and torchvision's ImageNet constants.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-AHEAD = 4 << 30  # bytes of batches that a rank's workers may hold ready
 BLANK = 128  # grey level of the picture that stands in for an image that does not decode
 
 
@@ -129,20 +128,11 @@ def make_loader(
         collate_fn=_as_it_is,
         worker_init_fn=_prepare_worker,
         pin_memory=world.device.type == "cuda",
-        prefetch_factor=prefetch(share * 2 * 3 * augment.image_size**2, workers) if workers else None,
+        prefetch_factor=prefetch(share * 2 * 3 * augment.image_size**2, workers, "lower --workers")
+        if workers
+        else None,
         multiprocessing_context="fork" if workers else None,
     )
-
-
-def prefetch(size: int, workers: int, remedy: str = "lower --workers") -> int:
-    """Batches of `size` bytes that each worker may have ready. Raises UserError where /dev/shm cannot hold one each."""
-    free = free_shared_memory()
-    if size * workers > free:
-        raise UserError(
-            f"{workers} loader processes with a batch of {size / 2**20:.0f} MiB each do not fit the "
-            f"{free / 2**20:.0f} MiB that are free in /dev/shm: {remedy}, or enlarge it (docker run --shm-size)"
-        )
-    return max(1, min(4, min(AHEAD, free // 2) // (size * workers)))
 
 
 def to_views(batch: Batch, device: torch.device) -> torch.Tensor:

@@ -18,10 +18,10 @@ from torch import nn
 from shards.atomic import atomic_file, sha256_file
 from shards.config import from_table
 from shards.errors import UserError
-from trainer.checkpoint import BackboneInfo, find_checkpoint, load_backbone, read_checkpoint
+from trainer.checkpoint import BackboneInfo, find_checkpoint, load_backbone, read_checkpoint, run_of
 from trainer.recipe import Recipe, as_table
 
-__all__ = ["export", "find", "run_of"]
+__all__ = ["export", "find"]
 
 FILES = {"model.safetensors", "config.json", "README.md"}
 
@@ -33,11 +33,6 @@ def find(path: Path | None) -> Path:
     if path is not None and not path.exists():
         raise UserError(f"there is no checkpoint or run folder {path}: give one that xclr-train wrote")
     return find_checkpoint(path)
-
-
-def run_of(checkpoint: Path) -> Path:
-    """The run's folder; of a checkpoint that was moved elsewhere, the folder it lies in."""
-    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
 
 def export(checkpoint: Path, out: Path) -> Path:

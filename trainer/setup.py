@@ -21,7 +21,6 @@ from shards.config import from_table
 from shards.errors import UserError
 from shards.graph import Graph
 from shards.machine import cores
-from shards.mirror import RemoteShards
 from shards.reader import Shards
 from trainer.block import TextTable
 from trainer.checkpoint import checkpoints, read_checkpoint
@@ -99,8 +98,7 @@ def settle(recipe: Recipe, shards: Shards, world: World, run: Path | None = None
 
     run: a run that is gone on with keeps its graph, though others have come.
     """
-    if not isinstance(shards, RemoteShards):
-        shards.check_sizes()
+    shards.check_sizes()
     objective = recipe.objective.name
     if objective == "supcon" and (len(shards) == 0 or (shards.index.label < 0).any()):
         raise UserError(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from eval.models.model import Model, Transform, weights_hash
 from shards.errors import UserError
-from trainer.checkpoint import find_checkpoint, load_backbone, read_checkpoint
+from trainer.checkpoint import find_checkpoint, load_backbone, read_checkpoint, run_of
 
 __all__ = ["open_checkpoint", "open_model"]
 
@@ -56,7 +56,7 @@ def open_checkpoint(path: Path | None, *, untrained: bool = False) -> Model:
             "objective": info.objective,
             "step": info.step,
         },
-        folder=file.parent.parent if file.parent.name == "checkpoints" else file.parent,
+        folder=run_of(file),
         shards=Path(data["shards"]) if data.get("shards") else None,
         graph=data.get("graph") or None,
     )

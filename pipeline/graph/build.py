@@ -33,7 +33,7 @@ def build_graph(
     *,
     kind: str = "encoder",
     name: str | None = None,
-    encoder: str | None = None,
+    encoder: str | EncoderSource | None = None,
     source: Path | None = None,
     k: int = 32,
     code_dim: int = 384,
@@ -110,32 +110,40 @@ def _make(
     return (kinds.wordnet_graph if kind == "wordnet" else kinds.file_graph)(shards, source, settings)
 
 
-def check_search(k: int, code_dim: int, recall: float) -> None:
-    """Raises UserError for values that make no sense: a build asks before it writes shards for hours."""
+def check_options(
+    kind: str, encoder: str | EncoderSource | None, source: Path | None, k: int, code_dim: int, recall: float
+) -> None:
+    """Raises UserError for what makes no sense with any shards: a build asks before it writes some for hours."""
+    if kind not in KINDS:
+        raise UserError(f"no graph of kind {kind!r}: choose one of {', '.join(KINDS)}")
     if k < 1 or code_dim < 1:
         raise UserError(f"k and the code's dimensions must be at least 1, not {k} and {code_dim}")
     if not 0 < recall <= 1:
         raise UserError(f"the recall to reach must lie in 0..1, not {recall}")
-
-
-def _check(
-    shards: Shards, kind: str, encoder: str | None, source: Path | None, k: int, code_dim: int, recall: float
-) -> tuple[EncoderSource | None, Path | None]:
-    """The encoder's or the file's place. Raises UserError for settings that make no sense."""
-    if not shards.manifest.texts:
-        raise UserError(f"{shards.root} has no texts, so it can have no graph: build it from a source with captions")
-    if kind not in KINDS:
-        raise UserError(f"no graph of kind {kind!r}: choose one of {', '.join(KINDS)}")
-    check_search(k, code_dim, recall)
     if encoder is not None and kind != "encoder":
         raise UserError(f"a graph of kind {kind} has no encoder: leave --encoder {encoder} out")
     if source is not None and kind not in ("wordnet", "file"):
         raise UserError(f"a graph of kind {kind} is made from the shards alone: leave --source {source} out")
     if kind == "file" and (source is None or not source.is_file()):
         raise UserError(f"a graph of kind file needs --source, a .npy or .parquet file, not {source}")
-    if kind == "wordnet":
-        source = find_wordnet(source)
-    return resolve_encoder(encoder) if kind == "encoder" else None, source
+
+
+def _check(
+    shards: Shards,
+    kind: str,
+    encoder: str | EncoderSource | None,
+    source: Path | None,
+    k: int,
+    code_dim: int,
+    recall: float,
+) -> tuple[EncoderSource | None, Path | None]:
+    """The encoder's or the file's place. Raises UserError for settings that make no sense."""
+    if not shards.manifest.texts:
+        raise UserError(f"{shards.root} has no texts, so it can have no graph: build it from a source with captions")
+    check_options(kind, encoder, source, k, code_dim, recall)
+    if kind != "encoder":
+        return None, find_wordnet(source) if kind == "wordnet" else source
+    return encoder if isinstance(encoder, EncoderSource) else resolve_encoder(encoder), source
 
 
 def _inputs(shards: Shards, encoder: EncoderSource | None, source: Path | None) -> dict[str, str]:

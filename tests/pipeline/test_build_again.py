@@ -54,10 +54,23 @@ def test_a_stopped_build_names_the_source_file_that_changed(tmp_path: Path, monk
         build("flickr8k", source, tmp_path / "out")
 
 
-def test_the_graphs_options_are_checked_before_a_shard_is_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--recall", "7"], r"recall to reach must lie in 0\.\.1"),
+        (["--encoder", "no/such/encoder"], "neither a folder nor a repository name"),
+        (
+            ["--graph", "class", "--encoder", "minilm"],
+            "a graph of kind class has no encoder: leave --encoder minilm out",
+        ),
+    ],
+)
+def test_the_graphs_options_are_checked_before_a_shard_is_written(
+    tmp_path: Path, options: list[str], message: str
+) -> None:
     arguments = ["build", "flickr8k", "--source", str(img2dataset(tmp_path / "in")), "--out", str(tmp_path / "out")]
-    with pytest.raises(UserError, match=r"recall to reach must lie in 0\.\.1"):
-        CliRunner().invoke(app, [*arguments, "--recall", "7"], catch_exceptions=False)
+    with pytest.raises(UserError, match=message):
+        CliRunner().invoke(app, [*arguments, *options], catch_exceptions=False)
     assert not (tmp_path / "out").exists()
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from shards import machine
 from shards.errors import UserError
 from shards.reader import Shards
 from tests.make import make_shards
-from trainer import data
 from trainer.augment import AugmentConfig
 from trainer.data import IMAGENET_MEAN, IMAGENET_STD, Batch, make_loader, to_views
 from trainer.plan import BatchPlan
@@ -83,27 +83,10 @@ def test_views_are_normalised_with_first_views_first(tmp_path: Path) -> None:
     torch.testing.assert_close(views[8 + 2, :, 4, 5], expected)
 
 
-@pytest.mark.parametrize(
-    ("size", "workers", "free", "expected"),
-    [
-        (1 << 20, 2, 1 << 40, 4),
-        (308 << 20, 16, 1 << 40, 1),  # 1,024 samples of 224 pixels: 5 GB with a batch each
-        (100 << 20, 4, 1 << 40, 4),
-        (100 << 20, 8, 6 << 30, 3),
-        (30 << 20, 2, 64 << 20, 1),  # docker's default
-    ],
-)
-def test_what_workers_hold_ready_fits_the_shared_memory(
-    monkeypatch: pytest.MonkeyPatch, size: int, workers: int, free: int, expected: int
-) -> None:
-    monkeypatch.setattr(data, "free_shared_memory", lambda: free)
-    assert data.prefetch(size, workers) == expected
-
-
 def test_too_little_shared_memory_is_said_before_a_worker_dies_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data, "free_shared_memory", lambda: 10_000)
+    monkeypatch.setattr(machine, "free_shared_memory", lambda: 10_000)
     with pytest.raises(UserError, match=r"2 loader processes .* /dev/shm: lower --workers, or .*shm-size"):
         batches(make_shards(tmp_path), 2)
     assert len(batches(tmp_path, 0)) == 6
