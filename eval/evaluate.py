@@ -18,7 +18,7 @@ from eval.benchmarks.bench import LEFT_OUT, Bench, Column, Floats, Ints, Scorer,
 from eval.benchmarks.few_shot import few_shot
 from eval.features import Features, extract
 from eval.heads.bank import Bank
-from eval.heads.knn import KNN, KNNConfig
+from eval.heads.knn import KNN, KNNConfig, check_neighbours
 from eval.heads.probe import Probe, ProbeConfig
 from eval.heads.probe_file import kept_probes
 from eval.models.model import Model, transform_table
@@ -56,6 +56,9 @@ def evaluate(model: Model, bench: Bench, method: Method, settings: Settings) -> 
     """Every column of a benchmark. Raises UserError, among others where a count is not the benchmark's."""
     if settings.few_shot is not None:
         bench = few_shot(bench, settings.few_shot)
+    if method == "knn":
+        for task in bench.tasks:  # before features are extracted
+            check_neighbours(int((task.labels != LEFT_OUT).sum()), settings.knn)
     features = {images.name: extract(model, images, settings.features) for images in bench.sets}
     reused = [name for name, values in features.items() if values.reused]
     if reused:

@@ -48,7 +48,9 @@ def show_inventory(runs: Path = Path("runs")) -> None:
             console.print(f"  {name:<{max(map(len, missing))}}  {BENCHES[name].where}", soft_wrap=True)
         console.print()
     found = sorted({path.parent.parent for path in runs.rglob("checkpoints/step-*.pt")})
-    console.print(f"runs: {', '.join(map(str, found)) or f'none below {runs}/'}", soft_wrap=True)
+    console.print("runs:" if found else f"runs: none below {runs}/")
+    for run in found:
+        console.print(f"  {run}", soft_wrap=True)
 
 
 def _counts(bench: Bench) -> str:

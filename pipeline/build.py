@@ -24,7 +24,7 @@ from pipeline.parallel import Workers
 from pipeline.scan.scan import NOT_OURS, SCAN_SCHEMA, Limits, check_room, scan
 from pipeline.sources.source import Partition, Source
 from pipeline.texts import number_texts
-from pipeline.work import alone, differing, disk_errors, read_settings
+from pipeline.work import WORK, alone, differing, disk_errors, read_settings
 from pipeline.write import ShardJob, ShardResult, write_shard
 from shards.atomic import atomic_file, sha256_file, sweep, write_json
 from shards.bars import bar, say
@@ -33,7 +33,7 @@ from shards.index import write_texts
 from shards.machine import cores
 from shards.manifest import FileEntry, Layout, Manifest, ShardEntry
 
-__all__ = ["BuildSettings", "build_shards"]
+__all__ = ["BuildSettings", "build_shards", "is_built"]
 
 Positions = npt.NDArray[np.int64]
 
@@ -98,15 +98,29 @@ def build_shards(source: Source, out: Path, settings: BuildSettings, processes: 
     return True
 
 
+def is_built(source: Source, out: Path, settings: BuildSettings) -> bool:
+    """Whether build_shards would return at once. Raises UserError where it would for what `out` holds."""
+    return _finished(source, out, out / WORK, _settings(source, settings))
+
+
 def _settings(source: Source, settings: BuildSettings) -> dict[str, Any]:
     table = asdict(settings) | {"packing": settings.packing.settings() if settings.packing else {}}
     return {
-        "dataset": {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(source.dataset).items()},
+        "dataset": _deciding(asdict(source.dataset)),
         "files_sha256": source.fingerprint(),
         **table.pop("limits"),
         **table.pop("packing"),
         **table,
         "wnids": [name.folder for name in source.classes] if source.dataset.format == "imagefolder" else [],
+    }
+
+
+def _deciding(dataset: dict[str, Any]) -> dict[str, Any]:
+    """What of a data set's file decides the bytes: another description, or graph, is no other build."""
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in dataset.items()
+        if key not in ("about", "graph")
     }
 
 
@@ -119,6 +133,7 @@ def _finished(source: Source, out: Path, work: Path, wanted: dict[str, Any]) -> 
             raise UserError(f"{path} is damaged ({error}): delete {out} and build again") from None
         if found is None:
             continue
+        found["dataset"] = _deciding(found.get("dataset", {}))
         unlike = differing(found, wanted, _forgiven(found, wanted))
         if what == "begun" and not (work / "samples.arrow").exists():  # only scans so far: those of other files go
             unlike = [line for line in unlike if not line.startswith("files_sha256")]

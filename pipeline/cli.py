@@ -95,7 +95,7 @@ def build(
     Unusable samples (no image, no caption, cut files) are counted and skipped. A stopped build goes on with the same
     command; a finished one returns at once. --dry-run first says what it will cost.
     """
-    from pipeline.build import BuildSettings, build_shards
+    from pipeline.build import BuildSettings, build_shards, is_built
     from pipeline.encode.encoder import resolve_encoder
     from pipeline.estimate import estimate, lines
     from pipeline.graph.build import build_graph, check_options
@@ -114,6 +114,8 @@ def build(
         raise UserError(f"--graph is encoder, class, random or none here, not {kind!r}; others: xclr-shards graph")
     if layout is Layout.packed and kind != "encoder":
         raise UserError(f"layout packed groups by the neighbours of an encoder graph, not by --graph {kind}")
+    if kind in ("class", "random") and chosen.format not in ("imagefolder", "demo"):
+        raise UserError(f"--graph {kind} needs class labels, and data of format {chosen.format} has none: use encoder")
     if kind != "none":
         check_options(kind, encoder, None, k, code_dim, recall)
     weights = resolve_encoder(encoder) if kind == "encoder" else None
@@ -131,6 +133,7 @@ def build(
         else None,
     )
     if dry_run:
+        there = is_built(found, root, settings)
         cost = estimate(
             found,
             root,
@@ -143,6 +146,8 @@ def build(
             processes=processes or cores(),
         )
         print("\n".join(lines(cost)))
+        if there:
+            print(f"{root}: the shards are there already; of these steps at most encoding and search are left")
         return
     fresh = build_shards(found, root, settings, processes)
     _say_built(root, fresh)

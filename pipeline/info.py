@@ -54,18 +54,21 @@ def _graphs(shards: Shards) -> Table | str:
     names = shards.graph_names()
     if not names:
         return f"no graph yet: xclr-shards graph {shards.root}"
-    table = Table("graph", "made from", "k", "pairs a text", "recall", "KL(dense, target)", box=None, padding=(0, 2))
+    table = Table("graph", box=None, padding=(0, 2, 0, 0))
+    for heading in ("k", "pairs a text", "recall", "KL to dense"):
+        table.add_column(heading, justify="right")
+    table.add_column("made from", overflow="fold")
     for name in names:
         meta = _meta(shards.root / "graphs" / name / "graph.json")
         source, audit = meta["source"], meta["audit"]
         fidelity = meta["fidelity"].get("code", {}).get("kl")
         table.add_row(
             name,
-            str(source.get("id", source["kind"])),
             str(meta["k"]),
             f"{meta['listed'] / max(meta['texts'], 1):.1f}",
-            f"{audit['recall']:.4f} on {audit['sample']:,}",
+            f"{audit['recall']:.4f}",
             "no codes" if fidelity is None else f"{fidelity:.1e}",
+            str(source.get("id", source["kind"])),
         )
     return table
 

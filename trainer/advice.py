@@ -23,15 +23,19 @@ WAIT = {"cuda": 0.1, "cpu": 0.5}  # share of the time; on a CPU the loader's wor
 ROWS = 3  # lines of metrics in a row before a complaint: the first ones see the loader start
 
 
-def at_start(recipe: Recipe) -> list[str]:
-    """What a recipe alone shows to be wrong."""
-    warmup, epochs = recipe.optimiser.warmup_epochs, recipe.epochs
-    if warmup < epochs:
-        return []
-    return [
-        f"the warm-up of {warmup:g} epochs takes the whole run of {epochs}, so the learning rate only rises, to "
-        f"{epochs / warmup:.0%} of its peak: lower --warmup-epochs, or raise --epochs"
-    ]
+def at_start(recipe: Recipe, *, texts: int, classes: int) -> list[str]:
+    """What a recipe, and how many texts and classes the shards have, show to be wrong before the first step."""
+    warmup, epochs, objective = recipe.optimiser.warmup_epochs, recipe.epochs, recipe.objective.name
+    due = []
+    if warmup >= epochs:
+        due.append(
+            f"the warm-up of {warmup:g} epochs takes the whole run of {epochs}, so the learning rate only rises, to "
+            f"{epochs / warmup:.0%} of its peak: lower --warmup-epochs, or raise --epochs"
+        )
+    if (objective in ("xclr", "clip") and texts == 1) or (objective == "supcon" and classes == 1):
+        what = "are of one class" if objective == "supcon" else "have one and the same text"
+        due.append(f"all samples {what}, so {objective} has nothing to tell apart: use --objective simclr")
+    return due
 
 
 @dataclass(slots=True, kw_only=True)

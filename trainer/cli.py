@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -173,7 +174,7 @@ def _train(chosen: Recipe, device: str, out: Path | None, *, resume: bool, dry_r
         if world.is_main:
             state = "already finished" if result.already_done else "finished"
             print(f"{state}: {result.run} ({result.steps} steps)")
-            print(f"next: xclr-eval linear-probe --bench imagefolder --data DIR --checkpoint {result.run}")
+            print(f"next: xclr-eval linear-probe --bench imagefolder --data DIR --checkpoint {quote(str(result.run))}")
 
 
 @app.command("export")
@@ -190,7 +191,7 @@ def export_command(
     path = find(checkpoint)
     folder = export(path, out or run_of(path) / "export")
     print(f"{path} -> {folder}")
-    print(f'next: timm.create_model("local-dir:{folder}", pretrained=True)')
+    print(f"next: timm.create_model({f'local-dir:{folder}'!r}, pretrained=True)")
 
 
 def _refuse_options(context: typer.Context) -> None:
@@ -279,7 +280,7 @@ def _announce(recipe: Recipe, run: Path | None, ranks: int, device: str) -> None
     for name, value in rows:
         table.add_row(f"[bold]{name}", value)
     Console(stderr=True).print(table, highlight=False)
-    for text in at_start(recipe):
+    for text in at_start(recipe, texts=manifest.texts, classes=len(manifest.classes)):
         say(f"warning: {text}")
 
 

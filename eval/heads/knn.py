@@ -14,7 +14,7 @@ from torch.nn import functional
 from eval.heads.bank import Bank, Floats, Ints
 from shards.errors import UserError
 
-__all__ = ["KNN", "KNNConfig"]
+__all__ = ["KNN", "KNNConfig", "check_neighbours"]
 
 BLOCK = 1024  # queries at once
 
@@ -31,13 +31,18 @@ class KNNConfig:
             raise UserError(f"the temperature must be above 0, not {self.temperature}")
 
 
+def check_neighbours(images: int, config: KNNConfig) -> None:
+    """Raises UserError where there are fewer training images than neighbours that vote."""
+    if images < config.k:
+        raise UserError(f"kNN asks {config.k} neighbours of {images} training images: lower --k")
+
+
 class KNN:
     """Votes of a labelled bank of features."""
 
     def __init__(self, bank: Bank, labels: Ints, classes: int, config: KNNConfig) -> None:
         """labels [n of the bank] in 0..classes-1."""
-        if len(bank) < config.k:
-            raise UserError(f"kNN asks {config.k} neighbours of {len(bank)} training images: lower --k")
+        check_neighbours(len(bank), config)
         self.bank = bank
         self.labels = torch.from_numpy(labels).to(bank.device)
         self.classes, self.config = classes, config

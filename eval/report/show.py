@@ -34,14 +34,24 @@ def show_result(result: dict[str, Any], path: Path) -> None:
     console.print(table)
     for task, chosen in result["chosen"].items():
         if "lr" in chosen:
-            rate = f"lr {chosen['lr']:g}, " if chosen["lr"] else ""  # L-BFGS has none
+            rate = f"{_value(chosen, 'lr')}, " if chosen["lr"] else ""  # L-BFGS has none
             how = f"chosen on {chosen['held_out']:,} of {chosen['trained_on']:,} training images"
             console.print(
-                f"{task}: {rate}weight decay {chosen['weight_decay']:g}, {chosen['features']} features; "
+                f"{task}: {rate}{_value(chosen, 'weight_decay')}, {chosen['features']} features; "
                 f"{how if chosen['held_out'] else 'the only candidate'}"
             )
     show_partial(console, result["partial"])
     console.print(f"written to {path}", soft_wrap=True)
+
+
+def _value(chosen: dict[str, Any], key: str) -> str:
+    """What was chosen, and whether it lies at an end of the grid, beyond which better ones may lie."""
+    tried = sorted({candidate[key] for candidate in chosen["candidates"]})
+    name = key.replace("_", " ")
+    end = ""
+    if len(tried) > 1 and chosen[key] in (tried[0], tried[-1]):
+        end = " (the smallest tried)" if chosen[key] == tried[0] else " (the largest tried)"
+    return f"{name} {chosen[key]:g}{end}"
 
 
 def show_rows(results: dict[str, Any], path: Path) -> None:

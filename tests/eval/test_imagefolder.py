@@ -11,6 +11,7 @@ import pytest
 
 from eval.benchmarks.imagefolder import list_tar
 from eval.benchmarks.registry import open_bench
+from eval.report.show import show_result
 from shards.errors import UserError
 from tests.eval.make_folders import as_tars, make_folders
 from tests.eval.runs import run_eval, train_run
@@ -91,6 +92,34 @@ def test_results_lie_beside_the_checkpoint_and_a_second_call_says_it_reuses(
     capsys.readouterr()
     assert run_eval([*call, "--out", str(tmp_path)]) == 2
     assert f"--out {tmp_path} is a folder: give the name of a .json file" in capsys.readouterr().err
+
+
+def test_more_neighbours_than_images_are_refused_before_features_are_extracted(
+    run: Path, folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["knn", "--bench", "imagefolder", "--data", str(folders), "--checkpoint", str(run)]
+    assert run_eval([*call, "--features", str(tmp_path / "kept"), "--k", "100000"]) == 2
+    assert "training images: lower --k" in capsys.readouterr().err
+    assert not (tmp_path / "kept").exists()
+
+
+@pytest.mark.parametrize(
+    ("lr", "decay", "said"),
+    [
+        (1.0, 0.01, "lr 1, weight decay 0.01, unit"),
+        (3.0, 0.01, "lr 3 (the largest tried), weight decay 0.01, unit"),
+        (1.0, 0.001, "lr 1, weight decay 0.001 (the smallest tried), unit"),
+    ],
+)
+def test_a_choice_at_the_end_of_the_grid_is_said(
+    capsys: pytest.CaptureFixture[str], lr: float, decay: float, said: str
+) -> None:
+    grid = [{"lr": a, "weight_decay": b} for a in (0.3, 1.0, 3.0) for b in (0.001, 0.01, 0.1)]
+    chosen = {"lr": lr, "weight_decay": decay, "features": "unit", "held_out": 1, "trained_on": 9, "candidates": grid}
+    model = {"model": "resnet18", "objective": "xclr"}
+    table = {"method": "linear_probe", "bench": "b", "model": model, "columns": {}, "summaries": {}, "partial": []}
+    show_result({**table, "chosen": {"class": chosen}}, Path("r.json"))
+    assert said in " ".join(capsys.readouterr().out.split())
 
 
 def test_unreadable_pictures_are_counted_and_left_out(run: Path, folders: Path, tmp_path: Path) -> None:

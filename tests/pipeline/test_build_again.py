@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,26 @@ def test_a_stopped_build_names_the_source_file_that_changed(tmp_path: Path, monk
         build("flickr8k", source, tmp_path / "out")
 
 
+def test_another_description_is_no_other_build(tmp_path: Path) -> None:
+    """Nor is another default graph: neither decides a byte of the shards."""
+    source = img2dataset(tmp_path / "in")
+    build("flickr8k", source, tmp_path / "out")
+    dataset = replace(load_dataset("flickr8k"), about="in other words", graph="none")
+    assert build_shards(open_source(dataset, str(source)), tmp_path / "out", BuildSettings()) is False
+
+
+def test_a_dry_run_says_what_is_there(tmp_path: Path) -> None:
+    source, out = img2dataset(tmp_path / "in"), tmp_path / "out"
+    arguments = ["build", "flickr8k", "--source", str(source), "--out", str(out), "--graph", "none", "--dry-run"]
+    runner = CliRunner()
+    assert "already" not in runner.invoke(app, arguments, catch_exceptions=False).stdout
+    assert not out.exists()
+    build("flickr8k", source, out)
+    assert "the shards are there already" in runner.invoke(app, arguments, catch_exceptions=False).stdout
+    with pytest.raises(UserError, match="was built with seed 0, not 1"):
+        runner.invoke(app, [*arguments, "--seed", "1"], catch_exceptions=False)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -61,7 +82,7 @@ def test_a_stopped_build_names_the_source_file_that_changed(tmp_path: Path, monk
         (["--encoder", "no/such/encoder"], "neither a folder nor a repository name"),
         (
             ["--graph", "class", "--encoder", "minilm"],
-            "a graph of kind class has no encoder: leave --encoder minilm out",
+            "--graph class needs class labels, and data of format webdataset has none",
         ),
     ],
 )

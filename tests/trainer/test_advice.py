@@ -75,9 +75,28 @@ def test_a_gpu_may_not_wait_as_long_as_a_cpu() -> None:
 
 @pytest.mark.parametrize(("epochs", "share"), [(2, "20%"), (10, "100%"), (11, None)])
 def test_a_warm_up_as_long_as_the_run_is_said(epochs: int, share: str | None) -> None:
-    said = at_start(changed(Recipe(name="test"), {"optimiser.warmup_epochs": 10, "epochs": epochs}))
+    chosen = changed(Recipe(name="test"), {"optimiser.warmup_epochs": 10, "epochs": epochs})
+    said = at_start(chosen, texts=9, classes=2)
     assert [text for text in said if f"to {share} of its peak: lower --warmup-epochs" in text] == said
     assert len(said) == (share is not None)
+
+
+@pytest.mark.parametrize(
+    ("objective", "texts", "classes", "said"),
+    [
+        ("xclr", 1, 5, "one and the same text"),
+        ("clip", 1, 5, "one and the same text"),
+        ("supcon", 5, 1, "are of one class"),
+        ("xclr", 2, 1, None),
+        ("supcon", 1, 2, None),
+        ("simclr", 1, 1, None),
+    ],
+)
+def test_samples_that_are_all_alike_are_said(objective: str, texts: int, classes: int, said: str | None) -> None:
+    chosen = changed(Recipe(name="test"), {"objective.name": objective})
+    found = at_start(chosen, texts=texts, classes=classes)
+    assert len(found) == (said is not None)
+    assert not said or (said in found[0] and "--objective simclr" in found[0])
 
 
 def test_a_run_with_a_sharp_target_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
