@@ -49,9 +49,8 @@ def shards(folder: Path, options: argparse.Namespace) -> Iterator[float]:
     chosen = recipe("xclr", options.model, options.size, options.batch, "auto")
     plan = BatchPlan(shard_sizes=[s.samples for s in found.manifest.shards], batch_size=options.batch, seed=0)
     step, count = stepper(chosen, table()), WARM + options.steps
-    batches = batches_of(
-        make_loader(found, plan, chosen.augment, world(), start=0, stop=count, workers=options.workers)
-    )
+    loader = make_loader(found, plan, chosen.augment, world(), start=0, stop=count, workers=options.workers)
+    batches = batches_of(loader, None if chosen.data.chunk else world().device)
     for number in range(count):
         begin = time.perf_counter()
         batch = next(batches)

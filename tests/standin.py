@@ -2,7 +2,7 @@
 
 What it shows: an operation that is given tensors of both devices fails as it would on a GPU, and so does numpy() of a
 tensor there; results are those of the CPU; and `waits` lists where the CPU waits for the device, which it must while
-work is queued only where a size or a value is needed. What it cannot show: kernels, streams, memory, speed.
+work is queued only where a size or a value is needed. What it cannot show: kernels, work in streams, memory, speed.
 
 A tensor of it is a wrapper (PyTorch's mechanism for tensor subclasses) around the CPU tensor. PyTorch itself takes the
 wrapper for one of the CPU, so that autograd asks no driver for streams; only Python sees `cuda:0`.
@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 import torch
@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from trainer.data import _constants
 
-__all__ = ["GPU", "StandIn", "WrongDevice", "stand_in_gpu"]
+__all__ = ["GPU", "StandIn", "Stream", "WrongDevice", "stand_in_gpu"]
 
 GPU = torch.device("cuda", 0)
 ROOT = Path(__file__).parent.parent
@@ -48,6 +48,9 @@ class StandIn(torch.Tensor):
         wrapper.kept = kept
         return wrapper
 
+    def record_stream(self, stream: Stream) -> None:  # type: ignore[override]
+        stream.used.append(self)
+
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -68,6 +71,31 @@ class StandIn(torch.Tensor):
         return _run(func, args, kwargs or {})
 
 
+class Stream:
+    """What is asked of streams; no work is queued on them."""
+
+    now: ClassVar[Stream]
+
+    def __init__(self, device: torch.device) -> None:
+        self.waited_for: list[Stream] = []
+        self.used: list[torch.Tensor] = []
+        """Tensors of other streams, whose memory must outlive what is queued here."""
+
+    @classmethod
+    def current(cls, device: torch.device) -> Stream:
+        return cls.now
+
+    def wait_stream(self, other: Stream) -> None:
+        self.waited_for.append(other)
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        before, Stream.now = Stream.now, self
+        yield
+        Stream.now = before
+
+
+Stream.now = Stream(GPU)
 _waits: list[str] = []
 
 
@@ -88,6 +116,10 @@ def stand_in_gpu() -> Iterator[list[str]]:
             mock.patch.object(torch.cuda, "_lazy_init"),
             mock.patch.object(torch.cuda, "mem_get_info", return_value=(1 << 33, 1 << 33)),
             mock.patch.object(torch, "tensor", tensor),
+            mock.patch.object(torch.cuda, "Stream", Stream),
+            mock.patch.object(torch.cuda, "stream", Stream.entered),
+            mock.patch.object(torch.cuda, "current_stream", Stream.current),
+            mock.patch.object(Stream, "now", Stream(GPU)),
             _Factories(),
         ):
             yield _waits

@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -102,9 +102,26 @@ class ViewDataset(Dataset["Batch | UserError"]):
         return self.__getitems__([ticket])
 
 
-def batches_of(loader: Iterable[Batch | UserError]) -> Iterator[Batch]:
-    """Workers start with this call. Raises what they met."""
-    return map(_checked, iter(loader))
+def batches_of(loader: Iterable[Batch | UserError], device: torch.device | None = None) -> Iterator[Batch]:
+    """Workers start with this call. Raises what they met.
+
+    device: a GPU's batches come with their views on it, copied while the step before is still at work. None, as for
+    batches that are forwarded in pieces: a step copies what it needs.
+    """
+    batches = map(_checked, iter(loader))
+    return _sent_ahead(batches, device) if device is not None and device.type == "cuda" else batches
+
+
+def _sent_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """On the step's own stream a copy would queue behind the backward pass: 300 MB, 1,024 samples of 224 pixels."""
+    beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    for batch in batches:
+        with torch.cuda.stream(beside):
+            views = batch.views.to(device, non_blocking=True)
+        steps = torch.cuda.current_stream(device)
+        steps.wait_stream(beside)
+        views.record_stream(steps)  # freed by us, its memory is not used again before the step is done
+        yield replace(batch, views=views)
 
 
 def _checked(batch: Batch | UserError) -> Batch:

@@ -50,12 +50,13 @@ def estimate(recipe: Recipe, world: World) -> Estimate:
     total = plan.steps_per_epoch * recipe.epochs
     count = min(WARM_UP + MEASURED, total)
     workers = setup.workers(recipe, world)
-    loader = batches_of(make_loader(shards, plan, recipe.augment, world, start=0, stop=count, workers=workers))
+    loader = make_loader(shards, plan, recipe.augment, world, start=0, stop=count, workers=workers)
+    batches = batches_of(loader, None if recipe.data.chunk else world.device)
     whole, compute = [], []
     with bar("measuring", count) if world.is_main else nullcontext(_unseen) as advance:
         for step in range(count):
             begin = time.perf_counter()
-            batch = next(loader)
+            batch = next(batches)
             ready = time.perf_counter()
             stepper.step(batch, step, total)
             if world.device.type == "cuda":

@@ -138,7 +138,8 @@ class _Loop:
         loader = make_loader(
             self.shards, self.plan, recipe.augment, world, start=start, stop=total, workers=self.workers
         )
-        batches = batches_of(loader)  # its workers fork here, before any thread of `ahead` runs
+        # Workers fork here, before any thread of `ahead` runs.
+        batches = batches_of(loader, None if recipe.data.chunk else world.device)
         title = f"{recipe.objective.name} {recipe.model.backbone}"
         with (
             _caught_signals() as stopping,

@@ -12,7 +12,7 @@ import torch
 
 from shards.reader import Shards
 from tests.make import make_shards
-from tests.standin import GPU, StandIn, WrongDevice, stand_in_gpu
+from tests.standin import GPU, StandIn, Stream, WrongDevice, stand_in_gpu
 from trainer import setup
 from trainer.checkpoint import checkpoints, read_checkpoint
 from trainer.data import batches_of, make_loader
@@ -48,7 +48,8 @@ def trained(recipe: Recipe, device: torch.device, waits: list[str]) -> dict[str,
     recipe, plan = setup.settle(recipe, shards, CPU), setup.make_plan(recipe, shards)
     graph = setup.graph_of(recipe, shards)
     stepper = setup.build_stepper(recipe, shards, graph, World(device=device), steps_per_epoch=plan.steps_per_epoch)
-    batches = batches_of(make_loader(shards, plan, recipe.augment, CPU, start=0, stop=STEPS, workers=0))
+    loader = make_loader(shards, plan, recipe.augment, CPU, start=0, stop=STEPS, workers=0)
+    batches = batches_of(loader, None if recipe.data.chunk else device)
     losses = []
     for step, batch in enumerate(batches):
         waits.clear()
@@ -86,6 +87,29 @@ def test_a_step_on_the_gpu_is_a_step_on_the_cpu(made: Path, options: dict[str, A
         assert set(waits) == allowed
     assert found.pop("losses") == expected.pop("losses")
     assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_batch_is_copied_beside_the_step_before(made: Path) -> None:
+    """On a stream of its own, for which the step waits, and which keeps the memory for as long as the step needs it."""
+    shards, recipe = Shards.open(made), recipe_of(made, "xclr", "lars")
+    plan = setup.make_plan(recipe, shards)
+
+    def loader() -> Any:
+        return make_loader(shards, plan, recipe.augment, CPU, start=0, stop=3, workers=0)
+
+    expected = list(batches_of(loader()))
+    with stand_in_gpu() as waits:
+        steps = Stream.now
+        found = []
+        for batch in batches_of(loader(), GPU):
+            assert isinstance(batch.views, StandIn)
+            assert steps.used[-1] is batch.views
+            assert len(steps.waited_for) == len(steps.used) == len(found) + 1
+            found.append(batch.views.cpu())
+        assert Stream.now is steps
+        assert steps not in steps.waited_for
+        assert set(waits) == {"copy"}  # the test's own
+    assert all(torch.equal(a, b.views) for a, b in zip(found, expected, strict=True))
 
 
 @pytest.fixture
