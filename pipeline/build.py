@@ -7,8 +7,9 @@ processes of their own; what they are given and return is plain data.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -18,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.encode.encoder import CONFIG
 from pipeline.layout import group_shards, shard_bounds, shuffled
 from pipeline.packing import Packing, packed_order
 from pipeline.parallel import Workers
@@ -35,6 +37,7 @@ from shards.manifest import FileEntry, Layout, Manifest, ShardEntry
 
 __all__ = ["BuildSettings", "build_shards", "is_built"]
 
+FILES, CAPTIONS = "files_sha256", "captions_sha256"
 Positions = npt.NDArray[np.int64]
 
 
@@ -104,10 +107,12 @@ def is_built(source: Source, out: Path, settings: BuildSettings) -> bool:
 
 
 def _settings(source: Source, settings: BuildSettings) -> dict[str, Any]:
+    captions = source.captions_fingerprint()
     table = asdict(settings) | {"packing": settings.packing.settings() if settings.packing else {}}
     return {
         "dataset": _deciding(asdict(source.dataset)),
-        "files_sha256": source.fingerprint(),
+        FILES: source.fingerprint(),
+        **({CAPTIONS: captions} if captions else {}),
         **table.pop("limits"),
         **table.pop("packing"),
         **table,
@@ -136,10 +141,10 @@ def _finished(source: Source, out: Path, work: Path, wanted: dict[str, Any]) -> 
         found["dataset"] = _deciding(found.get("dataset", {}))
         unlike = differing(found, wanted, _forgiven(found, wanted))
         if what == "begun" and not (work / "samples.arrow").exists():  # only scans so far: those of other files go
-            unlike = [line for line in unlike if not line.startswith("files_sha256")]
-        if any(line.startswith("files_sha256") for line in unlike):
+            unlike = [line for line in unlike if not line.startswith((FILES, CAPTIONS))]
+        if any(line.startswith((FILES, CAPTIONS)) for line in unlike):
             others = f"other source files{_first_other(source, work) if what == 'begun' else ''}"
-            unlike = [others, *(line for line in unlike if not line.startswith("files_sha256"))]
+            unlike = [others, *(line for line in unlike if not line.startswith((FILES, CAPTIONS)))]
         if unlike:
             raise UserError(
                 f"{out} was {what} with {'; '.join(unlike)}: choose another OUT= (--out), or delete that folder first"
@@ -149,8 +154,10 @@ def _finished(source: Source, out: Path, work: Path, wanted: dict[str, Any]) -> 
 
 
 def _forgiven(found: dict[str, Any], wanted: dict[str, Any]) -> set[str]:
-    """What may change without another result: the budget, and taking torn tars, which a stop for them advises."""
-    return {"max_skipped"} | ({"use_torn"} if wanted["use_torn"] and not found.get("use_torn") else set())
+    """What may change without another result: the budget, and taking torn tars, which a stop for them advises. And what
+    was not kept yet when the folder was made."""
+    torn = {"use_torn"} if wanted["use_torn"] and not found.get("use_torn") else set()
+    return {"max_skipped"} | torn | ({CONFIG} - found.keys())
 
 
 def _scan_all(source: Source, settings: BuildSettings, work: Path, workers: Workers) -> dict[str, int]:
@@ -158,7 +165,7 @@ def _scan_all(source: Source, settings: BuildSettings, work: Path, workers: Work
     for partition in source.partitions:
         _drop_other_scan(source, work, partition)
     todo = [p for p in source.partitions if not _scan_path(work, p).exists()]
-    function = partial(_scan_one, source, settings.limits, work)
+    function = partial(_scan_one, source, settings, work)
     with bar(f"scanning {source.dataset.name}", len(source.partitions)) as advance:
         advance(len(source.partitions) - len(todo))
         for _ in workers.ordered(function, todo):
@@ -174,12 +181,14 @@ def _scan_all(source: Source, settings: BuildSettings, work: Path, workers: Work
     return budget.counts | ({NOT_OURS: not_ours} if not_ours else {})
 
 
-def _scan_one(source: Source, limits: Limits, work: Path, partition: Partition) -> None:
-    path = _scan_path(work, partition)
-    found = scan(source, partition, limits, path.with_suffix(".tar"))
+def _scan_one(source: Source, settings: BuildSettings, work: Path, partition: Partition) -> None:
+    path = _scan_path(work.absolute(), partition)  # a stopped build may go on from another folder
+    here = replace(partition, path=partition.path.absolute())
+    in_place = settings.layout == "in-place"
+    found = scan(source, here, settings.limits, path.with_suffix(".tar"), in_place=in_place)
     table = found.table()
     counts = {"rows": table.num_rows, **found.skipped}
-    meta = {"of": source.fingerprint(partition)} | {reason: str(count) for reason, count in counts.items()}
+    meta = {"of": _scanned(source, partition)} | {reason: str(count) for reason, count in counts.items()}
     with atomic_file(path) as file:
         pq.write_table(table.replace_schema_metadata(meta), file, compression="zstd")
 
@@ -194,7 +203,14 @@ def _drop_other_scan(source: Source, work: Path, partition: Partition) -> None:
 
 def _is_scan_of(source: Source, partition: Partition, path: Path) -> bool:
     found: bytes | None = pq.read_schema(path).metadata.get(b"of")
-    return found == source.fingerprint(partition).encode()
+    return found == _scanned(source, partition).encode()
+
+
+def _scanned(source: Source, partition: Partition) -> str:
+    """What a scan is of: files, and the place where its rows say that they lie."""
+    places = [] if partition.url else [str(partition.path.absolute()), *map(str, source.images)]
+    text = "\n".join([source.fingerprint(partition), source.captions_fingerprint(partition), *places])
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _first_other(source: Source, work: Path) -> str:
@@ -217,22 +233,21 @@ def _number_samples(source: Source, work: Path, out: Path) -> pa.Table:
     if not len(ids):
         raise UserError(f"{source.where} holds no usable sample: check that it is the {source.dataset.name} data")
     write_texts(out / "texts.parquet", texts, counts.tolist())
-    _write_arrow(work / "texts.arrow", pa.schema([("text", pa.large_string())]), [pa.table({"text": texts})])
+    _write_arrow(work / "texts.arrow", pa.table({"text": texts}, pa.schema([("text", pa.large_string())])))
     schema = SCAN_SCHEMA.remove(SCAN_SCHEMA.get_field_index("text")).append(pa.field("text_id", pa.int64()))
-    start = 0
-    tables = []
-    for path in scans:
-        table = pq.read_table(path, columns=[n for n in schema.names if n != "text_id"], partitioning=None)
-        tables.append(table.append_column("text_id", pa.array(ids[start : start + len(table)])).cast(schema))
-        start += len(table)
-    _write_arrow(work / "samples.arrow", schema, tables)
-    return pa.concat_tables(tables).select(["file", "size", "text_id"])
+    # One piece: of thousands Arrow would join all of a column for every shard that takes a few rows of each.
+    large = [pa.large_string() if kind == pa.string() else kind for kind in schema.types]
+    schema = pa.schema(list(zip(schema.names, large, strict=True)))
+    names = [name for name in schema.names if name != "text_id"]
+    tables = [pq.read_table(path, columns=names, partitioning=None).replace_schema_metadata(None) for path in scans]
+    whole = pa.concat_tables(tables).append_column("text_id", pa.array(ids)).cast(schema).combine_chunks()
+    _write_arrow(work / "samples.arrow", whole)
+    return whole.select(["file", "size", "text_id"])
 
 
-def _write_arrow(path: Path, schema: pa.Schema, tables: list[pa.Table]) -> None:
-    with atomic_file(path) as file, pa.ipc.new_file(file, schema) as writer:
-        for table in tables:
-            writer.write_table(table.replace_schema_metadata(None))
+def _write_arrow(path: Path, table: pa.Table) -> None:
+    with atomic_file(path) as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
 
 
 def _write_all(
@@ -285,7 +300,7 @@ def _places(
 
 def _in_place(samples: pa.Table) -> list[Positions]:
     """One shard a tar, in the order of the tar; tars without a usable sample have none."""
-    files = samples["file"].combine_chunks().dictionary_encode()
+    files = samples["file"].chunk(0).dictionary_encode()
     ids = files.indices.to_numpy()
     return [np.flatnonzero(ids == i) for i in range(len(files.dictionary))]
 

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-__all__ = ["EXTENSIONS", "QUALITY", "image_size", "kind", "problem", "resized"]
+__all__ = ["EXTENSIONS", "QUALITY", "image_size", "is_image", "kind", "problem", "resized"]
 
 EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm")
 QUALITY = 95  # JPEG quality of resized copies: img2dataset's default, beyond which files grow and nothing is seen
@@ -25,7 +25,7 @@ TAIL = 4096  # bytes in which a JPEG's end marker is looked for; cameras append 
 # Start-of-frame markers carry the size; C4, C8 and CC of that range mean something else (ITU-T T.81, table B.1).
 FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 MAGIC = {b"\x89PNG": "png", b"GIF8": "gif", b"BM": "bmp", b"II*\0": "tiff", b"MM\0*": "tiff", b"RIFF": "webp"}
-PIL_ERRORS = (OSError, ValueError, SyntaxError, struct.error, EOFError)
+PIL_ERRORS = (OSError, ValueError, SyntaxError, struct.error, EOFError, RuntimeError)
 
 
 def problem(data: bytes | memoryview, max_pixels: int) -> str | None:
@@ -52,6 +52,12 @@ def image_size(data: bytes | memoryview) -> tuple[int, int] | None:
         return None
 
 
+def is_image(name: str) -> bool:
+    """By the name of a file; hidden ones (macOS writes ._NAME beside NAME) are none."""
+    stem, _, extension = name.rpartition(".")
+    return bool(stem) and extension.lower() in EXTENSIONS and not name.startswith(".")
+
+
 def kind(data: bytes | memoryview) -> str:
     """The extension that encoded bytes should have, by their first ones; jpg for those not known."""
     return next((name for magic, name in MAGIC.items() if bytes(data[: len(magic)]) == magic), "jpg")
@@ -62,7 +68,11 @@ def resized(data: bytes, side: int) -> bytes:
 
     Raises ValueError for what does not decode.
     """
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:  # of a header that claims more pixels than OpenCV takes
+        image = None
     if image is None:
         raise ValueError("does not decode")
     height, width = image.shape[:2]

@@ -54,8 +54,7 @@ class Packing:
         """What the manifest says of it: all that decides bytes."""
         return {
             "group_size": self.group_size,
-            "encoder": self.encoder.id,
-            "encoder_sha256": self.encoder.sha256,
+            **self.encoder.identity(),
             "k": self.k,
             "recall": self.recall,
         }

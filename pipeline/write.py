@@ -26,6 +26,7 @@ __all__ = ["ShardJob", "ShardResult", "open_table", "write_shard"]
 
 FLUSH = 32 << 20  # bytes
 OPEN_FILES = 128  # sources that a process keeps open at once
+AGAIN = "delete the unfinished folder and build again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +64,7 @@ def open_table(path: Path) -> pa.Table:
 
 
 def write_shard(job: ShardJob) -> ShardResult:
-    """Raises UserError where a source file has changed since it was scanned."""
+    """Raises UserError where a source file has changed or gone since it was scanned."""
     rows = open_table(job.samples).take(pa.array(job.positions)).to_pydict()
     index = f"index/{job.name}.parquet"
     if job.copy:
@@ -160,14 +161,15 @@ def _sources() -> Iterator[Callable[[str, int, int], bytes]]:
         if descriptor is None:
             if len(descriptors) >= OPEN_FILES:
                 os.close(descriptors.pop(next(iter(descriptors))))
-            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                descriptor = os.open(path, os.O_RDONLY)
+            except FileNotFoundError:
+                raise UserError(f"{path} is gone since it was scanned: {AGAIN}") from None
         descriptors[path] = descriptor  # the last place of the dict: used last
         data = os.pread(descriptor, size, offset)
-        if len(data) != size:
-            raise UserError(
-                f"{path} ends before byte {offset + size}, so it has changed since it was scanned: "
-                "delete the unfinished folder and build again"
-            )
+        # In a tar nothing lies at 0, so what does is a file of its own.
+        if len(data) != size or (offset == 0 and os.fstat(descriptor).st_size != size):
+            raise UserError(f"{path} has changed since it was scanned: {AGAIN}")
         return data
 
     try:

@@ -8,6 +8,7 @@ a generator that the caller seeds with (seed, epoch, sample), never from worker 
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +28,10 @@ Image8 = npt.NDArray[np.uint8]  # [height, width, 3], RGB
 
 # ITU-R 601, as PIL's "L" and torchvision's rgb_to_grayscale have it.
 LUMA = np.array([[0.299, 0.587, 0.114]], np.float32)
+# cv2.error: of a header that claims more pixels than OpenCV takes. The rest: Pillow's decoders, of damaged files.
+DECODERS_RAISE = (
+    cv2.error, OSError, ValueError, SyntaxError, EOFError, RuntimeError, struct.error, Image.DecompressionBombError
+)  # fmt: skip
 CROP_TRIES = 10  # torchvision's RandomResizedCrop gives up after as many and takes the centre
 
 
@@ -81,13 +86,13 @@ def decode(data: bytes) -> Image8:
     Raises BadImage.
     """
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
-    if image is not None:
-        return cast(Image8, image)
     try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+        if image is not None:
+            return cast(Image8, image)
         with Image.open(BytesIO(data)) as picture:  # formats that OpenCV lacks, such as GIF
             return np.asarray(picture.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what PIL's decoders raise
+    except DECODERS_RAISE as error:
         raise BadImage(str(error)) from None
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from eval.benchmarks.bench import Bench, Column, ImageSet, Source, Task, fingerprint, top
 from shards.errors import UserError
-from shards.tar import scan
+from shards.tar import class_images, scan
 
 __all__ = ["Pictures", "is_picture", "list_folder", "list_tar", "open_imagefolder"]
 
@@ -97,17 +97,12 @@ def list_folder(folder: Path) -> Pictures:
 def list_tar(path: Path) -> Pictures:
     """Every picture in a tar of class folders; a folder over all of them is taken off. Raises TornTar."""
     with path.open("rb") as file:
-        members = [m for m in scan(file) if is_picture(m.name.rpartition("/")[2])]
-    names = [member.name.removeprefix("./") for member in members]
-    tops = {name.split("/", 1)[0] for name in names}
-    if len(tops) == 1 and all(name.count("/") >= 2 for name in names):
-        names = [name.split("/", 1)[1] for name in names]
-    order = sorted((i for i, name in enumerate(names) if "/" in name), key=lambda i: names[i])
-    places = [(members[i].offset, members[i].size) for i in order]
+        found = sorted(class_images(scan(file), is_picture), key=lambda pair: pair[0])
+    places = [(member.offset, member.size) for _, member in found]
     descriptor = os.open(path, os.O_RDONLY)  # kept for the life of the process; pread shares no position
     return Pictures(
         where=path,
-        keys=[names[i] for i in order],
+        keys=[name for name, _ in found],
         sizes=[size for _, size in places],
         read=lambda i: os.pread(descriptor, places[i][1], places[i][0]),
     )

@@ -25,7 +25,8 @@ import numpy.typing as npt
 from pipeline.encode.encoder import Encoder, EncoderSource
 from pipeline.encode.load import load_encoder
 from shards.atomic import atomic_file, write_json
-from shards.bars import bar
+from shards.bars import bar, say
+from shards.errors import UserError
 
 __all__ = ["Captions", "Precision", "choose_precision", "encode_captions", "encode_texts", "unique_captions"]
 
@@ -97,6 +98,23 @@ def encode_captions(
     """
     devices = _devices()
     precision = _settle(captions, source, work, devices[0], precision)
+    try:
+        return _encode_all(captions, source, work, precision, devices)
+    except _NotFinite as error:
+        if precision == FLOAT32:
+            raise UserError(f"{source.id} gives no finite vector for {error}: use another --encoder") from None
+        say(f"{precision.precision} is too narrow for {error}: all are encoded again in float32")
+    shutil.rmtree(work)
+    return encode_captions(captions, source, work, FLOAT32)
+
+
+class _NotFinite(Exception):
+    """A caption's vector holds what is no number; one would spoil the lists of all."""
+
+
+def _encode_all(
+    captions: Sequence[str], source: EncoderSource, work: Path, precision: Precision, devices: Sequence[str]
+) -> tuple[list[Path], dict[str, Any]]:
     encoders = [load_encoder(source, device, precision.precision) for device in devices]
     paths = [work / f"chunk-{start // CHUNK:06d}.npy" for start in range(0, len(captions), CHUNK)]
     chunks = [captions[start : start + CHUNK] for start in range(0, len(captions), CHUNK)]
@@ -140,7 +158,8 @@ def _settle(
 ) -> Precision:
     """The precision of this work folder: as an earlier, stopped run of the same work chose it, or chosen now."""
     digest = hashlib.sha256("\n".join(captions).encode("utf-8", "surrogatepass")).hexdigest()
-    wanted = {"captions": digest, "encoder": source.sha256, "chunk": CHUNK, "device": device}
+    weights = f"{source.sha256} {source.config_sha256}"
+    wanted = {"captions": digest, "encoder": weights, "chunk": CHUNK, "device": device}
     state = work / "encoding.json"
     if state.exists():
         found = json.loads(state.read_text(encoding="utf-8"))
@@ -187,6 +206,9 @@ def _embed(encoder: Encoder, captions: Sequence[str], advance: Callable[[int], N
 
     def embed(rows: npt.NDArray[np.intp]) -> None:
         vectors[rows] = encoder.embed([captions[i] for i in rows])
+        finite = np.isfinite(vectors[rows]).all(1)
+        if not finite.all():
+            raise _NotFinite(repr(captions[rows[np.argmin(finite)]][:80]))
         advance(len(rows))
 
     _in_lanes(embed, [order[start : start + batch] for start in range(0, len(order), batch)], encoder.device)

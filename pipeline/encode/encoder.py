@@ -23,11 +23,13 @@ from shards.errors import UserError
 if TYPE_CHECKING:
     pass
 
-__all__ = ["BUNDLED", "Encoder", "EncoderSource", "first_line", "resolve_encoder"]
+__all__ = ["BUNDLED", "CONFIG", "Encoder", "EncoderSource", "first_line", "resolve_encoder"]
 
 BUNDLED = "all-MiniLM-L6-v2"
 ALIASES = {"minilm": BUNDLED, f"sentence-transformers/{BUNDLED}": BUNDLED}
 # Weights in formats that are not read here, and pickles, which are never read.
+CONFIG = "encoder_config_sha256"
+SETTINGS = ("*.json", "*.txt", "*.model")
 IGNORED = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.ot", "*.msgpack", "onnx/*", "openvino/*"]
 
 
@@ -42,12 +44,16 @@ class EncoderSource:
     sha256: str
     """Of the weight file, or of the sorted lines "name sha256" where there are several."""
     folder: Path
+    config_sha256: str = ""
+    """Of what else decides the embeddings: pooling, tokenizer, longest caption."""
+
+    def identity(self) -> dict[str, str]:
+        """What decides embeddings, for settings."""
+        return {"encoder": self.id, "encoder_sha256": self.sha256, CONFIG: self.config_sha256}
 
     def record(self) -> dict[str, Any]:
-        """For graph.json: without the folder, which is this machine's business."""
-        record = asdict(self)
-        del record["folder"]
-        return record
+        """For graph.json's source: without the folder, which is this machine's business."""
+        return {key: value for key, value in asdict(self).items() if key not in ("folder", "config_sha256")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,12 +90,14 @@ def _source(name: str, revision: str | None, folder: Path) -> EncoderSource:
     weights = sorted(folder.rglob("*.safetensors"))
     if not weights:
         raise UserError(f"{folder} holds no *.safetensors file: an encoder folder needs one (pickles are not read)")
-    if len(weights) == 1:
-        sha256 = sha256_file(weights[0])
-    else:
-        lines = "".join(f"{path.relative_to(folder).as_posix()} {sha256_file(path)}\n" for path in weights)
-        sha256 = hashlib.sha256(lines.encode()).hexdigest()
-    return EncoderSource(id=name, revision=revision, sha256=sha256, folder=folder)
+    sha256 = sha256_file(weights[0]) if len(weights) == 1 else _digest(folder, weights)
+    rest = sorted(path for pattern in SETTINGS for path in folder.rglob(pattern))
+    return EncoderSource(id=name, revision=revision, sha256=sha256, folder=folder, config_sha256=_digest(folder, rest))
+
+
+def _digest(folder: Path, paths: Sequence[Path]) -> str:
+    lines = "".join(f"{path.relative_to(folder).as_posix()} {sha256_file(path)}\n" for path in paths)
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _snapshot(repository: str) -> Path:

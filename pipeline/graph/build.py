@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.costs import keep_cost
-from pipeline.encode.encoder import BUNDLED, EncoderSource, resolve_encoder
+from pipeline.encode.encoder import BUNDLED, CONFIG, EncoderSource, resolve_encoder
 from pipeline.graph import kinds
 from pipeline.graph.wordnet import find_wordnet
 from pipeline.work import WORK, alone, differing, disk_errors, read_settings
@@ -152,7 +152,7 @@ def _inputs(shards: Shards, encoder: EncoderSource | None, source: Path | None) 
     names = sorted(name for name in files if name == "texts.parquet" or name.startswith("index/"))
     inputs = {"texts_sha256": _digest("".join(f"{name} {files[name].sha256}\n" for name in names))}
     if encoder is not None:
-        inputs |= {"encoder": encoder.id, "encoder_sha256": encoder.sha256}
+        inputs |= encoder.identity()
     if source is not None:
         inputs["source_sha256"] = sha256_file(source / "data.noun" if source.is_dir() else source)
     return inputs
@@ -170,7 +170,7 @@ def _finished(folder: Path, settings: dict[str, Any]) -> bool:
             raise UserError(f"{path} is damaged: delete {folder} and run `xclr-shards graph` again") from None
         if found is None:
             continue
-        if unlike := differing(found, settings):
+        if unlike := differing(found, settings, {CONFIG} - found.keys()):  # of a graph from before it was kept
             raise UserError(
                 f"{folder} was {what} with {'; '.join(unlike)}: choose another --name, or delete that folder first"
             )

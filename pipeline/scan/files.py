@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.images import EXTENSIONS, kind
 from pipeline.scan.samples import NOT_OURS, Limits, Scan, mapped
 from pipeline.sources.captions import joined
+from pipeline.sources.class_names import as_text
 from pipeline.sources.source import Partition, Source
 from pipeline.sources.tables import grouped_rows
 
@@ -41,7 +42,9 @@ def table(source: Source, partition: Partition, limits: Limits, spool: Path) -> 
     """Images that a table names, part `start` of `stop`. Absolute paths and `..` may lead anywhere on this machine;
     URLs are never opened."""
     found = Scan()
-    first, rows, unreadable = grouped_rows(source, spool.with_name("table.arrow"), partition.start, partition.stop)
+    first, rows, unreadable = grouped_rows(
+        source, spool.with_name(f"table-{source.fingerprint()[:16]}.arrow"), partition.start, partition.stop
+    )
     if unreadable and partition.start == 0:
         found.skipped["unreadable row"] += unreadable
     for number, (name, captions) in enumerate(rows, first):
@@ -64,8 +67,8 @@ def table(source: Source, partition: Partition, limits: Limits, spool: Path) -> 
 def of_class(source: Source, label: int, path: str) -> dict[str, Any]:
     """Text, label and KEY.json of an image of a class."""
     name = source.classes[label]
-    path = path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    meta = json.dumps({"class": name.folder, "names": name.name, "path": path}, sort_keys=True, ensure_ascii=False)
+    content = {"class": name.folder, "names": name.name, "path": as_text(path)}
+    meta = json.dumps(content, sort_keys=True, ensure_ascii=False)
     return {"text": name.caption, "label": label, "meta": meta}
 
 

@@ -22,19 +22,19 @@ from shards.tar import TarWriter
 __all__ = ["NOT_OURS", "SCAN_SCHEMA", "Limits", "Scan", "check_room", "scan"]
 
 
-def scan(source: Source, partition: Partition, limits: Limits, spool: Path) -> Scan:
+def scan(source: Source, partition: Partition, limits: Limits, spool: Path, *, in_place: bool = False) -> Scan:
     """Scan one partition. Raises UserError for a torn tar (unless limits.use_torn) and for a broken connection.
 
     spool: where samples that have no local file of their own are put, as a tar. Other files beside it whose names
-    begin with its stem may serve the scan.
+    begin with its stem may serve the scan. in_place: the tars will stay where they are, and so their keys.
     """
     match source.dataset.format:
         case "demo":
             return _demo(source, partition, spool)
         case "webdataset":
-            return tars.webdataset(source, partition, limits, spool)
+            return tars.webdataset(source, partition, limits, spool, in_place)
         case "imagefolder" if partition.path.is_file():
-            return tars.class_tar(source, partition, limits)
+            return tars.class_tar(source, partition, limits, in_place)
         case "imagefolder":
             return files.folder(source, partition, limits)
         case "table" | "coco" if source.tables:

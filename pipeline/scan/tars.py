@@ -14,14 +14,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.images import EXTENSIONS
+from pipeline.images import EXTENSIONS, is_image
 from pipeline.scan.files import of_class
 from pipeline.scan.samples import NOT_OURS, Limits, Scan, listed, mapped
 from pipeline.sources.captions import joined
+from pipeline.sources.class_names import as_text
 from pipeline.sources.source import Partition, Source
 from shards.errors import TornTar, UserError
 from shards.remote import fetch, shown
-from shards.tar import Member, groups
+from shards.tar import Member, class_images, groups, split_key
 from shards.tar import scan as scan_tar
 
 __all__ = ["class_tar", "webdataset"]
@@ -33,7 +34,7 @@ MAX_KEY = 200  # characters: a file system's longest name is 255, and an extensi
 NOT_IN_KEYS = re.compile(r"[^\w+=@,;()\[\]-]")  # slashes, dots, blanks, control characters, undecodable bytes
 
 
-def webdataset(source: Source, partition: Partition, limits: Limits, spool: Path) -> Scan:
+def webdataset(source: Source, partition: Partition, limits: Limits, spool: Path, in_place: bool) -> Scan:
     """Samples of a tar: an image by its extension, captions from the parquet beside the tar, KEY.json or KEY.txt.
 
     Any other member is neither read nor copied.
@@ -61,7 +62,7 @@ def webdataset(source: Source, partition: Partition, limits: Limits, spool: Path
                 content,
                 parts[extension or ""],
                 text=joined(texts, limits.max_caption),
-                key=prefix + flat,
+                key=_own(key, in_place) or prefix + flat,
                 file=path,
                 extension=extension,
                 **_meta(parts.get("json")),
@@ -73,25 +74,25 @@ def webdataset(source: Source, partition: Partition, limits: Limits, spool: Path
     return found
 
 
-def class_tar(source: Source, partition: Partition, limits: Limits) -> Scan:
-    """Samples of a tar whose members are CLASS/IMAGE; other files are passed over."""
-    found = Scan()
+def class_tar(source: Source, partition: Partition, limits: Limits, in_place: bool) -> Scan:
+    """Samples of a tar whose members are [TOP/]CLASS/.../IMAGE; other files are passed over."""
+    found, members = Scan(), dict[Member, int]()
     labels = {name.folder: label for label, name in enumerate(source.classes)}
-    with mapped(partition.path) as (file, content), _torn(partition, found, limits):
-        for number, member in enumerate(scan_tar(file, content)):
-            path = Path(member.name)
-            extension = path.suffix[1:].lower()
-            if extension in EXTENSIONS and path.name[0] != "." and path.parent.name in labels:
-                _keep(
-                    found,
-                    limits,
-                    content,
-                    member,
-                    key=f"{number:07d}",
-                    file=str(partition.path),
-                    extension=extension,
-                    **of_class(source, labels[path.parent.name], member.name),
-                )
+    with mapped(partition.path) as (file, content):
+        with _torn(partition, found, limits):
+            for number, member in enumerate(scan_tar(file, content)):
+                members[member] = number
+        for name, member in class_images(members, is_image):
+            _keep(
+                found,
+                limits,
+                content,
+                member,
+                key=_own(split_key(member.name)[0], in_place) or f"{members[member]:07d}",
+                file=str(partition.path),
+                extension=Path(name).suffix[1:].lower(),
+                **of_class(source, labels[as_text(name.split("/", 1)[0])], member.name),
+            )
     return found
 
 
@@ -162,6 +163,15 @@ def _inside(content: memoryview, parts: dict[str, Member], fields: Sequence[str]
 
 def _bytes(content: memoryview, member: Member) -> bytes:
     return bytes(content[member.offset : member.offset + min(member.size, MAX_TEXT_MEMBER)])
+
+
+def _own(key: str, in_place: bool) -> str:
+    """The key that a tar which stays in its place has itself; empty for one that is copied, or is no text."""
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        return ""
+    return key if in_place else ""
 
 
 def _flat(key: str) -> str:

@@ -8,6 +8,7 @@ the margin covers the rounding; the audit says if it does not. The vectors stay 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import faiss
@@ -20,23 +21,26 @@ __all__ = ["Find", "faiss_gpu", "gpu_search", "torch_tiles"]
 
 Find = Callable[[npt.NDArray[np.int64], int], npt.NDArray[np.int64]]
 """(rows, keep) -> [rows, keep] ids of the largest dot products."""
+FAISS_MOST = 2048  # neighbours a query that FAISS selects on a GPU
 COLUMNS = 1 << 16  # texts a tile: with 4,096 rows 512 MB of float16 products
 
 
 def gpu_search(vectors: Vectors, device: str) -> Find:
     library: Any = faiss  # the CPU build lacks the GPU functions
-    return faiss_gpu(vectors) if library.get_num_gpus() else torch_tiles(vectors, device)
+    if not library.get_num_gpus():
+        return torch_tiles(vectors, device)
+    few, many = faiss_gpu(vectors), cache(lambda: torch_tiles(vectors, device))
+    return lambda rows, keep: few(rows, keep) if keep <= FAISS_MOST else many()(rows, keep)
 
 
 def faiss_gpu(vectors: Vectors) -> Find:
-    """A flat index in half precision, its rows spread over all devices."""
+    """A flat index in half precision, its rows spread over all devices. At most FAISS_MOST a row."""
     library: Any = faiss
     options = library.GpuMultipleClonerOptions()
     options.useFloat16 = True
     options.shard = True
     index = library.index_cpu_to_all_gpus(faiss.IndexFlatIP(vectors.shape[1]), co=options)
-    for start in range(0, len(vectors), COLUMNS):
-        index.add(np.ascontiguousarray(vectors[start : start + COLUMNS]))
+    index.add(np.ascontiguousarray(vectors))  # at once, as an index of several devices demands; FAISS pages
 
     def find(rows: npt.NDArray[np.int64], keep: int) -> npt.NDArray[np.int64]:
         ids: npt.NDArray[np.int64] = index.search(np.ascontiguousarray(vectors[rows]), keep)[1]

@@ -107,36 +107,46 @@ def nearest(
 
 
 def plan_search(vectors: Vectors, k: int, *, target: float, memory: int | None, seed: int) -> Plan:
-    """Measure the methods that fit this machine and size, and take the quickest that fits in memory."""
-    import torch
-
+    """Measure the methods that fit this machine, size and memory, and take the quickest."""
     n, dim = vectors.shape
     k = min(k, n - 1)
+    sizes = {way: search_bytes(way[0], n, way[1] or dim, k) for way in _ways(n, dim)}
+    fitting = [way for way, size in sizes.items() if memory is None or size <= memory]
     if n <= SMALL:
         plans = [
-            Plan(method="exact", margin=MARGIN, seconds=exact_seconds(n, dim), bytes=search_bytes("exact", n, dim, k))
+            Plan(method=method, margin=MARGIN, seconds=exact_seconds(n, dim), bytes=sizes[method, part])
+            for method, part in fitting
         ]
     else:
         probe = sample_recall(vectors, k, seed)
-        if torch.cuda.is_available():
-            methods: list[tuple[str, int | None]] = [("gpu", None)]
-        else:
-            methods = [("exact", None), *(("tiles", part) for part in dict.fromkeys(_share_of(dim, s) for s in SHARES))]
-        found = [_measured(method, vectors, k, target, *probe, dim=part) for method, part in methods]
+        found = [_measured(method, vectors, k, target, *probe, dim=part) for method, part in fitting]
         plans = [plan for plan in found if plan is not None]
-        if n > LARGE and not torch.cuda.is_available():
+        tiles = min((plan.seconds for plan in plans if plan.method == "tiles"), default=None)
+        size = search_bytes("descent", n, dim, k)
+        if n > LARGE and tiles is not None and (memory is None or size <= memory):
             # Per text descent costs as much as a brute-force row of LARGE texts, whatever n is.
-            tiles = min(plan.seconds for plan in plans if plan.method == "tiles")
-            held = search_bytes("descent", n, dim, k)
-            plans.append(Plan(method="descent", margin=MARGIN, seconds=tiles * LARGE / n, bytes=held))
-    fitting = [plan for plan in plans if memory is None or plan.bytes <= memory]
-    if not fitting:
-        least = min(plan.bytes for plan in plans)
+            plans.append(Plan(method="descent", margin=MARGIN, seconds=tiles * LARGE / n, bytes=size))
+    if not plans:
+        # None fits; or those of fewer dimensions alone, which do not reach the recall.
+        needed = max(sizes.values()) if fitting else min(sizes.values())
         raise UserError(
-            f"searching {n} texts needs {least / 1e6:.0f} MB beside the embeddings, --memory allows"
+            f"searching {n} texts needs {needed / 1e6:.0f} MB beside the embeddings, --memory allows"
             f" {(memory or 0) / 1e6:.0f}: raise it, or search on a larger machine"
         )
-    return min(fitting, key=lambda plan: plan.seconds)
+    return min(plans, key=lambda plan: plan.seconds)
+
+
+def _ways(n: int, dim: int) -> list[tuple[str, int | None]]:
+    """(method, leading dimensions) to measure; None: all."""
+    import torch
+
+    if n <= SMALL:
+        return [("exact", None)]
+    if torch.cuda.is_available():
+        return [("gpu", None)]
+    tiles: list[tuple[str, int | None]] = [("tiles", part) for part in dict.fromkeys(_share_of(dim, s) for s in SHARES)]
+    # Beyond LARGE an exact search never wins, and copies all vectors.
+    return [("exact", None), *tiles] if n <= LARGE else tiles
 
 
 def sample_recall(vectors: Vectors, k: int, seed: int) -> tuple[Rows, Recall]:

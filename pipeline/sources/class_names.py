@@ -8,10 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["ClassName", "class_names"]
+from pipeline.sources.captions import normalise
+
+__all__ = ["ClassName", "as_text", "class_names"]
 
 WNID = re.compile(r"n\d{8}")
 NAMES_FILE = "classes.tsv"
+LONGEST = 2000  # characters of a caption
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +32,7 @@ def class_names(folders: Sequence[str], place: Path, template: str) -> list[Clas
     The caption uses the first name. Classes that share it (ImageNet has two cranes) use all their names, then the
     definition or the folder's name too, so that different classes stay different texts.
     """
+    folders = [as_text(folder) for folder in folders]
     known = _from_file(place / NAMES_FILE)
     imagenet = _from_imagenet([folder for folder in folders if WNID.fullmatch(folder)])
     names = [
@@ -40,9 +44,14 @@ def class_names(folders: Sequence[str], place: Path, template: str) -> list[Clas
         shared = {word for word, count in Counter(words).items() if count > 1}
         words = [more if word in shared else word for word, more in zip(words, longer, strict=True)]
     return [
-        ClassName(folder=folder, name=name, caption=template.replace("{class}", word))
+        ClassName(folder=folder, name=name, caption=normalise(template.replace("{class}", word), LONGEST))
         for folder, name, word in zip(folders, names, words, strict=True)
     ]
+
+
+def as_text(name: str) -> str:
+    """A file's name with U+FFFD for what is not UTF-8."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _from_file(path: Path) -> dict[str, str]:

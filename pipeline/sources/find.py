@@ -13,19 +13,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.images import is_image
 from pipeline.sources.class_names import ClassName, class_names
 from pipeline.sources.datasets import Dataset
 from pipeline.sources.remote import RemoteFile, find
 from pipeline.sources.source import Partition, Source
 from pipeline.sources.tables import columns, holds_images
-from shards.errors import UserError
+from shards.errors import TornTar, UserError
 from shards.remote import is_remote, shown
+from shards.tar import Member, class_images
 from shards.tar import scan as scan_tar
 
 __all__ = ["open_source"]
@@ -131,11 +133,13 @@ def _folders(dataset: Dataset, path: Path) -> Source:
 
 
 def _tar_classes(path: Path) -> list[str]:
-    """Names of the folders that hold the images of a tar, sorted."""
-    with path.open("rb") as file:
-        names = {Path(member.name).parent.name for member in scan_tar(file)} - {""}
+    """Names of the class folders of a tar, sorted."""
+    members = list[Member]()
+    with path.open("rb") as file, suppress(TornTar):  # the scan refuses it, or takes what is whole, as it is told
+        members.extend(scan_tar(file))
+    names = {name.split("/", 1)[0] for name, _ in class_images(members, is_image)}
     if not names:
-        raise UserError(f"{path} holds no class folders: its members must be named CLASS/IMAGE")
+        raise UserError(f"{path} holds no images in class folders: its members must be named CLASS/IMAGE")
     return sorted(names)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from pipeline.sources.class_names import ClassName
 from pipeline.sources.datasets import Dataset
+from shards.atomic import sha256_file
 from shards.errors import UserError
 
 __all__ = ["Partition", "Source"]
@@ -50,15 +52,24 @@ class Source:
     """Folders that the paths of tables are relative to; the first that has a file counts."""
 
     def fingerprint(self, partition: Partition | None = None) -> str:
-        """sha256 over names and sizes (of one partition): another when a file came, went or grew.
+        """sha256 over names and sizes (of one partition), and the content of tables: another when a file came, went or
+        grew, or a table was mended.
 
         Equal for a copy of the source. Of images that are files of their own only the number a class folder, or the
         table, counts.
         """
         partitions = [partition] if partition else self.partitions
         lines = [f"{p.name}\t{p.bytes}\t{p.start}\t{p.stop}\n" for p in partitions]
-        lines += [f"{path.name}\t{path.stat().st_size}\n" for path in self.tables]
+        lines += [f"{path.name}\t{_content(path, path.stat().st_mtime_ns)}\n" for path in self.tables]
         return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+    def captions_fingerprint(self, partition: Partition | None = None) -> str:
+        """sha256 over the sizes of the parquet files that img2dataset wrote beside local tars; "" without any."""
+        if self.dataset.format != "webdataset":
+            return ""
+        paths = [p.path.with_suffix(".parquet") for p in ([partition] if partition else self.partitions) if not p.url]
+        lines = [f"{path.name}\t{path.stat().st_size}\n" for path in paths if path.is_file()]
+        return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest() if lines else ""
 
     def check_in_place(self) -> None:
         """Raises UserError where there are no local tars to leave in their place."""
@@ -66,3 +77,9 @@ class Source:
             raise UserError(f"layout in-place needs tars on a local disk, not {self.where}: use --layout shuffled")
         if any(partition.path.suffix != ".tar" or not partition.path.is_file() for partition in self.partitions):
             raise UserError(f"layout in-place needs tars, and {self.where} has none: use --layout shuffled")
+
+
+@cache
+def _content(path: Path, changed: int) -> str:
+    """sha256, read once for each time that the file was changed: every partition of a table asks for it."""
+    return sha256_file(path)

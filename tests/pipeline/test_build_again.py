@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -21,9 +23,11 @@ from pipeline.build import BuildSettings, build_shards
 from pipeline.cli import app
 from pipeline.sources.datasets import load_dataset
 from pipeline.sources.find import open_source
+from pipeline.write import open_table
 from shards.errors import UserError
+from shards.reader import Shards
 from tests.pipeline.building import build, contents
-from tests.pipeline.sources import class_folders, img2dataset
+from tests.pipeline.sources import class_folders, data_set, img2dataset, pictures
 
 
 def test_other_settings_and_a_changed_source_are_refused(tmp_path: Path) -> None:
@@ -53,6 +57,80 @@ def test_a_stopped_build_names_the_source_file_that_changed(tmp_path: Path, monk
     shutil.copyfile(tmp_path / "other" / "00001.tar", source / "00001.tar")
     with pytest.raises(UserError, match=r"was begun with other source files \(\S*00001\S* has changed, or is new\)"):
         build("flickr8k", source, tmp_path / "out")
+
+
+class Stop(Exception):
+    pass
+
+
+def stopped_after_scanning(dataset: str, source: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*arguments: object) -> None:
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.build._write_all", stop)
+        with pytest.raises(Stop):
+            build(dataset, source, out)
+
+
+def test_a_table_that_is_mended_after_a_stop_is_read_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as before, and for the second time."""
+    pictures(tmp_path / "in", ["a.jpg", "b.jpg"])
+    mine, table = data_set(tmp_path / "mine.toml", format="table"), tmp_path / "in" / "t.csv"
+    table.write_text("image,caption\na.jpg,cat\nb.jpg,old\n")
+    stopped_after_scanning(mine, tmp_path / "in", tmp_path / "out", monkeypatch)
+    (tmp_path / "out" / ".work" / "samples.arrow").unlink()
+    table.write_text("image,caption\na.jpg,cat\nb.jpg,new\n")
+    build(mine, tmp_path / "in", tmp_path / "out")
+    assert sorted(Shards.open(tmp_path / "out").texts()) == ["cat", "new"]
+    table.write_text("image,caption\na.jpg,cat\nb.jpg,dog\n")
+    with pytest.raises(UserError, match="was built with other source files"):
+        build(mine, tmp_path / "in", tmp_path / "out")
+
+
+def test_other_captions_beside_a_tar_are_another_source(tmp_path: Path) -> None:
+    source = img2dataset(tmp_path / "in")
+    build("flickr8k", source, tmp_path / "out")
+    path = source / "00001.parquet"
+    table = pq.read_table(path, partitioning=None)
+    longer = [[f"longer {caption}" for caption in captions] for captions in table["captions"].to_pylist()]
+    pq.write_table(table.set_column(table.column_names.index("captions"), "captions", pa.array(longer)), path)
+    with pytest.raises(UserError, match="was built with other source files"):
+        build("flickr8k", source, tmp_path / "out")
+
+
+def test_a_stopped_build_follows_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Moved, or named from another folder."""
+    whole = build("flickr8k", img2dataset(tmp_path / "in"), tmp_path / "whole")
+    monkeypatch.chdir(tmp_path)
+    stopped_after_scanning("flickr8k", Path("in"), Path("out"), monkeypatch)
+    (tmp_path / "in").rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path / "whole")
+    build("flickr8k", Path("../moved"), Path("../out"))
+    tar = "train-000000.tar"
+    assert contents(tmp_path / "out")[tar] == contents(whole)[tar]
+
+
+def test_a_picture_that_changed_after_the_scan_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, out = class_folders(tmp_path / "in"), tmp_path / "out"
+    stopped_after_scanning("tiny-imagenet-100", source, out, monkeypatch)
+    path = next(source.rglob("*_1.JPEG"))
+    data = path.read_bytes()
+    for other in (data + b"more", data[:-9]):
+        path.write_bytes(other)
+        with pytest.raises(UserError, match=r"_1\.JPEG has changed since it was scanned: delete the unfinished folder"):
+            build("tiny-imagenet-100", source, out)
+    path.rename(path.with_name("x"))
+    with pytest.raises(UserError, match=r"_1\.JPEG is gone since it was scanned"):
+        build("tiny-imagenet-100", source, out)
+
+
+def test_samples_of_many_partitions_lie_in_one_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writers take rows of it for each shard, which in many pieces costs as much as all of it."""
+    stopped_after_scanning("flickr8k", img2dataset(tmp_path / "in", tars=5), tmp_path / "out", monkeypatch)
+    table = open_table(tmp_path / "out" / ".work" / "samples.arrow")
+    assert {column.num_chunks for column in table.columns} == {1}
+    assert {str(kind) for kind in table.schema.types} == {"large_string", "int64", "int32"}
 
 
 def test_another_description_is_no_other_build(tmp_path: Path) -> None:

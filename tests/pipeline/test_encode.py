@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import pipeline.encode.embed
-from pipeline.encode.embed import FLOAT32, choose_precision, encode_captions, encode_texts, unique_captions
+from pipeline.encode.embed import (
+    FLOAT32,
+    Precision,
+    choose_precision,
+    encode_captions,
+    encode_texts,
+    unique_captions,
+)
 from pipeline.encode.encoder import Encoder, EncoderSource, resolve_encoder
 from pipeline.encode.load import load_encoder
 from shards.errors import UserError
@@ -74,6 +82,47 @@ def test_node_is_the_normalised_mean_of_its_captions(
         "precision": "float32",
         "similarity_error": 0.0,
     }
+
+
+class Narrow(Counting):
+    """In half precision a long caption is no number; a broken one never is."""
+
+    def load(self, source: EncoderSource, device: str, precision: str) -> Encoder:
+        def embed(captions: Sequence[str]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+            rows = self.embed(list(captions))
+            bad = ["broken" in c or (precision != "float32" and len(c) > 60) for c in captions]
+            rows[np.array(bad), 3] = np.nan
+            return rows
+
+        return replace(super().load(source, device, precision), embed=embed)
+
+
+def test_vectors_that_are_no_numbers(
+    source: EncoderSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(pipeline.encode.embed, "load_encoder", Narrow().load)
+    half = Precision(precision="float16", similarity_error=0.0)
+    texts = ["a" * 70, "b", "c"]
+    paths, record = encode_captions(texts, source, tmp_path / "a", half)
+    assert record["precision"] == "float32"
+    assert np.isfinite(np.load(paths[0])).all()
+    assert "float16 is too narrow for 'aaaa" in " ".join(capsys.readouterr().err.split())
+    assert encode_captions(texts, source, tmp_path / "a")[1] == record
+    with pytest.raises(UserError, match="counting gives no finite vector for 'broken': use another --encoder"):
+        encode_captions(["b", "broken"], source, tmp_path / "b")
+
+
+def test_an_encoder_is_its_settings_too(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "config.json").write_text('{"max_seq_length": 256}')
+    (tmp_path / "README.md").write_text("a")
+    first = resolve_encoder(str(tmp_path))
+    (tmp_path / "README.md").write_text("b")
+    assert resolve_encoder(str(tmp_path)) == first
+    (tmp_path / "config.json").write_text('{"max_seq_length": 8}')
+    other = resolve_encoder(str(tmp_path))
+    assert other.identity() != first.identity()
+    assert other.record() == first.record()
 
 
 def test_a_stop_costs_one_chunk(

@@ -65,6 +65,20 @@ def test_a_decompression_bomb_is_not_decoded() -> None:
     assert problem(encoded("JPEG", (40, 30)), 40 * 30 - 1) == "image of too many pixels"
 
 
+def test_more_pixels_a_side_than_opencv_takes() -> None:
+    wide = encoded("BMP", (1 << 20 | 1, 1))
+    assert problem(wide, SOUND) is None
+    with pytest.raises(ValueError, match="decode"):
+        resized(wide, 64)
+
+
+def test_a_damaged_avif_is_no_image() -> None:
+    """Its plugin raises RuntimeError."""
+    whole = encoded("AVIF")
+    for at in range(0, len(whole), 3):
+        problem(whole[:at] + b"\xff" + whole[at + 1 :], SOUND)
+
+
 def test_resizing_keeps_the_ratio_and_small_images() -> None:
     assert image_size(resized(encoded("PNG", (400, 200)), 50)) == (100, 50)
     assert image_size(resized(encoded("JPEG", (90, 301)), 45)) == (45, 150)

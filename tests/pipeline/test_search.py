@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import faiss
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -13,7 +16,7 @@ import pipeline.search.descent
 import pipeline.search.plan
 import pipeline.search.tiles
 from pipeline.search.descent import descend
-from pipeline.search.gpu import faiss_gpu, torch_tiles
+from pipeline.search.gpu import faiss_gpu, gpu_search, torch_tiles
 from pipeline.search.neighbours import Ids, rank
 from pipeline.search.plan import nearest, plan_search, sample_recall
 from pipeline.search.tiles import quantise, search_rows
@@ -114,6 +117,29 @@ def test_torch_tiles_propose_the_nearest(monkeypatch: pytest.MonkeyPatch) -> Non
     assert true_recall(vectors, ids, 10) == 1
 
 
+def test_several_gpus_are_given_all_vectors_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FAISS's index of several devices takes one call of add(); here its devices are the CPU."""
+
+    def to_all_gpus(index: Any, co: Any) -> Any:
+        shards = faiss.IndexShards(index.d, True, True)
+        for _ in range(2):
+            shards.add_shard(faiss.IndexFlatIP(index.d))
+        return shards
+
+    monkeypatch.setattr(faiss, "GpuMultipleClonerOptions", SimpleNamespace, raising=False)
+    monkeypatch.setattr(faiss, "index_cpu_to_all_gpus", to_all_gpus, raising=False)
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 2, raising=False)
+    monkeypatch.setattr("pipeline.search.gpu.COLUMNS", 300)
+    vectors, rows = clustered(3000), np.arange(500)
+    search = gpu_search(vectors, "cpu")
+    for keep in (19, 2100):  # the second more than FAISS selects on a GPU
+        found = search(rows, keep)
+        assert found.shape == (500, keep)
+        ids, _ = rank(vectors, rows, found, 10)
+        exact = -np.sort(-(vectors[rows].astype(np.float64) @ vectors.T), axis=1)[:, 10]
+        assert (np.take_along_axis(vectors[rows] @ vectors.T, ids, 1)[:, -1] >= exact - 1e-6).all()
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_gpu_searches_agree() -> None:
@@ -173,6 +199,17 @@ def test_the_plan_is_measured_and_fits_in_memory(monkeypatch: pytest.MonkeyPatch
     assert exact.method == "exact"
     with pytest.raises(UserError, match=r"searching 1000 texts needs 0 MB .* --memory allows 0: raise it"):
         plan_search(vectors, 10, target=0.99, memory=1000, seed=0)
+    measured = []
+    real = pipeline.search.plan._measured
+
+    def noted(method: str, *args: Any, **options: Any) -> Any:
+        measured.append(method)
+        return real(method, *args, **options)
+
+    monkeypatch.setattr(pipeline.search.plan, "_measured", noted)
+    plan_search(vectors, 10, target=0.99, memory=10_000_000, seed=0)
+    assert set(measured) == {"exact"}  # trying what does not fit would take the memory
+    measured.clear()
     monkeypatch.setattr(pipeline.search.plan, "LARGE", 500)
     plans = {plan_search(vectors, 10, target=0.99, memory=None, seed=0).method}
     assert plans <= {"exact", "tiles", "descent"}

@@ -195,6 +195,32 @@ def test_a_bomb_of_pixels_neither_decodes_nor_warns() -> None:
             assert problem(bytes(data), side * side) is None  # whoever raises the cap means it
 
 
+def test_a_tar_of_class_folders_may_be_deep(tmp_path: Path) -> None:
+    """As Tiny-ImageNet's own, and with files that are no pictures: the classes of the same tree as folders."""
+    names = [f"train/{folder}/images/{folder}_{i}.JPEG" for folder in ("n02084071", "n02121808") for i in range(3)]
+    write_tar(tmp_path / "tar" / "train.tar", [("train/README.txt", b"x"), *((name, IMAGE) for name in names)])
+    for name in names:
+        path = tmp_path / "folders" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(IMAGE)
+    found = [build("tiny-imagenet-100", tmp_path / kind, tmp_path / f"{kind}-out") for kind in ("tar", "folders")]
+    assert found[0].classes == found[1].classes
+    assert len(found[0].classes) == 2
+    labels = [sorted(Shards.open(tmp_path / f"{kind}-out").index.label.tolist()) for kind in ("tar", "folders")]
+    assert labels[0] == labels[1] == [0, 0, 0, 1, 1, 1]
+
+
+def test_a_class_folder_whose_name_is_no_text(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "in", ["a", "b\nc  d"], images=2) / "train"
+    odd = Path(os.fsdecode(os.fsencode(root) + b"/caf\xe9"))
+    odd.mkdir()
+    (odd / "x.jpg").write_bytes(IMAGE)
+    manifest = build("imagenet", tmp_path / "in", tmp_path / "out")
+    assert manifest.skipped == {"file name that is not UTF-8": 1}
+    assert manifest.classes == ("a", "b\nc  d", "caf\ufffd")
+    assert sorted(Shards.open(tmp_path / "out").texts()) == ["a photo of a a", "a photo of a b c d"]
+
+
 def test_what_lies_in_class_folders(tmp_path: Path) -> None:
     """Equal stems, links, hidden files, files without an extension, and what is no picture."""
     root = class_folders(tmp_path / "in", ["a", "b"], images=2) / "train"

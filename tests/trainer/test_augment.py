@@ -185,7 +185,14 @@ def test_gif_and_webp_decode() -> None:
         assert decode(buffer.getvalue()).shape == (10, 20, 3)
 
 
-@pytest.mark.parametrize("data", [b"", b"not an image", jpeg(np.random.default_rng(0))[:300]])
+def wide() -> bytes:
+    """Wider than OpenCV takes, and Pillow's cap on pixels."""
+    header = bytearray(cv2.imencode(".bmp", np.zeros((1, 8, 3), np.uint8))[1].tobytes())
+    header[18:26] = (1 << 20 | 1).to_bytes(4, "little") + (1000).to_bytes(4, "little")
+    return bytes(header)
+
+
+@pytest.mark.parametrize("data", [b"", b"not an image", jpeg(np.random.default_rng(0))[:300], wide()])
 def test_what_does_not_decode_is_a_bad_image(data: bytes) -> None:
     with pytest.raises(BadImage):
         decode(data)
