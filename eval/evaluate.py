@@ -138,7 +138,7 @@ def evaluation_hash(model: Model, bench: Bench, method: Method, settings: Settin
         "bench": bench.name,
         "pictures": {images.name: images.fingerprint for images in bench.sets},
         "labels": labels,
-        "columns": [[column.name, column.about] for column in bench.columns],
+        "columns": [[column.name, column.about, column.score.truth] for column in bench.columns],
         "partial": bench.partial,
         "protocol": method_table(method, model, settings),
     }

@@ -39,6 +39,7 @@ CHUNK = 8192  # rows of a part
 BATCH = 256
 MAX_BAD = 0.01  # share of pictures that may not decode
 HALF_ABOVE = 4 << 30  # bytes of float32 above which features are kept in half precision
+LONGEST = 32  # longer sides over shorter ones; of longer pictures only the middle is looked at
 IMAGES_PER_WORKER = 1000  # fewer do not repay starting a process
 
 
@@ -151,7 +152,14 @@ def _fill(model: Model, images: ImageSet, folder: Path, missing: list[int], max_
                 budget.skip("do not decode", key)
             values = network(normalise(pixels.to(place), model.transform)).float().cpu().numpy()
             values[~ok] = 0
-            collected.append(values.astype(np.float16) if half else values)
+            if half:
+                values = values.astype(np.float16)
+            if not np.isfinite(values).all():
+                raise UserError(
+                    f"{model.name} gives features of {images.name} that are no numbers, or too large to be kept: its "
+                    "weights are damaged, or its training diverged"
+                )
+            collected.append(values)
             masks.append(ok)
             advance(len(ok))
             if sum(map(len, masks)) == CHUNK:
@@ -173,6 +181,7 @@ def normalise(pixels: torch.Tensor, transform: Transform) -> torch.Tensor:
 def centre_crop(image: npt.NDArray[np.uint8], transform: Transform) -> npt.NDArray[np.uint8]:
     """Resize the shorter side to image_size / crop_pct, cut the central square: [size, size, 3]."""
     size = transform.image_size
+    image = _less_long(image)
     height, width = image.shape[:2]
     side = round(size / transform.crop_pct)
     scale = side / min(height, width)
@@ -183,6 +192,14 @@ def centre_crop(image: npt.NDArray[np.uint8], transform: Transform) -> npt.NDArr
         image = np.asarray(cv2.resize(image, (width, height), interpolation=method), np.uint8)
     top, left = (height - size) // 2, (width - size) // 2
     return image[top : top + size, left : left + size]
+
+
+def _less_long(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """The middle of a picture far longer than wide: resized whole, one of 60,000 x 1 pixels would take gigabytes."""
+    height, width = image.shape[:2]
+    most = LONGEST * min(height, width)
+    top, left = max(0, height - most) // 2, max(0, width - most) // 2
+    return image[top : top + most, left : left + most]
 
 
 class _Crops(Dataset[Any]):

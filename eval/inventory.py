@@ -30,7 +30,7 @@ def look(name: str) -> tuple[str, str, list[str]]:
 
 
 def show_inventory(runs: Path = Path("runs")) -> None:
-    """Benchmarks, then runs; listing files only, no picture is opened."""
+    """Benchmarks, then runs; files are listed, no picture is decoded."""
     console = Console(highlight=False)
     root = benchmarks_root()
     table = Table(title=f"benchmarks, below {root} ($XCLR_BENCHMARKS)", title_justify="left", box=box.SIMPLE_HEAD)

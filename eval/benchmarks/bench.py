@@ -51,12 +51,21 @@ Pixels = npt.NDArray[np.uint8]
 LEFT_OUT = -1
 """The label of a training image that a task leaves out."""
 
-Scorer = Callable[[Floats, Ints], Floats]
-"""(scores [m, classes], rows [m]) -> hits [m]: 1 right, 0 wrong, NaN not counted.
 
-scores: of a task's classes, larger is likelier; may hold ties, which go to the lower class (argmax's rule).
-rows: positions in the column's ImageSet, in any order and any part of it: it is called block by block.
-"""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scorer:
+    """(scores [m, classes], rows [m]) -> hits [m]: 1 right, 0 wrong, NaN not counted.
+
+    scores: of a task's classes, larger is likelier; may hold ties, which go to the lower class (argmax's rule).
+    rows: positions in the column's ImageSet, in any order and any part of it: it is called block by block.
+    """
+
+    judge: Callable[[Floats, Ints], Floats]
+    truth: str
+    """fingerprint() of the labels and mappings behind it: other ones are another evaluation."""
+
+    def __call__(self, scores: Floats, rows: Ints) -> Floats:
+        return self.judge(scores, rows)
 
 
 class Absent(UserError):
@@ -202,14 +211,14 @@ def top(labels: npt.ArrayLike, k: int = 1) -> Scorer:
         rank = scores.shape[1] - 1 - behind.sum(1)
         return np.where(counted, rank < k, np.nan).astype(np.float32)
 
-    return score
+    return Scorer(judge=score, truth=fingerprint(["top", k, truth.tobytes()]))
 
 
 def fingerprint(parts: Iterable[object]) -> str:
     """sha256 over the parts, in order: the file names and sizes of a set, and whatever else decides its pixels."""
     digest = hashlib.sha256()
     for part in parts:
-        data = str(part).encode("utf-8", "surrogateescape")
+        data = part if isinstance(part, bytes) else str(part).encode("utf-8", "surrogateescape")
         digest.update(len(data).to_bytes(8, "little"))
         digest.update(data)
     return digest.hexdigest()

@@ -28,7 +28,6 @@ from eval.benchmarks.bench import (
     Summary,
     Task,
     check_counts,
-    fingerprint,
     top,
 )
 from eval.benchmarks.imagefolder import Pictures, list_folder
@@ -124,8 +123,7 @@ def _pictures(root: Path) -> tuple[Pictures, list[str]]:
 
 
 def _image_set(pictures: Pictures, keys: list[str]) -> ImageSet:
-    parts = (f"{key} {size}" for key, size in zip(keys, pictures.sizes, strict=True))
-    return ImageSet(name=SET, keys=keys, read=pictures.read, fingerprint=fingerprint(parts), may_train=True)
+    return ImageSet(name=SET, keys=keys, read=pictures.read, fingerprint=pictures.fingerprint(keys), may_train=True)
 
 
 def _column(task: str, labels: Ints, head: str, seed: int) -> Column:

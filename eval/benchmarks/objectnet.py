@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.benchmarks.bench import Bench, Column, ImageSet, Pixels, Source, check_counts, fingerprint
+from eval.benchmarks.bench import Bench, Column, ImageSet, Pixels, Source, check_counts
 from eval.benchmarks.imagefolder import Pictures, list_folder
 from eval.benchmarks.imagenet_labels import class_index
 from eval.benchmarks.imagenet_tree import TASK, need, splits, train_set, training_counts
@@ -150,12 +150,17 @@ def _images_folder(root: Path) -> Path:
 
 def _test_set(pictures: Pictures, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> ImageSet:
     """The pictures of the overlap; the others are never decoded."""
-    keys = [pictures.keys[row] for row in rows]
+    kept = Pictures(
+        where=pictures.where,
+        keys=[pictures.keys[row] for row in rows],
+        sizes=[pictures.sizes[row] for row in rows],
+        read=lambda position: pictures.read(int(rows[position])),
+    )
     return ImageSet(
         name=SET,
-        keys=keys,
-        read=lambda position: pictures.read(int(rows[position])),
-        fingerprint=fingerprint(["red frame removed", *(f"{pictures.keys[r]} {pictures.sizes[r]}" for r in rows)]),
+        keys=kept.keys,
+        read=kept.read,
+        fingerprint=kept.fingerprint(kept.keys, "red frame removed"),
         prepare=remove_border,
         may_train=False,
     )

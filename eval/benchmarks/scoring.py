@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from eval.benchmarks.bench import LEFT_OUT, Floats, Ints, Scorer
+from eval.benchmarks.bench import LEFT_OUT, Floats, Ints, Scorer, fingerprint
 
 __all__ = ["any_of", "mapped"]
 
@@ -34,7 +34,7 @@ def any_of(right: Sequence[Collection[int]], k: int = 1, among: Collection[int] 
         counted = (wanted != NOTHING).any(1)
         return np.where(counted, _best_rank(chosen, wanted) < k, np.nan).astype(np.float32)
 
-    return score
+    return Scorer(judge=score, truth=fingerprint(["any of", k, sorted(among or ()), table.shape, table.tobytes()]))
 
 
 def mapped(labels: npt.ArrayLike, mapping: npt.ArrayLike) -> Scorer:
@@ -49,7 +49,7 @@ def mapped(labels: npt.ArrayLike, mapping: npt.ArrayLike) -> Scorer:
         hits = (broad[scores.argmax(1)] == wanted) & ~np.isnan(scores).any(1)
         return np.where(wanted != LEFT_OUT, hits, np.nan).astype(np.float32)
 
-    return score
+    return Scorer(judge=score, truth=fingerprint(["mapped", truth.tobytes(), broad.tobytes()]))
 
 
 def _table(right: Sequence[Collection[int]]) -> Ints:

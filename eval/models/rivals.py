@@ -46,7 +46,10 @@ def open_torchvision(name: str, *, untrained: bool = False) -> Model:
         network = models.get_model(name, weights=None if untrained else weights)
     except OSError as error:
         raise UserError(f"torchvision's weights of {name} cannot be had ({_first_line(error)})") from None
-    last = [key for key, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
+    linear = [key for key, module in network.named_modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise UserError(f"torchvision:{name} does not end in a linear layer, whose input would be its features")
+    last = linear[-1]
     parent, _, child = last.rpartition(".")
     setattr(network.get_submodule(parent), child, nn.Identity())
     preset = weights.transforms()
@@ -82,11 +85,23 @@ def _open_export(folder: Path) -> Model:
 
 def _open_transformers(folder: Path, config: dict[str, Any]) -> Model:
     from transformers import AutoModel
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    torch.manual_seed(SEED)  # of weights that are not in the folder, and not used, but part of the hash
     try:
-        network = AutoModel.from_pretrained(str(folder), local_files_only=True)
+        network, loading = AutoModel.from_pretrained(str(folder), local_files_only=True, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise UserError(f"{folder} cannot be loaded by transformers: {_first_line(error)}") from None
+    # A classifier's checkpoint has no pooler, and transformers draws one at random: then its first token counts.
+    missing = {key for key in loading["missing_keys"] if "vision_model" in key or not hasattr(network, "vision_model")}
+    pooler = {key for key in missing if "pooler." in key}
+    if missing - pooler:
+        raise UserError(
+            f"{folder} lacks {len(missing - pooler)} weights of its model, among them {min(missing - pooler)}: "
+            "transformers would draw them at random"
+        )
     vision = getattr(network, "vision_model", network)  # of CLIP and its kin
     size = int(getattr(vision.config, "image_size", 224))
     kind = config["model_type"]
@@ -94,20 +109,24 @@ def _open_transformers(folder: Path, config: dict[str, Any]) -> Model:
     if transform is None:
         transform = Transform(image_size=size, crop_pct=0.875, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     return _model(
-        _Pooled(vision), f"transformers:{kind}", transform, {"objective": folder.name, "checkpoint": str(folder)}
+        _Pooled(vision, pooler=not pooler),
+        f"transformers:{kind}",
+        transform,
+        {"objective": folder.name, "checkpoint": str(folder)},
+        config=json.dumps(config, sort_keys=True),
     )
 
 
 class _Pooled(nn.Module):
     """The pooled output of a transformers model, or its first token where it has none."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, *, pooler: bool) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.pooler = network, pooler
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         out = self.network(pixel_values=images)
-        pooled = getattr(out, "pooler_output", None)
+        pooled = getattr(out, "pooler_output", None) if self.pooler else None
         return cast(torch.Tensor, out.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1))
 
 
@@ -142,7 +161,8 @@ def _of_timm(network: nn.Module, name: str, about: dict[str, object]) -> Model:
     return _model(network, name, transform, about)
 
 
-def _model(network: nn.Module, name: str, transform: Transform, about: dict[str, object]) -> Model:
+def _model(network: nn.Module, name: str, transform: Transform, about: dict[str, object], config: str = "") -> Model:
+    """config: what decides the outputs besides the name, the weights and the transform."""
     network = network.eval()
     size = transform.image_size
     with torch.inference_mode():
@@ -154,7 +174,7 @@ def _model(network: nn.Module, name: str, transform: Transform, about: dict[str,
         network=network,
         feature_dim=int(dim[1]),
         transform=transform,
-        sha256=weights_hash(network, name),
+        sha256=weights_hash(network, name + config),
         about={"model": name, "step": None, **about},
     )
 

@@ -18,8 +18,8 @@ COLUMNS = (
     ("imagenet9", "mixed_same"),
     ("imagenet9", "mixed_rand"),
     ("objectnet", "objectnet"),
-    ("mit-states", "objects"),
-    ("mit-states", "attributes"),
+    ("mit-states", "object"),
+    ("mit-states", "attribute"),
 )
 """(benchmark, column) of each figure below; which of ObjectNet's two scorings the paper used, it does not say."""
 

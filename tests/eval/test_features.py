@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -103,6 +104,7 @@ def test_a_damaged_part_alone_is_made_again(
 SLOW = """
 import time, dataclasses
 from pathlib import Path
+from typing import Any
 import eval.features as module
 from tests.eval.make_folders import make_model, make_set
 module.CHUNK, module.BATCH = 8, 4
@@ -142,6 +144,33 @@ def test_what_does_not_decode_is_left_out_and_counted(tmp_path: Path) -> None:
     assert 3 not in np.concatenate([rows for rows, _ in features.blocks()])
     with pytest.raises(UserError, match=r"11 of the first \d+ samples are unusable \(11 do not decode"):
         extract(make_model(), make_set(30, bad=tuple(range(12))), tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(1, 60_000), (60_000, 1)])
+def test_a_picture_that_is_all_length_takes_no_memory(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    real = cv2.resize
+
+    def noted(image: Any, size: tuple[int, int], **options: Any) -> Any:
+        sizes.append(size)
+        return real(image, size, **options)
+
+    monkeypatch.setattr(cv2, "resize", noted)
+    out = centre_crop(
+        np.full((*shape, 3), 7, np.uint8), Transform(image_size=224, crop_pct=0.875, mean=NORMAL, std=NORMAL)
+    )
+    assert out.shape == (224, 224, 3)
+    assert (out == 7).all()
+    assert max(sizes[0]) < 10_000
+
+
+def test_features_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    model = make_model()
+    with torch.no_grad():
+        model.network.scale.fill_(float("nan"))
+    with pytest.raises(UserError, match="colours gives features of train that are no numbers"):
+        extract(model, make_set(30), tmp_path)
+    assert not list(tmp_path.rglob("part-*"))
 
 
 def test_prepare_sees_the_decoded_picture(tmp_path: Path) -> None:

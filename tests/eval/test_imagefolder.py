@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
+from eval.benchmarks.bench import top
 from eval.benchmarks.imagefolder import list_tar
 from eval.benchmarks.registry import open_bench
+from eval.benchmarks.scoring import any_of, mapped
+from eval.evaluate import Settings, evaluation_hash
+from eval.models.open import open_model
 from eval.report.show import show_result
 from shards.errors import UserError
 from tests.eval.make_folders import as_tars, make_folders
@@ -92,6 +99,35 @@ def test_results_lie_beside_the_checkpoint_and_a_second_call_says_it_reuses(
     capsys.readouterr()
     assert run_eval([*call, "--out", str(tmp_path)]) == 2
     assert f"--out {tmp_path} is a folder: give the name of a .json file" in capsys.readouterr().err
+
+
+def test_equal_names_and_sizes_are_not_equal_pictures(tmp_path: Path) -> None:
+    """Formats without compression give equal sizes to all pictures."""
+    found = []
+    for name, value in (("clean", 10), ("noise", 200)):
+        for split in ("train", "val"):
+            for label in ("a", "b"):
+                path = tmp_path / name / split / label / "x.bmp"
+                path.parent.mkdir(parents=True)
+                cv2.imwrite(str(path), np.full((8, 8, 3), value, np.uint8))
+        bench = open_bench("imagefolder", tmp_path / name)
+        found.append({images.name: images.fingerprint for images in bench.sets})
+    assert found[0].keys() == found[1].keys()
+    assert not set(found[0].values()) & set(found[1].values())
+
+
+def test_other_labels_of_the_test_images_are_another_evaluation(run: Path, folders: Path, tmp_path: Path) -> None:
+    model, bench = open_model(str(run)), open_bench("imagefolder", folders)
+    settings = Settings(features=tmp_path)
+    before = evaluation_hash(model, bench, "knn", settings)
+    truth = np.zeros(len(bench.by_name["val"]), np.int64)
+    column = bench.columns[0]
+    for score in (top(truth), top(truth, 2), any_of([{0}] * len(truth)), mapped(truth, [0, 1, 1, 1])):
+        other = replace(bench, columns=(replace(column, score=score), *bench.columns[1:]))
+        found = evaluation_hash(model, other, "knn", settings)
+        assert found != before
+        before = found
+    assert evaluation_hash(model, other, "knn", settings) == before
 
 
 def test_more_neighbours_than_images_are_refused_before_features_are_extracted(

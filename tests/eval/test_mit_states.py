@@ -12,6 +12,7 @@ import pytest
 
 from eval.benchmarks.bench import LEFT_OUT, Bench, Source
 from eval.benchmarks.mit_states import SEEDS, even_split, open_mit_states, split_text
+from eval.report.published import published_rows
 from shards.errors import UserError
 from tests.eval.trees import desk, picture, scored, xclr_eval
 
@@ -104,6 +105,11 @@ def test_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     refused = str(xclr_eval("linear-probe", "--bench", "mit-states").exception)
     assert "images: 48 of 53,753" in refused
+
+
+def test_published_figures_name_its_columns(tmp_path: Path) -> None:
+    bench = opened(make_states(tmp_path))
+    assert len(published_rows([(bench.name, summary.name) for summary in bench.summaries])) == 3
 
 
 def test_genuine_pictures_and_names(data_root: Path | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

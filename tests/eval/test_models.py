@@ -9,7 +9,14 @@ import pytest
 import timm
 import torch
 from torchvision.models import get_model
-from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    Dinov2Config,
+    Dinov2Model,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from eval.models.model import Model
 from eval.models.open import open_model
@@ -91,6 +98,33 @@ def test_clip_in_transformers_format_is_its_image_tower(tmp_path: Path) -> None:
     assert model.transform.image_size == 32
 
 
+def test_a_vit_without_its_pooler_gives_its_first_token(tmp_path: Path) -> None:
+    """As classifiers are saved: transformers would draw a pooler at random, another one each time."""
+    config = ViTConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8
+    )
+    network = ViTForImageClassification(config).eval()
+    network.save_pretrained(tmp_path / "a")
+    first, second = open_model(str(tmp_path / "a")), open_model(str(tmp_path / "a"))
+    assert first.sha256 == second.sha256
+    torch.testing.assert_close(features(first), network.vit(IMAGES).last_hidden_state[:, 0].detach())
+    torch.testing.assert_close(features(first), features(second))
+    state = {name: value for name, value in network.state_dict().items() if "attention" not in name}
+    network.save_pretrained(tmp_path / "b", state_dict=state)
+    with pytest.raises(UserError, match=r"lacks \d+ weights of its model, among them .*attention"):
+        open_model(str(tmp_path / "b"))
+
+
+def test_the_same_weights_with_another_configuration_are_another_model(tmp_path: Path) -> None:
+    config = Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
+    Dinov2Model(config).save_pretrained(tmp_path)
+    before = open_model(str(tmp_path))
+    assert open_model(str(tmp_path)).sha256 == before.sha256
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace('"num_attention_heads": 2', '"num_attention_heads": 4'))
+    assert open_model(str(tmp_path)).sha256 != before.sha256
+
+
 def test_a_rival_goes_through_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = make_folders(tmp_path / "data")
     call = ["knn", "--bench", "imagefolder", "--data", str(data), "--k", "3", "--out", str(tmp_path / "out.json")]
@@ -115,6 +149,8 @@ def test_wrong_models_are_one_line(run: Path, tmp_path: Path) -> None:
         open_model(str(tmp_path))
     with pytest.raises(UserError, match="timm has no model 'resnot'"):
         open_model("timm:resnot")
+    with pytest.raises(UserError, match="squeezenet1_0 does not end in a linear layer"):
+        open_model("torchvision:squeezenet1_0", untrained=True)
     with pytest.raises(UserError, match="torchvision has no classifier 'resnot'"):
         open_model("torchvision:resnot")
     with pytest.raises(UserError, match="knows no initial weights"):

@@ -48,9 +48,9 @@ def value(made: Bench, accuracy: float, partial: tuple[str, ...] = ()) -> dict[s
 
 
 def results() -> dict[str, Any]:
-    seeds = ("objects_seed0", "objects_seed1")
-    mean = Summary(name="objects", kind="mean", columns=seeds)
-    deviation = Summary(name="objects_deviation", kind="deviation", columns=seeds)
+    seeds = ("object_seed0", "object_seed1")
+    mean = Summary(name="object", kind="mean", columns=seeds)
+    deviation = Summary(name="object_deviation", kind="deviation", columns=seeds)
     gap = Summary(name="gap", kind="difference", columns=("top1", "top5"), about="difference")
     parts = [
         ("imagenet", bench("imagenet", ("top1", "top5"), (gap,))),
@@ -76,11 +76,11 @@ def test_columns_are_named_by_benchmark_and_means_stand_for_their_splits() -> No
         "imagenet/top5",
         "imagenet 1%/top1",
         "imagenet 1%/top5",
-        "mit-states/objects",
+        "mit-states/object",
     ]
     row = table["rows"][0]
     assert set(row["linear_probe"]) == set(row["knn"]) == set(table["columns"])
-    assert row["details"]["linear_probe"]["mit-states/objects"]["deviation"] == 60.0
+    assert row["details"]["linear_probe"]["mit-states/object"]["deviation"] == 60.0
     assert "candidates" not in row["chosen"]["imagenet/linear_probe"]["class"]
     assert table["partial"] == ["mit-states: images: 3 of 4"]
 
@@ -88,8 +88,8 @@ def test_columns_are_named_by_benchmark_and_means_stand_for_their_splits() -> No
 def test_published_figures_stand_beside_and_say_what_they_are(tmp_path: Path) -> None:
     table = results()
     by_name = {row["method"]: row for row in table["published"]}
-    assert by_name["X-CLR on ImageNet"]["linear_probe"] == {"imagenet/top1": 75.6, "mit-states/objects": 45.8}
-    assert by_name["SimCLR on ImageNet"]["approximate"] == ["mit-states/objects"]
+    assert by_name["X-CLR on ImageNet"]["linear_probe"] == {"imagenet/top1": 75.6, "mit-states/object": 45.8}
+    assert by_name["SimCLR on ImageNet"]["approximate"] == ["mit-states/object"]
     text = markdown(table)
     assert "| *X-CLR on ImageNet, published* | ~75.6 |  |  |  | ~45.8 |" in text
     assert "| *SupCon on ImageNet, published* | 74.3 |  |  |  | ~45.3 |" in text
@@ -109,4 +109,4 @@ def test_published_figures_stand_beside_and_say_what_they_are(tmp_path: Path) ->
 def test_published_rows_come_only_with_their_benchmarks() -> None:
     assert published_rows([("demo", "object")]) == []
     assert len(published_rows([("imagenet", "top1")])) == len(FIGURES)
-    assert len(published_rows([("mit-states", "objects")])) == 3
+    assert len(published_rows([("mit-states", "object")])) == 3
