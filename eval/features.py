@@ -145,7 +145,9 @@ def _fill(model: Model, images: ImageSet, folder: Path, missing: list[int], max_
     collected: list[npt.NDArray[Any]] = []
     masks: list[npt.NDArray[np.bool_]] = []
     pending = iter(missing)
-    with bar(f"features of {images.name}", len(rows)) as advance, torch.inference_mode():
+    # Else a GPU's convolutions round to TF32's ten bits, and features that a CPU began would be gone on with in others.
+    exact = torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False)
+    with bar(f"features of {images.name}", len(rows)) as advance, torch.inference_mode(), exact:
         for pixels, ok, keys in loader(_Crops(images, model.transform), batches, 3 * size**2):
             budget.ok(int(ok.sum()))
             for key in keys:

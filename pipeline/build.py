@@ -310,7 +310,12 @@ def _written(work: Path, name: str) -> ShardResult | None:
     if found is None:
         return None
     files = {path: FileEntry(**entry) for path, entry in found.pop("files").items()}
-    return ShardResult(files=files, **found)
+    whole = all(_bytes_of(work.parent / path) == entry.bytes for path, entry in files.items())
+    return ShardResult(files=files, **found) if whole else None
+
+
+def _bytes_of(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else -1
 
 
 def _check_room(out: Path, samples: pa.Table) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
@@ -25,16 +26,37 @@ def alone(folder: Path, instead: str) -> Iterator[Path]:
     instead: what the second one may do, besides waiting.
     """
     work = folder / WORK
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is building {folder}: wait for it, or {instead}") from None
+    with _locked(work / "lock", UserError(f"another process is building {folder}: wait for it, or {instead}")):
         try:
             yield work
         finally:
             _remove_if_idle(work)
+
+
+@contextmanager
+def _locked(path: Path, busy: UserError) -> Iterator[None]:
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = path.open("w")
+        except FileNotFoundError:  # a process that was done has removed the folder
+            continue
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise busy from None
+            if _is_still(path, file.fileno()):
+                yield
+                return
+            # Of a folder that is gone: a third process may hold the new one's.
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _remove_if_idle(work: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import shutil
@@ -25,6 +26,7 @@ from pipeline.sources.datasets import load_dataset
 from pipeline.sources.find import open_source
 from pipeline.write import open_table
 from shards.errors import UserError
+from shards.manifest import Manifest
 from shards.reader import Shards
 from tests.pipeline.building import build, contents
 from tests.pipeline.sources import class_folders, data_set, img2dataset, pictures
@@ -181,6 +183,37 @@ def test_two_builds_in_one_folder(tmp_path: Path) -> None:
         build("flickr8k", source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     build("flickr8k", source, tmp_path / "out")
+
+
+def test_a_lock_of_a_folder_that_was_removed_holds_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opened just before another builder, done, took the folder away."""
+    from pipeline import work
+
+    real, taken = fcntl.flock, []
+
+    def flock(file: Any, how: int) -> None:
+        if not taken:
+            taken.append(file)
+            shutil.rmtree(tmp_path / "out" / ".work")
+        real(file, how)
+
+    monkeypatch.setattr(work.fcntl, "flock", flock)
+    with work.alone(tmp_path / "out", "wait"):
+        assert (tmp_path / "out" / ".work" / "lock").exists()
+        with pytest.raises(UserError, match="another process is building"), work.alone(tmp_path / "out", "wait"):
+            pass
+
+
+def test_a_shard_that_went_after_a_stop_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, out = img2dataset(tmp_path / "in", samples=10), tmp_path / "out"
+    whole = build("flickr8k", source, tmp_path / "whole", shard_size=5)
+    with monkeypatch.context() as patch:
+        patch.setattr(Manifest, "save", lambda manifest, root: (_ for _ in ()).throw(Stop()))
+        with pytest.raises(Stop):
+            build("flickr8k", source, out, shard_size=5)
+    (out / "train-000001.tar").unlink()
+    build("flickr8k", source, out, shard_size=5)
+    assert contents(out) == contents(whole)
 
 
 def test_a_stopped_build_goes_on_from_its_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
