@@ -30,10 +30,11 @@ def prefetch(size: int, workers: int, remedy: str) -> int:
 
     Raises UserError, naming `remedy`, where the shared memory cannot hold one of each.
     """
-    free = free_shared_memory()
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of this machine, each with a loader of its own
+    free = free_shared_memory() // ranks
     if size * workers > free:
         raise UserError(
-            f"{workers} loader processes with a batch of {size / 2**20:.0f} MiB each do not fit the "
-            f"{free / 2**20:.0f} MiB that are free in /dev/shm: {remedy}, or enlarge it (docker run --shm-size)"
+            f"{ranks * workers} loader processes with a batch of {size / 2**20:.0f} MiB each do not fit the "
+            f"{ranks * free / 2**20:.0f} MiB that are free in /dev/shm: {remedy}, or enlarge it (docker run --shm-size)"
         )
     return max(1, min(4, min(AHEAD, free // 2) // (size * workers)))

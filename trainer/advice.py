@@ -104,7 +104,7 @@ class Adviser:
             out["wait"] = (
                 f"{wait:.0%} of the time goes by waiting for images: raise --workers (now {self.workers} a rank), put "
                 "the shards on a faster disk, or at a smaller size"
-                if wait > WAIT[self.device]
+                if wait > WAIT.get(self.device, WAIT["cuda"])
                 else None
             )
         return out

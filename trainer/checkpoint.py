@@ -26,6 +26,7 @@ from trainer.recipe import Recipe
 
 __all__ = [
     "BackboneInfo",
+    "checkpoint_path",
     "checkpoints",
     "find_checkpoint",
     "load_backbone",
@@ -63,6 +64,10 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(run.glob("checkpoints/step-*.pt"))
 
 
+def checkpoint_path(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step-{step:08d}.pt"
+
+
 def run_of(checkpoint: Path) -> Path:
     """The run's folder; of a checkpoint that was moved elsewhere, the folder it lies in."""
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
@@ -93,7 +98,7 @@ def find_checkpoint(path: Path | None = None, runs: Path = Path("runs")) -> Path
 
 def write_checkpoint(run: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     """Write checkpoints/step-STEP.pt, then delete all but the newest `keep`."""
-    path = run / "checkpoints" / f"step-{step:08d}.pt"
+    path = checkpoint_path(run, step)
     _write(path, {"version": VERSION, "step": step, **state})
     for old in checkpoints(run)[:-keep]:
         old.unlink()

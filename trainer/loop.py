@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from rich.markup import escape
 
 from shards.atomic import sha256_file
 from shards.bars import say
@@ -83,7 +84,7 @@ def train(recipe: Recipe, run: Path, world: World, *, resume: bool = False) -> R
 def _train(
     recipe: Recipe, run: Path, world: World, shards: Shards, plan: BatchPlan, total: int, data_id: str, *, resume: bool
 ) -> Result:
-    state = setup.resume_state(run, recipe, data_id, resume=resume)
+    state = setup.resume_state(run, recipe, data_id, world, resume=resume)
     start = int(state["step"]) if state else 0
     if start >= total:
         return Result(run=run, steps=total, already_done=True, loss=None)
@@ -93,7 +94,7 @@ def _train(
     setup.check_graph(run, state, recipe, graph)
     loop = _Loop(recipe, run, world, shards, graph, plan, data_id, fresh=state is None)
     if world.is_main:
-        setup.describe_run(run, recipe, shards, total)
+        setup.describe_run(run, recipe, shards, start=start, total=total)
     with setup.status_kept(run) if world.is_main else nullcontext():
         return loop.go(state, start, total)
 
@@ -115,8 +116,10 @@ class _Loop:
     ) -> None:
         self.recipe, self.run, self.world, self.shards, self.plan = recipe, run, world, shards, plan
         self.data_id, self.graph_id = data_id, setup.graph_id(recipe, graph)
-        monitor = world.is_main and recipe.run.knn_every > 0
-        self.monitor = Monitor(shards, graph, recipe.augment.image_size, recipe.seed) if monitor else None
+        self.monitor: Monitor | None = None
+        if world.is_main and recipe.run.knn_every > 0:
+            codes = graph or setup.monitors_graph(recipe, shards)
+            self.monitor = Monitor(shards, codes, recipe.augment.image_size, recipe.seed)
         self.stepper = setup.build_stepper(
             recipe, shards, graph, world, steps_per_epoch=plan.steps_per_epoch, fresh=fresh
         )
@@ -126,7 +129,7 @@ class _Loop:
         self.budget = SkipBudget("training images", BAD_IMAGES, remedy=remedy)
         self.best = float("-inf")
         self.saver = Saver()
-        self.asked: torch.Tensor | None = None
+        self.asked: _Later | None = None
 
     def go(self, state: dict[str, Any] | None, start: int, total: int) -> Result:
         if state:
@@ -191,10 +194,12 @@ class _Loop:
                 metrics.advance(done)
             if done % per_epoch == 0 and recipe.run.knn_every and (done // per_epoch) % recipe.run.knn_every == 0:
                 self._check_finite(finite, done)
+                self._check_finite(self._weights_finite(), done, "weights are")
                 self._watch(metrics, done)
             stop = self._told(bool(stopping))
             if done % recipe.run.checkpoint_every == 0 or last or stop:
                 self._check_finite(finite, done)
+                self._check_finite(self._weights_finite(), done, "weights are")
                 self._save(done, total)
             if stop and not last:
                 raise Stopped(
@@ -243,16 +248,21 @@ class _Loop:
     def _write(self, metrics: Metrics, values: dict[str, float]) -> None:
         metrics.step(values)
         for text in self.adviser.look(values):
-            metrics.say(f"[yellow]warning:[/] {text}")
+            metrics.say(f"[yellow]warning:[/] {escape(text)}")
             metrics.event("warning", step=values["step"], text=text)
 
-    def _check_finite(self, finite: torch.Tensor, done: int) -> None:
+    def _weights_finite(self) -> torch.Tensor:
+        """The loss is of the weights before a step: this is asked of those after it, before they are kept."""
+        sums = [parameter.detach().sum() for parameter in self.stepper.encoder.parameters()]
+        return torch.stack(sums).isfinite().all()
+
+    def _check_finite(self, finite: torch.Tensor, done: int, what: str = "loss is") -> None:
         if self._agree(not bool(finite)):
             self.saver.wait()
             kept = checkpoints(self.run)
             where = f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was written yet"
             raise UserError(
-                f"the loss is not finite at step {done}; {where}. "
+                f"the {what} not finite at step {done}; {where}. "
                 "Lower the learning rate, lengthen the warm-up, or use precision = 'float32'"
             )
 
@@ -260,9 +270,10 @@ class _Loop:
         """Whether any rank was told to stop; of several, before this step: no step waits for the others' answers."""
         if self.world.size == 1:
             return flag
-        answer, self.asked = self.asked, torch.full((), int(flag), device=self.world.device)
-        dist.all_reduce(self.asked, op=dist.ReduceOp.MAX)
-        return answer is not None and bool(answer)
+        before, asked = self.asked, torch.full((), int(flag), device=self.world.device)
+        dist.all_reduce(asked, op=dist.ReduceOp.MAX)
+        self.asked = _Later(asked)
+        return before is not None and before.read()
 
     def _agree(self, flag: bool) -> bool:
         """Whether any rank says so."""
@@ -292,6 +303,22 @@ class _Loop:
             "graph": self.graph_id,
             "best": self.best,
         }
+
+
+class _Later:
+    """A flag on the device, read a step later: then only what was queued before it is waited for, not this step."""
+
+    def __init__(self, flag: torch.Tensor) -> None:
+        self.flag, self.copied = flag, None
+        if flag.device.type == "cuda":
+            self.flag = torch.empty((), dtype=flag.dtype, pin_memory=True).copy_(flag, non_blocking=True)
+            self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self.copied.record()
+
+    def read(self) -> bool:
+        if self.copied:
+            self.copied.synchronize()
+        return bool(self.flag)
 
 
 class _Clock:

@@ -161,6 +161,8 @@ def _fused(rows: torch.Tensor) -> Repel:
     try:
         from trainer import fused
     except ImportError:
-        raise UserError("the fused loss needs Triton, which is not installed: use --implementation tiled") from None
+        raise UserError(
+            "the fused loss needs Triton, which is not installed: leave objective.implementation out of the recipe"
+        ) from None
     fused.check(rows)
     return fused.repel

@@ -16,10 +16,12 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Column
 from torch.utils.tensorboard import SummaryWriter
 
+from shards.atomic import atomic_file
 from trainer.trackers import Tracker
 
 __all__ = ["Metrics"]
@@ -41,7 +43,7 @@ class Metrics:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._drop_after(start)
         self.file = self.path.open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=start)
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)  # purges it, and all after it
         console = Console(stderr=True)
         self.progress = Progress(
             TextColumn("[bold]{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
@@ -103,7 +105,8 @@ class Metrics:
         try:
             self.tracker.step({name: value for name, value in values.items() if name != "step"}, step)
         except Exception as error:
-            self.say(f"[yellow]warning:[/] the tracker is left out from step {step} on: {' '.join(str(error).split())}")
+            why = escape(" ".join(str(error).split()))
+            self.say(f"[yellow]warning:[/] the tracker is left out from step {step} on: {why}")
             self.tracker = None
 
     def _write(self, values: dict[str, Any]) -> None:
@@ -121,4 +124,5 @@ class Metrics:
                 continue  # the line that a killed process was writing
             if values.get("step", 0) <= start:
                 kept.append(line + "\n")
-        self.path.write_text("".join(kept), encoding="utf-8")
+        with atomic_file(self.path) as file:  # a full disk must not cost the history
+            file.write("".join(kept).encode())

@@ -19,7 +19,8 @@ def make_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.Opt
     others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     match config.name:
-        case "lars":  # timm's adapts the groups with weight decay only
+        case "lars":  # timm's adapts the groups with weight decay only, or those that ask for it
+            groups[0]["always_adapt"] = True
             lars: torch.optim.Optimizer = Lars(groups, lr=1.0, momentum=config.momentum)
             return lars
         case "adamw":

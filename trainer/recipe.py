@@ -212,11 +212,16 @@ def changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """`section.key: this, not that` for everything that decides the result."""
+    ours = {"run", "name"}  # where it goes, and what the recipe is called; not objective.name
+    return _differences(*({key: value for key, value in table.items() if key not in ours} for table in (one, other)))
+
+
+def _differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     found = []
-    for key in sorted((one.keys() | other.keys()) - {"run", "name"}):
+    for key in sorted(one.keys() | other.keys()):
         a, b = one.get(key), other.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            found += [f"{key}.{name}" for name in differences(a, b)]
+            found += [f"{key}.{name}" for name in _differences(a, b)]
         elif _plain(a) != _plain(b):
             found.append(f"{key}: {b!r}, not {a!r}")
     return found

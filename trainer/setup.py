@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from shards.atomic import json_bytes, sweep, write_json
 from shards.bars import say
@@ -23,7 +24,7 @@ from shards.graph import Graph
 from shards.machine import cores
 from shards.reader import Shards
 from trainer.block import TextTable
-from trainer.checkpoint import checkpoints, read_checkpoint
+from trainer.checkpoint import checkpoint_path, checkpoints, read_checkpoint
 from trainer.model import build_encoder
 from trainer.plan import BatchPlan
 from trainer.recipe import Recipe, as_table, differences
@@ -40,6 +41,7 @@ __all__ = [
     "graph_name",
     "graph_of",
     "make_plan",
+    "monitors_graph",
     "resume_state",
     "set_status",
     "settle",
@@ -60,11 +62,18 @@ def make_plan(recipe: Recipe, shards: Shards) -> BatchPlan:
 
 
 def graph_of(recipe: Recipe, shards: Shards) -> Graph | None:
-    """The graph that xclr trains on; for other objectives one for the monitor, if there is any."""
-    if recipe.objective.name == "xclr":
-        return shards.graph(recipe.data.graph or None)
+    """The graph that xclr trains on; None for other objectives."""
+    return shards.graph(recipe.data.graph or None) if recipe.objective.name == "xclr" else None
+
+
+def monitors_graph(recipe: Recipe, shards: Shards) -> Graph | None:
+    """For an objective without one, by whose codes the monitor may say how alike neighbours are: any that is there."""
     name = recipe.data.graph or (shards.graph_names() or [""])[0]
-    return shards.graph(name) if name else None
+    try:
+        return shards.graph(name) if name else None
+    except UserError as error:
+        say(f"warning: {error}; the run does without")
+        return None
 
 
 def build_stepper(
@@ -139,11 +148,43 @@ def _fast_bfloat16(device: torch.device) -> bool:
     return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
 
 
-def resume_state(run: Path, recipe: Recipe, data_id: str, *, resume: bool) -> dict[str, Any] | None:
+def resume_state(run: Path, recipe: Recipe, data_id: str, world: World, *, resume: bool) -> dict[str, Any] | None:
+    """What to go on from; None: from the start. Raises UserError for a run of another recipe or of other data.
+
+    Rank 0 chooses the checkpoint for all: each by itself might see other files of a shared folder, and train on.
+    """
+    if world.size == 1:
+        return _chosen_state(run, recipe, data_id, resume=resume)
+    state, refused, step = None, None, NEW
+    if world.is_main:
+        try:
+            state = _chosen_state(run, recipe, data_id, resume=resume)
+            step = NEW if state is None else int(state["step"])
+        except UserError as error:
+            refused, step = error, REFUSED
+    said = torch.tensor(step, device=world.device)
+    dist.broadcast(said, 0)
+    step = int(said)
+    if refused:
+        raise refused
+    if step == REFUSED:
+        raise UserError("rank 0 does not start, and says why")
+    if step == NEW or world.is_main:
+        return state
+    try:
+        return read_checkpoint(checkpoint_path(run, step))
+    except UserError as error:
+        raise UserError(f"rank {world.rank}: {error}; all ranks read {run}, which must be on a shared disk") from None
+
+
+NEW, REFUSED = -1, -2
+
+
+def _chosen_state(run: Path, recipe: Recipe, data_id: str, *, resume: bool) -> dict[str, Any] | None:
     found = checkpoints(run)
     if not found:
         return None
-    state = _newest_readable(found)
+    state, torn = _newest_readable(found)
     before = from_table(Recipe, json.loads(state["recipe"]), where=str(found[-1]))  # new options take their defaults
     # Where the shards lie may change; whether they are the same ones is asked of the manifest.
     # A run of an earlier version has no graph's name where there was one graph only.
@@ -158,6 +199,9 @@ def resume_state(run: Path, recipe: Recipe, data_id: str, *, resume: bool) -> di
         raise UserError(f"{run} holds a run on other shards than {recipe.data.shards} is now: choose another --out")
     if not resume:
         raise UserError(f"{run} holds a run at step {state['step']}: add --resume to go on, or choose another --out")
+    for path in torn:  # else they would stay the newest for whoever asks next
+        with suppress(OSError):
+            path.rename(path.with_suffix(".torn"))
     return state
 
 
@@ -177,17 +221,19 @@ def check_graph(run: Path, state: dict[str, Any] | None, recipe: Recipe, graph: 
         )
 
 
-def _newest_readable(found: list[Path]) -> dict[str, Any]:
-    """A torn checkpoint costs the steps since the one before."""
+def _newest_readable(found: list[Path]) -> tuple[dict[str, Any], list[Path]]:
+    """And those that are newer, but torn, each of which costs the steps since the one before."""
+    torn = []
     for path in reversed(found):
         try:
             state = read_checkpoint(path)
         except UserError as error:
             say(f"warning: {error}")
+            torn.append(path)
             continue
-        if path != found[-1]:
+        if torn:
             say(f"going on from the one before, {path.name}")
-        return state
+        return state, torn
     run = found[0].parent.parent
     raise UserError(f"none of the checkpoints of {run} is readable: delete the folder, or choose another --out")
 
@@ -208,7 +254,7 @@ def alone(run: Path) -> Iterator[None]:
         yield
 
 
-def describe_run(run: Path, recipe: Recipe, shards: Shards, total: int) -> None:
+def describe_run(run: Path, recipe: Recipe, shards: Shards, *, start: int, total: int) -> None:
     write_json(
         run / "run.json",
         {
@@ -217,7 +263,7 @@ def describe_run(run: Path, recipe: Recipe, shards: Shards, total: int) -> None:
             "samples": len(shards),
             "steps": total,
             "status": "running",
-            "step": 0,
+            "step": start,
             "torch": torch.__version__,
             "numpy": np.__version__,
         },

@@ -9,11 +9,13 @@ piece at a time, so a piece should not be small (64 samples, 128 views, or more)
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import cast
 
 import torch
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -25,7 +27,7 @@ from trainer.loss import contrastive_loss
 from trainer.model import Encoder
 from trainer.optim import learning_rate, make_optimiser
 from trainer.recipe import Recipe
-from trainer.text import Captions
+from trainer.text import Captions, TextTower
 from trainer.world import World
 
 __all__ = ["Outcome", "Stepper"]
@@ -64,24 +66,31 @@ class Stepper:
         self.table, self.captions = table, captions
         encoder.to(world.device).to(memory_format=torch.channels_last)
         if world.size > 1 and world.device.type == "cuda":
-            encoder = nn.SyncBatchNorm.convert_sync_batchnorm(encoder)  # type: ignore[no-untyped-call]
+            # timm's: PyTorch's own drops the activations of timm's BatchNormAct2d, without a word.
+            encoder = cast(Encoder, convert_sync_batchnorm(encoder))
         self.encoder = encoder
         self.optimiser = make_optimiser(encoder, recipe.optimiser)
-        self.model = self._wrapped()
+        self.parallel = self._parallel() if world.size > 1 else None
+        model: nn.Module = self.parallel or encoder
+        # Compiled around DDP, not within it: then PyTorch cuts the graph where gradients are exchanged.
+        self.model = cast(nn.Module, torch.compile(model)) if recipe.compile else model
         self.bfloat16 = recipe.precision == "bfloat16"
         share = recipe.data.batch_size // world.size
         self.chunk = recipe.data.chunk or share
         if self.chunk < 1 or share % self.chunk:
             raise UserError(f"data.chunk {self.chunk} does not divide the {share} samples of a rank: choose another")
 
-    def _wrapped(self) -> nn.Module:
-        model: nn.Module = self.encoder
-        if self.recipe.compile:
-            model = torch.compile(model)  # type: ignore[assignment]
-        if self.world.size > 1:
-            devices = [self.world.local_rank] if self.world.device.type == "cuda" else None
-            model = DistributedDataParallel(model, device_ids=devices)
-        return model
+    def _parallel(self) -> DistributedDataParallel:
+        """After the first step of a process DDP puts gradients into other buckets, and where one lies in its bucket
+        decides the order in which three ranks or more add it up: a resumed run would differ in the last digits. It
+        does not where it looks for unused parameters, of which there are none.
+        """
+        on_cpu = self.world.device.type == "cpu"
+        same_bits = on_cpu or self.recipe.deterministic
+        if same_bits:
+            warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
+        devices = None if on_cpu else [self.world.device.index]
+        return DistributedDataParallel(self.encoder, device_ids=devices, find_unused_parameters=same_bits)
 
     def step(self, batch: Batch, step: int, total: int) -> Outcome:
         """Step number `step` of `total`; every rank calls it with its share of the batch."""
@@ -95,6 +104,8 @@ class Stepper:
         else:
             loss, z, block = self._cached(batch, step)
         self.optimiser.step()
+        if isinstance(self.encoder.text, TextTower):
+            self.encoder.text.bound()
         return Outcome(loss.detach(), z.detach(), block)
 
     def _cached(self, batch: Batch, step: int) -> tuple[torch.Tensor, torch.Tensor, SimilarityBlock | None]:
@@ -111,7 +122,7 @@ class Stepper:
         captions = torch.split(text.grad, self.chunk) if text is not None and text.grad is not None else ()
         for number, piece in enumerate(pieces):
             last = number == len(pieces) - 1  # ranks exchange gradients once, with the last piece
-            quiet = self.model.no_sync() if isinstance(self.model, DistributedDataParallel) and not last else None
+            quiet = self.parallel.no_sync() if self.parallel and not last else None
             with quiet or nullcontext():
                 again, words = self._piece(piece, step, number)
                 gradient = torch.cat([first[number], second[number]])

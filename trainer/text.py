@@ -7,6 +7,7 @@ Token numbers: 0..255 bytes, 256 begin, 257 end, 258 padding, 259 and up words.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -88,10 +89,14 @@ class TextTower(nn.Module):
                 pad_token_id=PAD,
             )
         )
-        self.log_scale = nn.Parameter(torch.tensor(1 / tau).log())
+        self.log_scale = nn.Parameter(torch.tensor(min(1 / tau, MOST_SCALE)).log())
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """[b, length] -> [b, out], of length 1 / tau each. Attention looks back only, so padding needs no mask."""
         output: Any = self.transformer(input_ids=tokens)
-        scale = self.log_scale.exp().clamp(max=MOST_SCALE)
-        return scale * functional.normalize(cast(torch.Tensor, output.text_embeds).float(), dim=1)
+        return self.log_scale.exp() * functional.normalize(cast(torch.Tensor, output.text_embeds).float(), dim=1)
+
+    @torch.no_grad()
+    def bound(self) -> None:
+        """After each step. Cut off in forward, a scale past the bound would have no gradient to come back by."""
+        self.log_scale.clamp_(max=math.log(MOST_SCALE))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -58,7 +58,23 @@ def join_world(device: str = "auto") -> Iterator[World]:
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     try:
         yield world
-    finally:
+    except Exception:
+        # Of one rank, it may be: what waits for the others, as NCCL's farewell does, would wait until TIMEOUT, and the
+        # error would be told after it.
+        _abort(backend)
+        raise
+    except BaseException:  # SystemExit after a signal, which all ranks heed together
+        dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
+
+
+def _abort(backend: str) -> None:
+    abort = getattr(dist.distributed_c10d, "_abort_process_group", None)
+    if backend == "nccl" and abort is not None:
+        with suppress(RuntimeError):
+            abort()
+    elif backend == "gloo":
         dist.destroy_process_group()
 
 
