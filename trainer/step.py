@@ -30,7 +30,7 @@ from trainer.recipe import Recipe
 from trainer.text import Captions, TextTower
 from trainer.world import World
 
-__all__ = ["Outcome", "Stepper"]
+__all__ = ["Outcome", "Stepper", "synchronised"]
 
 Output = tuple[torch.Tensor, torch.Tensor | None]  # projections [2b, dim]; of captions [b, dim], objective clip only
 
@@ -66,8 +66,7 @@ class Stepper:
         self.table, self.captions = table, captions
         encoder.to(world.device).to(memory_format=torch.channels_last)
         if world.size > 1 and world.device.type == "cuda":
-            # timm's: PyTorch's own drops the activations of timm's BatchNormAct2d, without a word.
-            encoder = cast(Encoder, convert_sync_batchnorm(encoder))
+            encoder = synchronised(encoder)
         self.encoder = encoder
         self.optimiser = make_optimiser(encoder, recipe.optimiser)
         self.parallel = self._parallel() if world.size > 1 else None
@@ -179,6 +178,11 @@ class Stepper:
         """Of dropout and stochastic depth: a function of (seed, step, piece, rank)."""
         value = (((self.recipe.seed << 31) + step) * 4096 + self.world.rank) ^ (number << 56)
         torch.manual_seed(value & ((1 << 63) - 1))
+
+
+def synchronised(encoder: Encoder) -> Encoder:
+    """With SyncBatchNorm, by timm's conversion: PyTorch's drops the activations of timm's BatchNormAct2d."""
+    return cast(Encoder, convert_sync_batchnorm(encoder))
 
 
 def _pieces(batch: Batch, size: int) -> Iterator[Batch]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shards import machine
+from shards.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -22,3 +23,11 @@ def test_what_workers_hold_ready_fits_the_shared_memory(
 ) -> None:
     monkeypatch.setattr(machine, "free_shared_memory", lambda: free)
     assert machine.prefetch(size, workers, "") == expected
+
+
+def test_ranks_of_a_machine_share_its_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "free_shared_memory", lambda: 8 << 30)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert machine.prefetch(36 << 20, 12, "") == 1
+    with pytest.raises(UserError, match=r"96 loader processes with a batch of 100 MiB each do not fit the 8192 MiB"):
+        machine.prefetch(100 << 20, 12, "lower --workers")

@@ -4,34 +4,38 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from shards.atomic import TEMPORARY
+from shards.atomic import TEMPORARY, sha256_file
 from shards.errors import UserError
 from shards.graph import write_graph
 from shards.manifest import Manifest
 from shards.reader import Shards
 from shards.verify import verify
 from tests.make import make_graph, make_shards
+from tests.trainer.ranks import Ranks
 from tests.trainer.test_loop import ALONE, SIZES, command, recipe, weights
-from trainer import checkpoint
+from trainer import checkpoint, setup
 from trainer.checkpoint import checkpoints, read_checkpoint
 from trainer.cli import app
-from trainer.loop import Stopped, train
+from trainer.loop import Stopped, _Loop, train
 from trainer.model import build_encoder, feature_dim
 from trainer.recipe import ModelConfig
 from trainer.step import Stepper
-from trainer.world import _device, _start_of
+from trainer.world import World, _device, _start_of
 
 
 @pytest.fixture
@@ -138,6 +142,133 @@ def test_a_loss_that_is_not_finite_is_found_before_the_online_knn(shards: Path, 
     wild = recipe(shards, optimiser__lr=1e30, optimiser__name="sgd", run__log_every=50, run__checkpoint_every=500)
     with pytest.raises(UserError, match="the loss is not finite at step 10; no checkpoint was written yet"):
         train(wild, tmp_path / "run", ALONE)
+
+
+def test_weights_that_are_not_finite_are_not_kept(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss is of the weights before the step that broke them."""
+    steps = Stepper.step
+
+    def broken(self: Stepper, batch: Any, step: int, total: int) -> Any:
+        outcome = steps(self, batch, step, total)
+        if step == 11:
+            with torch.no_grad():
+                next(iter(self.encoder.parameters())).view(-1)[0] = float("inf")
+        return outcome
+
+    monkeypatch.setattr(Stepper, "step", broken)
+    message = "the weights are not finite at step 12; the last good checkpoint is .*step-00000009.pt"
+    with pytest.raises(UserError, match=message):
+        train(recipe(shards, run__knn_every=0), tmp_path / "run", ALONE)
+    assert torch.stack([v.isfinite().all() for v in weights(tmp_path / "run").values()]).all()
+
+
+def test_a_torn_checkpoint_does_not_stay_the_newest(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a run that keeps one checkpoint would be left with it alone."""
+    chosen = recipe(shards, run__keep=1, run__checkpoint_every=5)
+    train(chosen, tmp_path / "whole", ALONE)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 12)
+        with pytest.raises(Stopped):
+            train(chosen, tmp_path / "run", ALONE)
+    torn = tmp_path / "run" / "checkpoints" / "step-00000015.pt"
+    torn.write_bytes(checkpoints(tmp_path / "run")[-1].read_bytes()[:999])
+    with monkeypatch.context() as patch:
+        stop_at(patch, 17)
+        with pytest.raises(Stopped):
+            train(chosen, tmp_path / "run", ALONE, resume=True)
+    assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-00000015.pt"]
+    train(chosen, tmp_path / "run", ALONE, resume=True)
+    assert all(torch.equal(v, weights(tmp_path / "run")[k]) for k, v in weights(tmp_path / "whole").items())
+
+
+@pytest.mark.parametrize(
+    "change", [{"objective__name": "supcon"}, {"objective__name": "clip"}, {"optimiser__name": "sgd"}]
+)
+def test_a_run_keeps_its_objective_and_its_optimiser(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, str]
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_at(patch, 5)
+        with pytest.raises(Stopped):
+            train(recipe(shards, objective__name="simclr"), tmp_path / "run", ALONE)
+    key = next(iter(change)).replace("__", ".")
+    other = recipe(shards, **{"objective__name": "simclr", **change})
+    with pytest.raises(UserError, match=f"a run of another recipe .*{key}: '(simclr|adamw)', not '"):
+        train(other, tmp_path / "run", ALONE, resume=True)
+
+
+def train_until(world: World, shards: Path, run: Path, stop: int, lost: int) -> int:
+    """On a rank: up to `stop`. The rank `lost` cannot read the newest checkpoint at its first try. Its first step."""
+    tries, first, told, read = [0], [-1], _Loop._told, setup.read_checkpoint
+
+    def asked(self: _Loop, flag: bool) -> bool:
+        tries[0] += 1
+        return told(self, flag or tries[0] >= stop)
+
+    def once(path: Path) -> Any:
+        if world.rank == lost and not seen:
+            seen.append(path)
+            raise UserError(f"{path} is not a readable checkpoint")
+        return read(path)
+
+    def noted(self: Stepper, batch: Any, step: int, total: int) -> Any:
+        first[0] = step if first[0] < 0 else first[0]
+        return steps(self, batch, step, total)
+
+    seen: list[Path] = []
+    steps = Stepper.step
+    with (
+        mock.patch.object(_Loop, "_told", asked),
+        mock.patch.object(setup, "read_checkpoint", once),
+        mock.patch.object(Stepper, "step", noted),
+        suppress(Stopped),
+    ):
+        train(recipe(shards, data__batch_size=12, run__checkpoint_every=2), run, world, resume=True)
+    return first[0]
+
+
+def resumed(world: World, shards: Path, run: Path, lost: int, epochs: int = 2) -> Any:
+    """On a rank: the step to go on from, or what is wrong; the rank `lost` cannot read any checkpoint."""
+    real = setup.read_checkpoint
+
+    def reading(path: Path) -> Any:
+        if world.rank == lost:
+            raise UserError(f"{path} is not readable")
+        return real(path)
+
+    data = sha256_file(shards / "manifest.json")
+    chosen = setup.settle(recipe(shards, data__batch_size=12, epochs=epochs), Shards.open(shards), world, run)
+    with mock.patch.object(setup, "read_checkpoint", reading):
+        try:
+            state = setup.resume_state(run, chosen, data, world, resume=True)
+        except UserError as error:
+            return str(error)
+    return state and state["step"]
+
+
+def test_three_ranks_that_were_stopped_end_in_the_same_bits(shards: Path, tmp_path: Path, ranks: Ranks) -> None:
+    """Three: the order of a sum of two does not show."""
+    ranks(3, train_until, shards, tmp_path / "whole", 99, -1)
+    for stop in (4, 5, 99):
+        ranks(3, train_until, shards, tmp_path / "parts", stop, -1)
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(value, parts[name]) for name, value in whole.items())
+
+
+def test_all_ranks_go_on_from_the_checkpoint_that_rank_0_chooses(shards: Path, tmp_path: Path, ranks: Ranks) -> None:
+    ranks(2, train_until, shards, tmp_path / "run", 5, -1)
+    steps = [read_checkpoint(path)["step"] for path in checkpoints(tmp_path / "run")]
+    assert ranks(2, train_until, shards, tmp_path / "run", 1, 0) == [steps[-2]] * 2  # rank 0 cannot read the newest
+    step, error = ranks(2, resumed, shards, tmp_path / "run", 1)
+    assert step > steps[-2]
+    assert re.fullmatch("rank 1: .* is not readable; all ranks read .*run, which must be on a shared disk", error)
+    step, error = ranks(2, resumed, shards, tmp_path / "run", -1, 99)
+    assert "holds a run of another recipe" in step
+    assert error == "rank 0 does not start, and says why"
 
 
 def test_what_a_killed_run_was_writing_is_swept(shards: Path, tmp_path: Path) -> None:

@@ -17,8 +17,10 @@ from tests.trainer.test_loop import ALONE, recipe
 from trainer import setup
 from trainer.clip import clip_loss
 from trainer.data import make_loader, to_views
-from trainer.recipe import Recipe, TextConfig
-from trainer.step import Stepper
+from trainer.model import build_encoder
+from trainer.optim import make_optimiser
+from trainer.recipe import ModelConfig, OptimiserConfig, Recipe, TextConfig
+from trainer.step import Stepper, synchronised
 from trainer.text import BEGIN, END, FIRST_WORD, PAD, Captions, TextTower, vocabulary
 
 
@@ -80,6 +82,44 @@ def test_each_piece_moves_running_statistics_once(shards: Path) -> None:
 def test_a_piece_must_divide_the_share_of_a_rank(shards: Path) -> None:
     with pytest.raises(UserError, match=r"data\.chunk 3 does not divide the 8 samples"):
         steps(recipe(shards, data__chunk=3))
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "test_efficientnet", "regnetx_002", "mobilenetv3_small_050"])
+def test_synchronised_normalisation_keeps_the_network(name: str) -> None:
+    """PyTorch's own conversion takes the activations of many timm models with it."""
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    encoder = build_encoder(ModelConfig(backbone=name), 32, 0).eval()
+    with torch.inference_mode():
+        expected = encoder(images)[0]
+        other = synchronised(encoder)
+        assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in other.modules())
+        torch.testing.assert_close(other.eval()(images)[0], expected, rtol=0, atol=0)
+
+
+def test_lars_adapts_weights_without_decay() -> None:
+    moved = []
+    for decay in (0.0, 1e-9):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(8, 8)
+        before = model.weight.detach().clone()
+        optimiser = make_optimiser(model, OptimiserConfig(name="lars", weight_decay=decay))
+        optimiser.param_groups[0]["lr"] = 2.4
+        (100 * model(torch.ones(1, 8)).sum()).backward()
+        optimiser.step()
+        moved.append(float((model.weight.detach() - before).norm() / before.norm()))
+    assert moved[0] == pytest.approx(moved[1], rel=1e-3)
+    assert moved[0] < 0.01
+
+
+def test_clips_temperature_comes_back_from_its_bound() -> None:
+    tower = TextTower(TextConfig(width=32, layers=1, heads=2), 4, 8, 0.001)
+    assert float(tower.log_scale.detach().exp()) == pytest.approx(100)
+    with torch.no_grad():
+        tower.log_scale.fill_(9.0)
+    tower.bound()
+    assert float(tower.log_scale.detach().exp()) == pytest.approx(100)
+    tower(torch.tensor([[BEGIN, END]])).sum().backward()
+    assert float(tower.log_scale.grad) != 0
 
 
 def test_compiled_steps_are_plain_steps(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
