@@ -174,13 +174,14 @@ def test_a_torn_checkpoint_does_not_stay_the_newest(
         stop_at(patch, 12)
         with pytest.raises(Stopped):
             train(chosen, tmp_path / "run", ALONE)
-    torn = tmp_path / "run" / "checkpoints" / "step-00000015.pt"
+    torn = tmp_path / "run" / "checkpoints" / "step-00000018.pt"
     torn.write_bytes(checkpoints(tmp_path / "run")[-1].read_bytes()[:999])
     with monkeypatch.context() as patch:
         stop_at(patch, 17)
         with pytest.raises(Stopped):
             train(chosen, tmp_path / "run", ALONE, resume=True)
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-00000015.pt"]
+    assert torn.with_suffix(".torn").exists()
     train(chosen, tmp_path / "run", ALONE, resume=True)
     assert all(torch.equal(v, weights(tmp_path / "run")[k]) for k, v in weights(tmp_path / "whole").items())
 
