@@ -85,6 +85,7 @@ def build_shards(source: Source, out: Path, settings: BuildSettings, processes: 
     if settings.layout == "in-place":
         source.check_in_place()
     wanted = _settings(source, settings)
+    _check_ours(out)
     with disk_errors(out), alone(out, "choose another OUT= (--out)") as work:
         if _finished(source, out, work, wanted):
             shutil.rmtree(work)
@@ -103,7 +104,19 @@ def build_shards(source: Source, out: Path, settings: BuildSettings, processes: 
 
 def is_built(source: Source, out: Path, settings: BuildSettings) -> bool:
     """Whether build_shards would return at once. Raises UserError where it would for what `out` holds."""
+    _check_ours(out)
     return _finished(source, out, out / WORK, _settings(source, settings))
+
+
+def _check_ours(out: Path) -> None:
+    """Raises UserError for a folder of other things, whose files would be written over, the source's own tars even."""
+    begun = (out / "manifest.json").is_file() or (out / WORK / "settings.json").is_file()
+    others = sorted(path.name for path in out.iterdir() if path.name[0] != ".") if out.is_dir() and not begun else []
+    if others:
+        raise UserError(
+            f"{out} holds other files ({', '.join(others[:3])}{', ...' if len(others) > 3 else ''}): choose a new or "
+            "an empty folder as OUT= (--out)"
+        )
 
 
 def _settings(source: Source, settings: BuildSettings) -> dict[str, Any]:
@@ -135,7 +148,10 @@ def _finished(source: Source, out: Path, work: Path, wanted: dict[str, Any]) -> 
         try:
             found = read_settings(path, key)
         except ValueError as error:
-            raise UserError(f"{path} is damaged ({error}): delete {out} and build again") from None
+            raise UserError(
+                f"{path} is damaged, or no manifest of shards ({error}): choose another OUT= (--out), or delete that "
+                "folder if it holds nothing else"
+            ) from None
         if found is None:
             continue
         found["dataset"] = _deciding(found.get("dataset", {}))

@@ -64,6 +64,12 @@ class Graph:
     code_scale: npt.NDArray[np.float32] | None
     """[n]"""
 
+    @property
+    def kind(self) -> str:
+        """What it is made of: encoder, class, random, wordnet or file; empty where graph.json does not say."""
+        source = self.meta.get("source")
+        return str(source.get("kind", "")) if isinstance(source, dict) else ""
+
     def __len__(self) -> int:
         return len(self.indptr) - 1
 

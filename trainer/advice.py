@@ -15,6 +15,7 @@ from trainer.recipe import Recipe
 __all__ = ["Adviser", "at_start"]
 
 ONE_HOT = 0.98  # target mass on a row's own positives; 0.76 on real captions at tau_s = 0.1 and batch 1024
+SIBLING = 1.5  # effective positives (exp of the entropy): fewer are the other view alone
 UNIFORM = 0.98  # entropy of the target over the largest possible
 ALIKE = 0.99  # mean cosine of different samples' projections
 CHANCE = 0.98  # loss over that of projections that know nothing
@@ -43,6 +44,8 @@ class Adviser:
     recipe: Recipe
     device: str
     workers: int
+    graph_kind: str = ""
+    """What the graph is made of; empty for other objectives than xclr."""
     rows: dict[str, int] = field(default_factory=dict)
     """Lines in a row that gave cause for each complaint."""
     said: set[str] = field(default_factory=set)
@@ -62,10 +65,12 @@ class Adviser:
         out: dict[str, str | None] = {}
         if objective.name == "xclr" and "target_entropy" in values:
             own, entropy = values["target_mass_positive"], values["target_entropy"] / math.log(2 * batch - 1)
+            sibling = math.exp(values["target_entropy"]) < SIBLING
             out["one-hot"] = (
-                f"{own:.1%} of the target lies on each sample's own text, so this is SimCLR in all but name: raise "
-                f"--tau-s (now {objective.tau_s:g})" + ("" if objective.tail == "code" else " or use --tail code")
-                if own > ONE_HOT
+                f"{own:.1%} of the target lies on each sample's own text, so this is "
+                f"{'SimCLR' if sibling else 'SupCon, of texts,'} in all but name: raise --tau-s (now "
+                f"{objective.tau_s:g})" + ("" if objective.tail == "code" else " or use --tail code")
+                if own > ONE_HOT and (sibling or self.graph_kind != "class")  # which is meant to be SupCon
                 else None
             )
             out["uniform"] = (

@@ -124,7 +124,9 @@ class _Loop:
             recipe, shards, graph, world, steps_per_epoch=plan.steps_per_epoch, fresh=fresh
         )
         self.workers = setup.workers(recipe, world)
-        self.adviser = Adviser(recipe=recipe, device=world.device.type, workers=self.workers)
+        self.adviser = Adviser(
+            recipe=recipe, device=world.device.type, workers=self.workers, graph_kind=graph.kind if graph else ""
+        )
         remedy = f"take them out and build {shards.root} again"
         self.budget = SkipBudget("training images", BAD_IMAGES, remedy=remedy)
         self.best = float("-inf")

@@ -20,7 +20,7 @@ TAILS = {
     "code": "listed, and the code for all other pairs",
     "background": "listed, and each text's background",
     "none": "listed neighbours only",
-    "one_hot": "one-hot (SimCLR)",
+    "one_hot": "the own text alone",
 }
 STYLE = """
 .strips { display: grid; gap: 1rem; margin-top: 1rem; }
@@ -200,7 +200,8 @@ def _fidelity(fidelity: dict[str, Any]) -> str:
         + f'<p class="soft">Distance from the target that all similarities would give, random batch of '
         f"{fidelity['batch']:,} texts at tau_s = {fidelity['tau_s']:g}. The first line is what training uses where "
         "there is a code: a total variation under 0.02 is as good as exact; above it raise --code-dim. The last "
-        "line says how far SimCLR is: near 0, this graph would teach nothing new at this tau_s.</p>"
+        "line is a target that knows only which samples share a text (SimCLR where no two do, SupCon where texts are "
+        "classes): near 0, this graph would teach nothing more at this tau_s.</p>"
     )
 
 

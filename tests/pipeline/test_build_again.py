@@ -135,6 +135,23 @@ def test_samples_of_many_partitions_lie_in_one_piece(tmp_path: Path, monkeypatch
     assert {str(kind) for kind in table.schema.types} == {"large_string", "int64", "int32"}
 
 
+def test_a_folder_of_other_files_is_left_alone(tmp_path: Path) -> None:
+    """The source's own, even, whose tars may be called as ours are."""
+    source = img2dataset(tmp_path / "in", tars=1)
+    (source / "00000.tar").rename(source / "train-000000.tar")
+    (source / "00000.parquet").unlink()
+    before = contents(source)
+    with pytest.raises(UserError, match=r"in holds other files \(train-000000\.tar\): choose a new or an empty folder"):
+        build("flickr8k", source, source)
+    assert contents(source) == before
+    (source / "manifest.json").write_text('{"a": 1}')
+    with pytest.raises(UserError, match=r"damaged, or no manifest of shards .*choose another OUT="):
+        build("flickr8k", source, source)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".DS_Store").touch()
+    build("flickr8k", source, tmp_path / "out")
+
+
 def test_another_description_is_no_other_build(tmp_path: Path) -> None:
     """Nor is another default graph: neither decides a byte of the shards."""
     source = img2dataset(tmp_path / "in")

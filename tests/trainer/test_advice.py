@@ -36,7 +36,8 @@ def adviser(device: str = "cpu") -> Adviser:
 @pytest.mark.parametrize(
     ("change", "remedy"),
     [
-        ({"target_mass_positive": 0.99}, "SimCLR in all but name: raise --tau-s"),
+        ({"target_mass_positive": 0.99, "target_entropy": 0.2}, "SimCLR in all but name: raise --tau-s"),
+        ({"target_mass_positive": 0.99}, "SupCon, of texts, in all but name: raise --tau-s"),
         ({"target_entropy": 0.99 * math.log(2047)}, "uniform .*lower --tau-s"),
         ({"mean_cosine": 0.999}, "all alike .*lower --lr"),
         ({"data_wait": 0.8}, "80% of the time .*raise --workers"),
@@ -48,6 +49,13 @@ def test_each_cause_is_named_with_its_remedy_once(change: dict[str, float], reme
     said = [watch.look({**FINE, **change}) for _ in range(6)]
     assert [len(texts) for texts in said] == [0, 0, 1, 0, 0, 0]
     assert re.search(remedy, said[2][0])
+
+
+def test_a_class_graph_is_meant_to_be_supcon() -> None:
+    values = {**FINE, "target_mass_positive": 0.999}
+    watch = Adviser(recipe=Recipe(name="test"), device="cpu", workers=2, graph_kind="class")
+    assert not any(watch.look(values) for _ in range(6))
+    assert any(watch.look({**values, "target_entropy": 0.1}) for _ in range(6))
 
 
 def test_a_rank_of_one_is_said_at_once_and_passing_trouble_is_not() -> None:
@@ -103,8 +111,8 @@ def test_a_run_with_a_sharp_target_says_so(tmp_path: Path, capsys: pytest.Captur
     shards = make_shards(tmp_path / "s", sizes=SIZES, classes=6)
     train(recipe(shards, epochs=1, objective__tau_s=0.005), tmp_path / "run", ALONE)
     warned = [line["text"] for line in lines_of(tmp_path / "run") if line.get("event") == "warning"]
-    assert len([text for text in warned if "SimCLR in all but name" in text]) == 1
-    assert "SimCLR in all but name" in " ".join(capsys.readouterr().err.split())
+    assert len([text for text in warned if "in all but name" in text]) == 1
+    assert "in all but name" in " ".join(capsys.readouterr().err.split())
 
 
 def test_saving_does_not_wait_and_keeps_the_values_of_its_step() -> None:
