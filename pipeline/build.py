@@ -8,6 +8,7 @@ processes of their own; what they are given and return is plain data.
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -38,6 +39,7 @@ from shards.manifest import FileEntry, Layout, Manifest, ShardEntry
 __all__ = ["BuildSettings", "build_shards", "is_built"]
 
 FILES, CAPTIONS = "files_sha256", "captions_sha256"
+EXAMPLES = "examples"  # reason -> a sample left out for it, in a scan's metadata
 Positions = npt.NDArray[np.int64]
 
 
@@ -95,7 +97,7 @@ def build_shards(source: Source, out: Path, settings: BuildSettings, processes: 
         check_room(source, out, work / "scan", whole=settings.image_size is None)
         with Workers(processes or cores()) as workers:
             skipped = _scan_all(source, settings, work, workers)
-            samples = _number_samples(source, work, out)
+            samples = _number_samples(source, work, out, skipped)
             results = _write_all(source, settings, out, work, samples, workers)
         _finish(source, settings, out, wanted, results, skipped)
         shutil.rmtree(work)
@@ -189,11 +191,13 @@ def _scan_all(source: Source, settings: BuildSettings, work: Path, workers: Work
     budget, not_ours = SkipBudget(source.where, settings.max_skipped), 0
     for partition in source.partitions:
         schema = pq.read_schema(_scan_path(work, partition))
-        counts = {key.decode(): int(value) for key, value in schema.metadata.items() if key.decode() != "of"}
+        meta = {key.decode(): value for key, value in schema.metadata.items()}
+        examples = json.loads(meta.pop(EXAMPLES, b"{}"))
+        counts = {key: int(value) for key, value in meta.items() if key != "of"}
         budget.ok(counts.pop("rows"))
         not_ours += counts.pop(NOT_OURS, 0)
         for reason, count in sorted(counts.items()):
-            budget.skip(reason, f"in {partition.name}", count)
+            budget.skip(reason, examples.get(reason) or f"in {partition.name}", count)
     return budget.counts | ({NOT_OURS: not_ours} if not_ours else {})
 
 
@@ -204,7 +208,8 @@ def _scan_one(source: Source, settings: BuildSettings, work: Path, partition: Pa
     found = scan(source, here, settings.limits, path.with_suffix(".tar"), in_place=in_place)
     table = found.table()
     counts = {"rows": table.num_rows, **found.skipped}
-    meta = {"of": _scanned(source, partition)} | {reason: str(count) for reason, count in counts.items()}
+    meta = {"of": _scanned(source, partition), EXAMPLES: json.dumps(found.examples)}
+    meta |= {reason: str(count) for reason, count in counts.items()}
     with atomic_file(path) as file:
         pq.write_table(table.replace_schema_metadata(meta), file, compression="zstd")
 
@@ -242,12 +247,13 @@ def _scan_path(work: Path, partition: Partition) -> Path:
     return work / "scan" / f"{partition.number:06d}.parquet"
 
 
-def _number_samples(source: Source, work: Path, out: Path) -> pa.Table:
+def _number_samples(source: Source, work: Path, out: Path, skipped: dict[str, int]) -> pa.Table:
     """Give every sample its text id; texts.parquet and work/samples.arrow, work/texts.arrow for the writers."""
     scans = [_scan_path(work, partition) for partition in source.partitions]
     ids, texts, counts = number_texts(scans)
     if not len(ids):
-        raise UserError(f"{source.where} holds no usable sample: check that it is the {source.dataset.name} data")
+        why = f" ({', '.join(f'{count:,} {reason}' for reason, count in skipped.items())})" if skipped else ""
+        raise UserError(f"{source.where} holds no usable sample{why}: check that it is the {source.dataset.name} data")
     write_texts(out / "texts.parquet", texts, counts.tolist())
     _write_arrow(work / "texts.arrow", pa.table({"text": texts}, pa.schema([("text", pa.large_string())])))
     schema = SCAN_SCHEMA.remove(SCAN_SCHEMA.get_field_index("text")).append(pa.field("text_id", pa.int64()))

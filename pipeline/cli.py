@@ -254,12 +254,16 @@ def _list_datasets() -> None:
 
 
 def _say_built(root: Path, fresh: bool) -> None:
+    from shards.bars import say
     from shards.manifest import Manifest
 
     manifest = Manifest.load(root)
     skipped = "".join(f", {count} {reason}" for reason, count in manifest.skipped.items())
     counts = f"{manifest.samples:,} samples in {len(manifest.shards)} shards, {manifest.texts:,} texts"
     print(f"{root}: shards {'written' if fresh else 'already there'}, {counts}{skipped}", flush=True)
+    if manifest.texts == 1 or len(manifest.classes) == 1:
+        what = f"are of one class, {manifest.classes[0]!r}" if len(manifest.classes) == 1 else "have the same text"
+        say(f"warning: all samples {what}, which teaches nothing: does SOURCE lie a folder too high?")
 
 
 def _bytes(gigabytes: float | None) -> int | None:

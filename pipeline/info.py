@@ -30,8 +30,10 @@ def describe(root: Path) -> None:
     problem = seal_problem(root / "manifest.json")
     if problem:
         console.print(f"[red]{problem}[/]: xclr-shards verify {root}")
-    for cost in read_costs(root):
-        console.print(_cost(cost))
+    newest = {str(cost.get("step")): cost for cost in read_costs(root)}  # a graph may have been made again
+    for step, cost in newest.items():
+        if step.removeprefix("search of ") == step or step.removeprefix("search of ") in shards.graph_names():
+            console.print(_cost(cost))
 
 
 def _rows(manifest: Manifest) -> list[tuple[str, str]]:

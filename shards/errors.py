@@ -118,5 +118,6 @@ def run_cli(app: typer.Typer) -> None:
 
 
 def _end(message: str) -> NoReturn:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    line = " ".join(message.split())
+    print(f"error: {''.join(c if c.isprintable() else '?' for c in line)}", file=sys.stderr)
     sys.exit(2)

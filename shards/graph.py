@@ -8,7 +8,7 @@ not listed, and the mean and deviation of its similarity to random texts.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,8 +118,7 @@ def read_graph(folder: Path) -> Graph:
             f"{folder / META} is damaged ({error}): delete {folder} and run `xclr-shards graph` again"
         ) from None
     try:
-        # int32 list offsets would overflow past 2 G listed pairs, so the shards' lists are joined as numpy arrays.
-        tables = [pq.read_table(folder / name, partitioning=None).cast(GRAPH_SCHEMA) for name in names]
+        tables = (pq.read_table(folder / name, partitioning=None).cast(GRAPH_SCHEMA) for name in names)
         return _assemble(meta, n, tables)
     except FileNotFoundError as error:
         raise UserError(
@@ -158,69 +157,71 @@ def _rows(graph: Graph, ids: npt.NDArray[np.int64]) -> pa.Table:
     )
 
 
-def _assemble(meta: dict[str, Any], n: int, tables: list[pa.Table]) -> Graph:
-    """Scatter the shards' rows to their text ids."""
-    ids = _column(tables, "text_id")
-    if len(ids) != n or not np.array_equal(np.sort(ids), np.arange(n)):
-        raise ValueError(f"{len(ids)} rows do not name each of {n} texts once")
-    order = np.argsort(ids, kind="stable")
-    counts = np.concatenate(
-        [np.diff(c.offsets.to_numpy()) for c in _chunks(tables, "neighbours")] or [np.zeros(0, np.int64)]
-    )
-    flat_ids = np.concatenate(
-        [c.flatten().to_numpy() for c in _chunks(tables, "neighbours")] or [np.zeros(0, np.int64)]
-    )
-    flat_sims = np.concatenate(
-        [c.flatten().to_numpy() for c in _chunks(tables, "similarities")] or [np.zeros(0, np.float16)]
-    )
-    if len(flat_ids) != len(flat_sims):
-        raise ValueError("neighbours and similarities differ in length")
-    if len(flat_ids) and not (flat_ids.min() >= 0 and flat_ids.max() < n):
-        raise ValueError(f"a neighbour id lies outside 0..{n - 1}")
-    starts = np.concatenate([[0], np.cumsum(counts)])[:-1]
-    indptr = np.concatenate([[0], np.cumsum(counts[order])]).astype(np.int64)
-    if np.array_equal(order, np.arange(n)):
-        neighbours, similarities = flat_ids.astype(np.int32), flat_sims
-    else:
-        flat = np.repeat(starts[order] - indptr[:-1], counts[order]) + np.arange(indptr[-1])
-        neighbours, similarities = flat_ids[flat].astype(np.int32), flat_sims[flat]
-    codes, scale = _codes(tables, order)
+def _assemble(meta: dict[str, Any], n: int, tables: Iterable[pa.Table]) -> Graph:
+    """Scatter the shards' rows to their text ids, a shard at a time: every rank of a machine does so at once.
+
+    The lists are joined as numpy arrays: Arrow's int32 offsets would overflow past 2 G listed pairs.
+    """
+    counts, seen = np.zeros(n, np.int64), np.zeros(n, np.bool_)
+    mean, deviation, scale = (np.zeros(n, np.float32) for _ in range(3))
+    codes: npt.NDArray[np.int8] | None = None
+    lists, coded = [], 0
+    for table in map(pa.Table.combine_chunks, filter(len, tables)):
+        ids = table["text_id"].to_numpy()
+        if not (ids.min() >= 0 and ids.max() < n) or seen[ids].any() or len(np.unique(ids)) < len(ids):
+            raise ValueError(f"its rows do not name each of {n} texts once")
+        seen[ids] = True
+        own, neighbours, similarities = _lists(table, n)
+        counts[ids] = own
+        lists.append((ids, own, neighbours, similarities))
+        mean[ids], deviation[ids] = table["background_mean"].to_numpy(), table["background_std"].to_numpy()
+        part = _codes(table["code"].chunk(0))
+        if part is not None:
+            codes = np.zeros((n, part.shape[1]), np.int8) if codes is None else codes
+            codes[ids], scale[ids] = part, table["code_scale"].to_numpy()
+            coded += len(ids)
+    if not seen.all():
+        raise ValueError(f"its rows name {seen.sum()} of {n} texts")
+    if coded not in (0, n):
+        raise ValueError(f"{n - coded} of {n} texts have no code")
+    indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    neighbours, similarities = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float16)
+    while lists:  # each is given up once it is placed
+        ids, own, near, values = lists.pop()
+        flat = np.repeat(indptr[ids] - (np.cumsum(own) - own), own) + np.arange(len(near))
+        neighbours[flat], similarities[flat] = near, values
     return Graph(
         meta=meta,
         indptr=indptr,
         neighbours=neighbours,
         similarities=similarities,
-        background_mean=_column(tables, "background_mean")[order],
-        background_std=_column(tables, "background_std")[order],
+        background_mean=mean,
+        background_std=deviation,
         codes=codes,
-        code_scale=scale,
+        code_scale=None if codes is None else scale,
     )
 
 
-def _codes(
-    tables: list[pa.Table], order: npt.NDArray[np.intp]
-) -> tuple[npt.NDArray[np.int8] | None, npt.NDArray[np.float32] | None]:
-    chunks = _chunks(tables, "code")
-    rows = sum(len(chunk) for chunk in chunks)
-    nulls = sum(chunk.null_count for chunk in chunks)
-    if rows == 0 or nulls == rows:
-        return None, None
-    if nulls:
-        raise ValueError(f"{nulls} of {rows} texts have no code")
-    parts = []
-    for chunk in filter(len, chunks):
-        dim = len(chunk[0].as_buffer())
-        offsets = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
-        if not (np.diff(offsets) == dim).all():
-            raise ValueError("codes differ in length")
-        data = np.frombuffer(chunk.buffers()[2], np.int8)[offsets[0] : offsets[-1]]
-        parts.append(data.reshape(len(chunk), dim))
-    return np.concatenate(parts)[order], _column(tables, "code_scale")[order]
+def _lists(table: pa.Table, n: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.float16]]:
+    """Entries of each row, neighbours and similarities of all."""
+    near, values = table["neighbours"].chunk(0), table["similarities"].chunk(0)
+    counts = np.diff(near.offsets.to_numpy()).astype(np.int64)
+    ids, similarities = near.flatten().to_numpy(), values.flatten().to_numpy()
+    if not np.array_equal(counts, np.diff(values.offsets.to_numpy())):
+        raise ValueError("neighbours and similarities differ in length")
+    if len(ids) and not (ids.min() >= 0 and ids.max() < n):
+        raise ValueError(f"a neighbour id lies outside 0..{n - 1}")
+    return counts, ids.astype(np.int32), similarities
 
 
-def _chunks(tables: list[pa.Table], name: str) -> list[Any]:
-    return [chunk for table in tables for chunk in table[name].chunks]
-
-
-def _column(tables: list[pa.Table], name: str) -> npt.NDArray[Any]:
-    return np.concatenate([table[name].to_numpy() for table in tables])
+def _codes(chunk: Any) -> npt.NDArray[np.int8] | None:
+    """[rows, dim]; None where no row has any."""
+    if chunk.null_count == len(chunk):
+        return None
+    if chunk.null_count:
+        raise ValueError(f"{chunk.null_count} of {len(chunk)} texts have no code")
+    dim = len(chunk[0].as_buffer())
+    offsets = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
+    if not (np.diff(offsets) == dim).all():
+        raise ValueError("codes differ in length")
+    return np.frombuffer(chunk.buffers()[2], np.int8)[offsets[0] : offsets[-1]].reshape(len(chunk), dim)

@@ -121,6 +121,9 @@ def line_chart(
         parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
     for name, points in drawn.items():
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in points))
+        if len(points) == 1:  # a line of one point is not seen
+            x, y = place(*points[0])
+            parts.append(f'<circle class="dot s{colours[name]}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>')
         parts.append(
             f'<polyline class="line s{colours[name]}" points="{line}"><title>{escape(name)}</title></polyline>'
         )

@@ -165,4 +165,6 @@ def _failed(url: str, error: Exception, instead: str) -> UserError:
     if isinstance(cause, FileNotFoundError):
         return UserError(f"there is no {shown(url)} ({type(error.__cause__ or error).__name__}): check the address")
     what = "the Hugging Face hub cannot be reached" if url.startswith("hf://") else "it cannot be read"
-    return UserError(f"{shown(url)}: {what} ({reason}): run the same command again, or {instead}")
+    return UserError(
+        f"{shown(url)}: {what} ({reason}): run the same command again (xclr-train goes on with --resume), or {instead}"
+    )

@@ -62,7 +62,9 @@ class TextTable:
             tail = "none"
         coded = tail == "code"
         if coded and (graph.codes is None or graph.code_scale is None):
-            raise UserError("this graph has no codes: use --tail background or --tail none, or build it with codes")
+            raise UserError(
+                "this graph has no codes for the pairs that it does not list: use --tail background or --tail none"
+            )
         return cls(
             tail=tail,
             indptr=torch.from_numpy(graph.indptr).to(device),

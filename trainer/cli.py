@@ -50,7 +50,10 @@ def command(
     graph: Annotated[str | None, typer.Option(help="Graph of the shards, by name. Default: the only one.")] = None,
     model: Annotated[str | None, typer.Option(help="Backbone: any timm model.")] = None,
     start: Annotated[
-        str | None, typer.Option(help="Fine-tune from a run folder, a checkpoint, or a file of backbone weights.")
+        str | None,
+        typer.Option(
+            help="Fine-tune from a run folder, a checkpoint, a file of backbone weights, or `timm`: timm's own."
+        ),
     ] = None,
     objective: Annotated[str | None, typer.Option(help="xclr, simclr, supcon or clip.")] = None,
     out: Annotated[
@@ -144,6 +147,7 @@ def command(
             "seed": seed,
         },
     )
+    open_shards(chosen.data.shards)  # before PyTorch is loaded: whether they are there
     _train(chosen, device, out, resume=resume, dry_run=dry_run)
 
 

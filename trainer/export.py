@@ -23,6 +23,11 @@ from trainer.recipe import Recipe, as_table
 
 __all__ = ["export", "find"]
 
+# What timm's configuration says of its own weights, and of another size for testing.
+NOT_OURS = (
+    "license", "origin_url", "paper_ids", "paper_name", "notes", "test_input_size", "test_crop_pct", "test_pool_size",
+    "label_names", "label_descriptions",
+)  # fmt: skip
 FILES = {"model.safetensors", "config.json", "README.md"}
 
 
@@ -75,6 +80,12 @@ def _write(out: Path, backbone: nn.Module, info: BackboneInfo) -> None:
         model_args={"img_size": info.image_size} if fixed else None,
         safe_serialization=True,
     )
+    path = out / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for key in NOT_OURS:
+        config["pretrained_cfg"].pop(key, None)
+    path.write_text(json.dumps(config, indent=2), encoding="utf-8")
+    (out / "model.safetensors").chmod(path.stat().st_mode)  # safetensors writes what none but its owner may read
 
 
 def _card(info: BackboneInfo, recipe: Recipe, checkpoint: Path, weights: str) -> str:

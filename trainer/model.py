@@ -20,6 +20,9 @@ from trainer.recipe import ModelConfig
 __all__ = ["Encoder", "build_backbone", "build_encoder", "feature_dim", "load_weights"]
 
 
+TIMM = "timm"  # as a place to start from: timm's weights of the backbone
+
+
 class Encoder(nn.Module):
     """Images -> projections. The projector is thrown away after training: what lies before it transfers better."""
 
@@ -44,8 +47,9 @@ class Encoder(nn.Module):
 def build_encoder(config: ModelConfig, image_size: int, seed: int) -> Encoder:
     """An encoder whose initial weights are a function of (config, image_size, seed), and of where it starts from."""
     torch.manual_seed(seed)
-    backbone = build_backbone(config.backbone, image_size, pretrained=config.pretrained)
-    if config.start:
+    pretrained = config.pretrained or config.start == TIMM
+    backbone = build_backbone(config.backbone, image_size, pretrained=pretrained)
+    if config.start and config.start != TIMM:
         load_weights(backbone, Path(config.start))
     width = feature_dim(backbone)
     hidden = config.projector_hidden or width
@@ -115,7 +119,8 @@ def _backbone_state(path: Path) -> dict[str, torch.Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise UserError(f"there is no file {path} to start from") from None
+        hint = "; timm's own weights of --model are --start timm" if str(path).startswith("timm:") else ""
+        raise UserError(f"there is no file {path} to start from{hint}") from None
     except (RuntimeError, pickle.UnpicklingError, SafetensorError, LookupError, EOFError, OSError, ValueError) as error:
         raise UserError(
             f"{path} is not a readable file of weights: it is damaged, or none at all ({type(error).__name__})"

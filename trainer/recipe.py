@@ -58,7 +58,7 @@ class ModelConfig:
     pretrained: bool = False
     """Start from timm's weights for it (downloads them)."""
     start: str = ""
-    """Fine-tune from here: a run folder or checkpoint of xclr-train, or a file of the backbone's weights."""
+    """Fine-tune from here: a run folder or checkpoint of xclr-train, a file of the backbone's weights, or `timm`."""
     projector_hidden: int = 0
     """Width of the projector's hidden layer; 0: that of the features."""
     projector_dim: int = 128

@@ -15,6 +15,12 @@ from shards.errors import UserError
 __all__ = ["open_imagenet", "open_imagenet_real"]
 
 
+def _check_classes(imagenet: ImageNet, val: Val) -> None:
+    """A partial copy may lack classes, but one whose halves do not meet would score 0 without a word."""
+    if not set(val.labels.tolist()) & set(imagenet.task.labels.tolist()):
+        raise UserError(f"no class of {val.where} is among those of {imagenet.where}: both must hold some in common")
+
+
 def open_imagenet(source: Source) -> Bench:
     """Top-1 and top-5 by ImageNet's own labels."""
     imagenet, val, partial = _open("imagenet", source, source.root)
@@ -81,7 +87,9 @@ def open_imagenet_real(source: Source) -> Bench:
 def _open(name: str, source: Source, root: Path) -> tuple[ImageNet, Val, tuple[str, ...]]:
     need(name, source, {"imagenet": splits(root, "train", "val")})
     imagenet, val = train_set(root), val_set(root)
-    return imagenet, val, check_counts(name, training_counts(imagenet) | val.counts(), source.partial)
+    partial = check_counts(name, training_counts(imagenet) | val.counts(), source.partial)
+    _check_classes(imagenet, val)
+    return imagenet, val, partial
 
 
 def _notes(imagenet: ImageNet, val: Val) -> dict[str, str]:

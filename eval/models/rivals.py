@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +25,7 @@ def open_timm(name: str, *, untrained: bool = False) -> Model:
     import timm
 
     if not timm.is_model(name.split(".")[0]):
-        near = timm.list_models(f"*{name}*")[:5]
+        near = timm.list_models(f"*{name}*")[:5] or get_close_matches(name, timm.list_models(), 5)
         raise UserError(f"timm has no model {name!r}" + (f"; close names: {', '.join(near)}" if near else ""))
     torch.manual_seed(SEED)
     try:

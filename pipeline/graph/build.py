@@ -73,7 +73,7 @@ def build_graph(
             graph.meta["texts_sha256"] = shards.manifest.files["texts.parquet"].sha256
             write_graph(root, folder.name, graph, _home(shards), [shard.name for shard in shards.manifest.shards])
             _keep_cost(root, folder)
-            say(f"{folder}: {len(graph)} texts, {len(graph.neighbours)} listed pairs, {_summary(graph.meta)}")
+            say(f"{folder}: {len(graph)} texts, {len(graph.neighbours)} listed pairs, {_summary(graph)}")
         shutil.rmtree(work, ignore_errors=True)
     return folder
 
@@ -124,8 +124,10 @@ def check_options(
         raise UserError(f"a graph of kind {kind} has no encoder: leave --encoder {encoder} out")
     if source is not None and kind not in ("wordnet", "file"):
         raise UserError(f"a graph of kind {kind} is made from the shards alone: leave --source {source} out")
-    if kind == "file" and (source is None or not source.is_file()):
-        raise UserError(f"a graph of kind file needs --source, a .npy or .parquet file, not {source}")
+    if kind == "file" and source is None:
+        raise UserError("a graph of kind file needs --source, a .npy or .parquet file")
+    if kind == "file" and source is not None and not source.is_file():
+        raise UserError(f"there is no file {source} to make a graph of")
 
 
 def _check(
@@ -185,10 +187,12 @@ def _home(shards: Shards) -> npt.NDArray[np.int32]:
     return home
 
 
-def _summary(meta: dict[str, Any]) -> str:
-    code = meta["fidelity"].get("code")
+def _summary(graph: Graph) -> str:
+    audit, code = graph.meta["audit"], graph.meta["fidelity"].get("code")
     tail = f", KL of the target to the dense one {code['kl']:.1e}" if code else ""
-    return f"recall@{meta['audit']['k']} {meta['audit']['recall']:.4f} on {meta['audit']['sample']}{tail}"
+    if not code and len(graph.neighbours) < len(graph) * (len(graph) - 1):
+        tail = ", no codes: train on it with --tail background or --tail none"
+    return f"recall@{audit['k']} {audit['recall']:.4f} on {audit['sample']}{tail}"
 
 
 def _digest(text: str) -> str:

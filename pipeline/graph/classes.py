@@ -43,7 +43,7 @@ def text_classes(shards: Shards) -> Classes:
     index = shards.index
     labelled = index.label >= 0
     if not classes or not labelled.any():
-        raise UserError(f"{shards.root} has no class labels: this graph needs them; use --kind encoder")
+        raise UserError(f"{shards.root} has no class labels, which this graph needs: use one of kind encoder")
     pairs, counts = np.unique(index.text_id[labelled] * classes + index.label[labelled], return_counts=True)
     text, label = pairs // classes, pairs % classes
     order = np.lexsort((-label, counts, text))  # the last row of each text is its most frequent, then smallest label

@@ -24,7 +24,8 @@ def read_matrix(path: Path) -> Matrix:
     try:
         matrix = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path} as a matrix: {str(error).splitlines()[0]}") from None
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "numpy.save writes such files"
+        raise UserError(f"{path} is no .npy file of numbers ({reason})") from None
     if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise UserError(f"{path} holds no square matrix but shape {getattr(matrix, 'shape', None)}")
     if matrix.dtype.kind not in "fiu":
@@ -94,4 +95,4 @@ def edge_background(n: int) -> tuple[Matrix, Matrix]:
 def _check_range(path: Path, values: Matrix) -> None:
     if not np.isfinite(values).all() or (np.abs(values) > 1).any():
         strange = values[~(np.isfinite(values) & (np.abs(values) <= 1))]
-        raise UserError(f"{path} has {len(strange)} similarities outside -1..1, such as {strange[0]}")
+        raise UserError(f"{path} has {len(strange)} similarities outside -1..1, such as {strange[0]}: scale them")

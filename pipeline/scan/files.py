@@ -50,7 +50,9 @@ def table(source: Source, partition: Partition, limits: Limits, spool: Path) -> 
     for number, (name, captions) in enumerate(rows, first):
         path = _find(os.fsdecode(name), source.images)
         if path is None:
-            found.skipped[NOT_OURS if URL.match(os.fsdecode(name)) else "missing file"] += 1
+            reason = NOT_OURS if URL.match(os.fsdecode(name)) else "missing file"
+            found.skipped[reason] += 1
+            found.examples.setdefault(reason, str(source.images[0] / name.decode("utf-8", "replace")))
             continue
         meta = json.dumps({"path": name.decode("utf-8", "replace")}, ensure_ascii=False)
         _keep(

@@ -49,10 +49,12 @@ class Limits:
 
 @dataclass(slots=True, kw_only=True)
 class Scan:
-    """Rows of SCAN_SCHEMA, and reason -> samples left out."""
+    """Rows of SCAN_SCHEMA, and what was left out."""
 
     rows: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in SCAN_SCHEMA.names})
     skipped: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+    """Of some reasons: a sample that was left out for it."""
 
     def add(self, **values: Any) -> None:
         for name, column in self.rows.items():

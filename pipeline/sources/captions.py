@@ -10,6 +10,7 @@ __all__ = ["joined", "normalise"]
 
 # White space and control characters, the C1 block and Unicode's line and paragraph separators included.
 BLANK = re.compile(r"[\s\x00-\x1f\x7f-\x9f]+")
+UNSEEN = ("Cf", "Zs")  # zero-width characters and their kin: a caption of nothing else is none
 SURROGATES = re.compile(r"[\ud800-\udfff]")
 
 
@@ -24,7 +25,8 @@ def normalise(caption: str | bytes, longest: int) -> str:
     part = caption[: 8 * longest]  # UTF-8 takes at most 4 bytes a character, and NFC shortens text by half at most
     text = part.decode("utf-8", "replace") if isinstance(part, bytes) else part
     text = SURROGATES.sub("\ufffd", text)
-    return BLANK.sub(" ", unicodedata.normalize("NFC", text)).strip()[:longest].rstrip()
+    text = BLANK.sub(" ", unicodedata.normalize("NFC", text)).strip()[:longest].rstrip()
+    return text if any(unicodedata.category(character) not in UNSEEN for character in text) else ""
 
 
 def joined(captions: Iterable[object], longest: int) -> str:

@@ -6,6 +6,7 @@ into an Arrow file that every partition's process maps. Held in memory while gro
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import json
 import re
@@ -136,6 +137,8 @@ def _read(dataset: Dataset, path: Path) -> Columns:
     except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
+        if isinstance(error, UnicodeDecodeError):
+            raise UserError(f"{path} is not UTF-8: save it as that (iconv -f LATIN1 -t UTF-8, say)") from None
         raise UserError(f"cannot read {path} as a table ({str(error).splitlines()[0]})") from None
 
 
@@ -146,7 +149,10 @@ def _reader(dataset: Dataset, path: Path) -> Callable[[Dataset, Path], Columns]:
     if path.suffix.lower() in readers:
         return readers[path.suffix.lower()]
     with path.open("rb") as file:
-        return _token_lines if TOKEN_LINE.match(file.readline(1 << 16)) else _delimited
+        line = file.readline(1 << 16)
+    if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # a spreadsheet's "Unicode text"
+        raise UserError(f"{path} is UTF-16: save it as UTF-8 (iconv -f UTF-16 -t UTF-8)")
+    return _token_lines if TOKEN_LINE.match(line) else _delimited
 
 
 def _delimited(dataset: Dataset, path: Path) -> Columns:
@@ -219,23 +225,33 @@ def _json(dataset: Dataset, path: Path) -> Columns:
 
 
 def _coco(_: Dataset, path: Path) -> Columns:
-    """{"images": [{id, file_name}], "annotations": [{image_id, caption}]}; annotations of no image are counted."""
+    """{"images": [{id, file_name}], "annotations": [{image_id, caption}]}; images without an id of their own, and
+    annotations of no image, are counted."""
     content = json.loads(path.read_bytes())
     if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
         raise UserError(f"{path} is no COCO file: it must hold images and annotations")
-    try:
-        names = {row["id"]: str(row["file_name"]) for row in content["images"]}
-        captions: dict[object, list[bytes]] = {image: [] for image in names}
-        stray = 0
-        for row in content["annotations"]:
-            if row["image_id"] in captions and isinstance(row.get("caption"), str):
-                captions[row["image_id"]].append(_encoded(row["caption"]))
-            else:
-                stray += 1
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no COCO captions file: {type(error).__name__} {error}") from None
+    names, stray = dict[int | str, str](), 0
+    for row in _objects(path, content["images"]):
+        if isinstance(row.get("id"), (int, str)) and isinstance(row.get("file_name"), str) and row["id"] not in names:
+            names[row["id"]] = row["file_name"]
+        else:
+            stray += 1
+    captions: dict[int | str, list[bytes]] = {image: [] for image in names}
+    for row in _objects(path, content["annotations"]):
+        image = row.get("image_id")
+        if isinstance(image, (int, str)) and image in captions and isinstance(row.get("caption"), str):
+            captions[image].append(_encoded(row["caption"]))
+        else:
+            stray += 1
     images = pa.array([_encoded(name) for name in names.values()], pa.large_binary())
     return images, pa.array(list(captions.values()), pa.large_list(pa.large_binary())), stray
+
+
+def _objects(path: Path, rows: object) -> Iterator[dict[str, Any]]:
+    """What is no object counts as an empty one."""
+    if not isinstance(rows, list):
+        raise UserError(f"{path} is no COCO captions file: its images and annotations must be lists")
+    yield from (row if isinstance(row, dict) else {} for row in rows)
 
 
 def _token_lines(_: Dataset, path: Path) -> Columns:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import tarfile
 from io import BytesIO
 from pathlib import Path
@@ -253,6 +254,16 @@ def test_real_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "PARTIAL, not comparable: " in again.output
     column = json.loads(Path("runs/tiny/eval/linear-probe-imagenet-real.json").read_text())["columns"]["real"]
     assert (column["n"], column["accuracy"], column["expected"]) == (9, 100, 46_837)
+
+
+def test_halves_that_do_not_meet_are_refused(tmp_path: Path) -> None:
+    """They would score 0 for every model, and be marked partial only."""
+    root = make_imagenet(tmp_path / "imagenet", each=1)
+    kept, *rest = sorted((root / "val").iterdir())
+    for folder in (*rest, root / "train" / kept.name):
+        shutil.rmtree(folder)
+    with pytest.raises(UserError, match=r"no class of .*val is among those of .*train"):
+        open_imagenet(Source(root=root, benchmarks=tmp_path, partial=True))
 
 
 def test_real_needs_the_original_names(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ def test_the_rule() -> None:
     assert normalise("six   and more", 4) == "six"
     assert normalise("\ud800 alone", 100) == "\ufffd alone"
     assert normalise("\n\t ", 100) == ""
+    assert normalise("\u200b \t\u0007\ufeff", 100) == ""  # nothing that is seen
+    assert normalise("\U0001f468\u200d\U0001f469", 100) == "\U0001f468\u200d\U0001f469"
 
 
 def test_a_sample_of_several_captions() -> None:

@@ -148,6 +148,9 @@ def test_charts_and_tables() -> None:
     chart = line_chart({"a<b": [(0, 1), (1, 3)], "none": []}, x_title="x", y_title="y", colours={"a<b": 1}, mark=0.5)
     assert "a&lt;b" in chart
     assert chart.count("<polyline") == chart.count('class="mark"') == 1
+    alone = line_chart({"a": [(2, 1)]}, x_title="x", y_title="y", colours={"a": 1})
+    assert '<circle class="dot s1"' in alone  # a line of one point is not seen
+    assert "<circle" not in chart
     assert line_chart({"none": []}, x_title="x", y_title="y", colours={}) == ""
     assert '<tr class="marked"><td>&lt;</td>' in table(["head"], [["a"], ["<"]], marked=["<"])
     Page(table(["head"], [["a"], ["<"]]))

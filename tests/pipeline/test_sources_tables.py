@@ -262,6 +262,9 @@ def test_parquet_with_images_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("t.json", b"[" * 100_000, r"cannot read .*t\.json as a table"),
         ("t.jsonl", b"", "no usable sample"),
         ("t.parquet", b"PAR1 not", r"cannot read .*t\.parquet as parquet"),
+        ("t.csv", "image,caption\na.jpg,a\n".encode("utf-16"), r"t\.csv is UTF-16: save it as UTF-8"),
+        ("t.csv", "image,légende\na.jpg,a\n".encode("latin1"), r"t\.csv is not UTF-8: save it as that"),
+        ("t.csv", b"image,caption\nhttp://x/a.jpg,a\n", r"no usable sample \(1 not downloaded\)"),
         ("t.xlsx", b"", r"holds no file like \*\.csv or"),
     ],
 )
@@ -274,9 +277,28 @@ def test_tables_that_cannot_be_read(name: str, content: bytes, message: str, tmp
     assert not (tmp_path / "out").exists() or "no usable" in str(error.value)
 
 
+def test_coco_images_without_an_id_of_their_own_are_counted(tmp_path: Path) -> None:
+    names = [f"{i}.jpg" for i in range(4)]
+    pictures(tmp_path / "train1", names)
+    images: list[Any] = [{"id": i, "file_name": name} for i, name in enumerate(names)]
+    images += [{"id": 2, "file_name": "3.jpg"}, {"file_name": "3.jpg"}, {"id": [1], "file_name": "3.jpg"}, 3, {"id": 9}]
+    captions: list[Any] = [{"image_id": i, "caption": f"number {i}"} for i in range(4)]
+    captions += [{"image_id": [1], "caption": "x"}, {"caption": "x"}, "x"]
+    (tmp_path / "captions_train1.json").write_text(json.dumps({"images": images, "annotations": captions}))
+    found = build(data_set(tmp_path / "mine.toml", format="coco"), tmp_path, tmp_path / "out")
+    assert {name: text for name, (_, text) in found.items()} == {name: f"number {name[0]}" for name in names}
+    assert Manifest.load(tmp_path / "out").skipped == {"unreadable row": 8}
+
+
+def test_a_missing_file_is_named_with_the_place_that_was_tried(tmp_path: Path) -> None:
+    write_table(tmp_path / "in" / "t.csv", [(f"{i}.jpg", "a") for i in range(20)])
+    with pytest.raises(UserError, match=r"20 missing file; the last was .*in/0\.jpg\), over the budget"):
+        build(data_set(tmp_path / "mine.toml", format="table"), tmp_path / "in", tmp_path / "out")
+
+
 def test_coco_files_that_are_none(tmp_path: Path) -> None:
     mine = data_set(tmp_path / "mine.toml", format="coco")
-    for content in ({}, [], {"images": [{}], "annotations": []}, {"images": [], "annotations": [3]}):
+    for content in ({}, [], {"images": {}, "annotations": []}, {"images": [], "annotations": 3}):
         (tmp_path / "captions_train1.json").write_text(json.dumps(content))
         with pytest.raises(UserError, match=r"is no COCO .*file"):
             build(mine, tmp_path, tmp_path / "out")

@@ -141,7 +141,7 @@ def test_wrong_tails_are_refused_in_words() -> None:
     with pytest.raises(UserError, match="tail is one of code, background, none, not 'codes'"):
         TextTable.from_graph(graph, torch.device("cpu"), "codes")  # type: ignore[arg-type]
     bare = Graph(**{name: getattr(graph, name) for name in Graph.__slots__} | {"codes": None, "code_scale": None})
-    with pytest.raises(UserError, match="no codes: use --tail background or --tail none"):
+    with pytest.raises(UserError, match=r"no codes for the pairs .*: use --tail background or --tail none"):
         TextTable.from_graph(bare, torch.device("cpu"), "code")
     assert TextTable.from_graph(bare, torch.device("cpu"), "none").codes is None
 

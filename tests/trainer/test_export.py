@@ -27,6 +27,7 @@ from trainer.dryrun import estimate
 from trainer.export import export
 from trainer.loop import train
 from trainer.model import build_encoder
+from trainer.recipe import ModelConfig
 from trainer.step import Stepper
 
 
@@ -49,6 +50,10 @@ def test_timm_loads_an_export_with_identical_outputs(run: Path, tmp_path: Path) 
     images = torch.randn(2, 3, 16, 16)
     assert torch.equal(model(images), ours(images))
     assert model(images).shape == (2, info.feature_dim)
+    assert timm.data.resolve_model_data_config(model, use_test_size=True)["input_size"][-1] == 16
+    written = json.loads((out / "config.json").read_text())["pretrained_cfg"]
+    assert not {"license", "origin_url", "test_input_size", "test_crop_pct"} & written.keys()  # of timm's own weights
+    assert (out / "model.safetensors").stat().st_mode == (out / "config.json").stat().st_mode
     config = timm.data.resolve_model_data_config(model)
     assert (tuple(config["input_size"]), config["crop_pct"]) == ((3, 16, 16), 0.875)
     assert config["mean"] == pytest.approx(info.mean)
@@ -130,6 +135,22 @@ def test_fine_tuning_starts_from_given_weights(run: Path, shards: Path, tmp_path
     assert torch.equal(before(images), trained(images))
     # A tiny learning rate: still close to where it started, and not there.
     assert not torch.equal(tuned(images), trained(images))
+
+
+def test_fine_tuning_starts_from_timms_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    real = timm.create_model
+
+    def create(name: str, *, pretrained: bool, **options: Any) -> Any:
+        asked.append(pretrained)
+        return real(name, pretrained=False, **options)
+
+    monkeypatch.setattr("trainer.model.timm.create_model", create)
+    for start in ("", "timm"):
+        build_encoder(ModelConfig(backbone="test_resnet", start=start), 32, 0)
+    assert asked == [False, True]
+    with pytest.raises(UserError, match=r"there is no file timm:resnet18 to start from; .* are --start timm"):
+        build_encoder(ModelConfig(backbone="test_resnet", start="timm:resnet18"), 32, 0)
 
 
 def test_weights_that_do_not_fit_are_refused(run: Path, shards: Path, tmp_path: Path) -> None:
