@@ -3,7 +3,8 @@
 The batch plan works through windows of shards, so what is needed next is known. One rank of each machine looks ahead,
 in threads: it fetches the windows to come in their order, and makes room by dropping tars of windows that are past, so
 that no more than `limit` bytes lie there. It only ever saves time: a loader that comes before it, on a slow connection,
-fetches a tar itself.
+fetches a tar itself. Where windows are so small that the loader's batches reach beyond the next one, what it fetches
+may for a while take more than `limit`.
 """
 
 from __future__ import annotations
