@@ -9,12 +9,12 @@ piece at a time, so a piece should not be small (64 samples, 128 views, or more)
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import cast
 
 import torch
+import torch.distributed as dist
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -69,7 +69,7 @@ class Stepper:
             encoder = synchronised(encoder)
         self.encoder = encoder
         self.optimiser = make_optimiser(encoder, recipe.optimiser)
-        self.parallel = self._parallel() if world.size > 1 else None
+        self.parallel = self._parallel()
         model: nn.Module = self.parallel or encoder
         # Compiled around DDP, not within it: then PyTorch cuts the graph where gradients are exchanged.
         self.model = cast(nn.Module, torch.compile(model)) if recipe.compile else model
@@ -79,17 +79,24 @@ class Stepper:
         if self.chunk < 1 or share % self.chunk:
             raise UserError(f"data.chunk {self.chunk} does not divide the {share} samples of a rank: choose another")
 
-    def _parallel(self) -> DistributedDataParallel:
-        """After the first step of a process DDP puts gradients into other buckets, and where one lies in its bucket
-        decides the order in which three ranks or more add it up: a resumed run would differ in the last digits. It
-        does not where it looks for unused parameters, of which there are none.
+    def _parallel(self) -> DistributedDataParallel | None:
+        """What exchanges gradients while the backward pass goes on; None where resumed runs must end in the same bits.
+
+        After the first step of a process DDP puts gradients into other buckets, and where one lies in its bucket
+        decides the order in which three ranks or more add it up: a resumed run would differ in the last digits.
         """
-        on_cpu = self.world.device.type == "cpu"
-        same_bits = on_cpu or self.recipe.deterministic
-        if same_bits:
-            warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
-        devices = None if on_cpu else [self.world.device.index]
-        return DistributedDataParallel(self.encoder, device_ids=devices, find_unused_parameters=same_bits)
+        device = self.world.device
+        if self.world.size == 1 or device.type == "cpu" or self.recipe.deterministic:
+            return None
+        return DistributedDataParallel(self.encoder, device_ids=[device.index])
+
+    def _exchange(self) -> None:
+        """All gradients at once, in the order of the parameters: means over the ranks."""
+        gradients = [p.grad for p in self.encoder.parameters() if p.grad is not None]
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients]).div_(self.world.size)
+        dist.all_reduce(flat)
+        for gradient, part in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
 
     def step(self, batch: Batch, step: int, total: int) -> Outcome:
         """Step number `step` of `total`; every rank calls it with its share of the batch."""
@@ -102,6 +109,8 @@ class Stepper:
             loss.backward()  # type: ignore[no-untyped-call]
         else:
             loss, z, block = self._cached(batch, step)
+        if self.world.size > 1 and self.parallel is None:
+            self._exchange()
         self.optimiser.step()
         if isinstance(self.encoder.text, TextTower):
             self.encoder.text.bound()

@@ -17,6 +17,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from torch.nn.parallel import DistributedDataParallel
 from typer.testing import CliRunner
 
 from shards.atomic import TEMPORARY, sha256_file
@@ -230,6 +231,23 @@ def train_until(world: World, shards: Path, run: Path, stop: int, lost: int) -> 
     ):
         train(recipe(shards, data__batch_size=12, run__checkpoint_every=2), run, world, resume=True)
     return first[0]
+
+
+def train_by(world: World, shards: Path, run: Path, ddp: bool, chunk: int) -> None:
+    """On a rank: with gradients exchanged by DDP, as several GPUs do it, or all at once."""
+    parallel = DistributedDataParallel if ddp else lambda encoder: None
+    chosen = recipe(shards, model__backbone="test_resnet", data__chunk=chunk, epochs=1, optimiser__name="sgd")
+    with mock.patch.object(Stepper, "_parallel", lambda self: parallel(self.encoder)):
+        train(chosen, run, world)
+
+
+@pytest.mark.parametrize("chunk", [0, 2])
+def test_gradients_are_those_of_ddp(shards: Path, tmp_path: Path, ranks: Ranks, chunk: int) -> None:
+    for ddp in (False, True):
+        ranks(2, train_by, shards, tmp_path / str(ddp), ddp, chunk)
+    ours, theirs = weights(tmp_path / "False"), weights(tmp_path / "True")
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=1e-6)
 
 
 def resumed(world: World, shards: Path, run: Path, lost: int, epochs: int = 2) -> Any:
