@@ -88,7 +88,7 @@ class Metrics:
         self.shown |= fresh  # between two figures of the kNN the last one stays
         status = "  ".join(self.shown[name] for name in SHOWN if name in self.shown)
         self.progress.update(self.task, status=status)
-        if not self.interactive:  # a log file wants lines, not a bar
+        if fresh and not self.interactive:  # a log file wants lines, not a bar
             print(f"{self.title}  step {step}/{self.stop}  {'  '.join(fresh.values())}", file=sys.stderr, flush=True)
 
     def event(self, name: str, **values: Any) -> None:

@@ -176,7 +176,7 @@ def _mass(numbers: Numbers) -> str:
 def _temperatures(numbers: Numbers) -> str:
     chosen = [target for target in numbers.targets if target.tau_s in ROWS]
     rows = [
-        [f"{t.tau_s:g}", *(f"{100 * share:.1f}" for share in (t.view, t.same_text, t.listed, t.rest)),
+        [f"{t.tau_s:g}", *(f"{max(0.0, 100 * share):.1f}" for share in (t.view, t.same_text, t.listed, t.rest)),
          f"{t.effective:.1f}"]
         for t in chosen
     ]  # fmt: skip
