@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+import math
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from shards.errors import UserError
 
 __all__ = ["cores", "free_shared_memory", "prefetch"]
 
+GROUPS, CONTROL = "/proc/self/cgroup", "/sys/fs/cgroup"
 AHEAD = 4 << 30  # bytes that the workers of one loader may hold ready
 
 
 def cores() -> int:
-    """Processors that it may run on, which taskset and schedulers limit."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Processors that it may run on, which taskset, schedulers and containers limit."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(count, _quota())))
+
+
+def _quota() -> float:
+    """Processors' worth of time that its control groups allow (docker run --cpus, Kubernetes); infinite without."""
+    try:
+        own = next(line for line in Path(GROUPS).read_text().splitlines() if line.startswith("0::"))
+    except (OSError, StopIteration):  # no control groups, or their first version
+        return math.inf
+    least = math.inf
+    place = Path(own.removeprefix("0::").lstrip("/"))
+    for folder in (place, *place.parents):
+        with suppress(OSError, ValueError):  # the topmost has no such file, except in a container; "max": no limit
+            quota, period = (Path(CONTROL) / folder / "cpu.max").read_text().split()
+            least = min(least, int(quota) / int(period))
+    return least
 
 
 def free_shared_memory() -> int:

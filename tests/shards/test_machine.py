@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from shards import machine
@@ -31,3 +33,26 @@ def test_ranks_of_a_machine_share_its_shared_memory(monkeypatch: pytest.MonkeyPa
     assert machine.prefetch(36 << 20, 12, "") == 1
     with pytest.raises(UserError, match=r"96 loader processes with a batch of 100 MiB each do not fit the 8192 MiB"):
         machine.prefetch(100 << 20, 12, "lower --workers")
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({}, 64),
+        ({"": "max 100000", "pods/one": "400000 100000"}, 4),
+        ({"pods": "150000 100000", "pods/one": "max 100000"}, 2),
+        ({"pods/one": "5000 100000"}, 1),
+        ({"": "300000 100000"}, 3),  # within a container
+    ],
+)
+def test_cores_are_those_that_a_container_is_given(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limits: dict[str, str], expected: int
+) -> None:
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda process: set(range(64)), raising=False)
+    (tmp_path / "own").write_text("1:name=systemd:/x\n0::/pods/one\n")
+    for place, text in limits.items():
+        (tmp_path / "control" / place).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "control" / place / "cpu.max").write_text(f"{text}\n")
+    monkeypatch.setattr(machine, "GROUPS", str(tmp_path / "own"))
+    monkeypatch.setattr(machine, "CONTROL", str(tmp_path / "control"))
+    assert machine.cores() == expected
