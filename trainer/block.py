@@ -17,6 +17,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 
 from shards.errors import UserError
@@ -49,6 +50,8 @@ class TextTable:
     """[n, dim] int8, for tail `code` only."""
     code_scale: torch.Tensor | None
     """[n] float32."""
+    matrix: torch.Tensor | None = None
+    """[n, n] float16, of a complete graph alone: its lists would be a batch's whole block, pair by pair."""
 
     @classmethod
     def from_graph(cls, graph: Graph, device: torch.device, tail: Tail = "code") -> TextTable:
@@ -58,8 +61,10 @@ class TextTable:
         """
         if tail not in get_args(Tail):
             raise UserError(f"tail is one of {', '.join(get_args(Tail))}, not {tail!r}")
-        if len(graph.neighbours) == len(graph) * (len(graph) - 1):
+        complete = len(graph.neighbours) == len(graph) * (len(graph) - 1)
+        if complete:
             tail = "none"
+        listed = slice(0, 0 if complete else None)  # the matrix stands for them
         coded = tail == "code"
         if coded and (graph.codes is None or graph.code_scale is None):
             raise UserError(
@@ -68,14 +73,15 @@ class TextTable:
         return cls(
             tail=tail,
             indptr=torch.from_numpy(graph.indptr).to(device),
-            neighbours=torch.from_numpy(graph.neighbours).to(device),
-            similarities=torch.from_numpy(graph.similarities).to(device),
+            neighbours=torch.from_numpy(graph.neighbours[listed]).to(device),
+            similarities=torch.from_numpy(graph.similarities[listed]).to(device),
             background_mean=torch.from_numpy(graph.background_mean).to(device),
             background_std=torch.from_numpy(graph.background_std).to(device),
             codes=torch.from_numpy(graph.codes).to(device) if coded and graph.codes is not None else None,
             code_scale=torch.from_numpy(graph.code_scale).to(device)
             if coded and graph.code_scale is not None
             else None,
+            matrix=_matrix(graph).to(device) if complete else None,
         )
 
 
@@ -129,6 +135,8 @@ class SimilarityBlock:
     """[B, dim] float32."""
     row_tail: torch.Tensor | None
     """[b] float64: the constant of a row (tail `background`)."""
+    matrix: torch.Tensor | None = None
+    """[n, n] float16 similarities of all texts, by key; stands for lists and tail."""
 
     @classmethod
     @torch.no_grad()
@@ -152,7 +160,7 @@ class SimilarityBlock:
         listed = row_code = column_code = row_tail = None
         if objective == "xclr":
             assert table is not None
-            listed = _listed(key, columns, table)
+            listed = _listed(key, columns, table) if table.matrix is None else None
             if table.codes is not None and table.code_scale is not None:
                 code, scale = table.codes[key], table.code_scale[key]
                 row_code = code.float().mul_(scale[:, None])
@@ -171,6 +179,7 @@ class SimilarityBlock:
             row_code=row_code,
             column_code=column_code,
             row_tail=row_tail,
+            matrix=table.matrix if objective == "xclr" and table is not None else None,
         )
 
     def __len__(self) -> int:
@@ -184,7 +193,9 @@ class SimilarityBlock:
         """
         if out is None:
             out = torch.empty(stop - start, len(self.column_key), device=self.row_key.device)
-        if self.row_code is not None and self.column_code is not None:
+        if self.matrix is not None:
+            out.copy_(self.matrix[self.row_key[start:stop]][:, self.column_key])
+        elif self.row_code is not None and self.column_code is not None:
             torch.mm(self.row_code[start:stop].to(out.dtype), self.column_code.to(out.dtype).T, out=out)
         elif self.row_tail is not None:
             out.copy_(self.row_tail[start:stop, None].expand_as(out))
@@ -225,6 +236,7 @@ class SimilarityBlock:
         """
         entropy = listed = positive = torch.zeros((), device=self.row_key.device)
         n, step = len(self), max(1, STATISTICS_ENTRIES // len(self.column_key))
+        edges = 0 if self.listed is None else 2 * len(self.listed.row)
         for start in range(0, n, step):
             stop = min(start + step, n)
             weights = self.weights(start, stop)
@@ -234,8 +246,9 @@ class SimilarityBlock:
             if self.listed is not None:
                 row, column, _ = self.listed.slice(start, stop)
                 listed = listed + 2 * others[row, column].sum()
+            elif self.matrix is not None:  # which lists all pairs but those of one text
+                listed, edges = listed + 2 * (others * ~same).sum(), edges + 2 * int((~same).sum())
             entropy = entropy - torch.xlogy(sibling, sibling).sum() - 2 * torch.xlogy(others, others).sum()
-        edges = 0 if self.listed is None else 2 * len(self.listed.row)
         return {
             "target_entropy": float(entropy) / n,
             "target_mass_listed": float(listed) / n,
@@ -257,6 +270,13 @@ def background(mean: torch.Tensor, deviation: torch.Tensor, tau_s: float) -> tor
     m, s = mean.double(), deviation.double().clamp_min(1e-6)
     cut: torch.Tensor = torch.special.log_ndtr((1 - m) / s - s / tau_s) - torch.special.log_ndtr((1 - m) / s)
     return m + s.square() / (2 * tau_s) + tau_s * cut
+
+
+def _matrix(graph: Graph) -> torch.Tensor:
+    n = len(graph)
+    matrix = np.ones((n, n), np.float16)
+    matrix[np.repeat(np.arange(n), np.diff(graph.indptr)), graph.neighbours] = graph.similarities
+    return torch.from_numpy(matrix)
 
 
 def _listed(rows: torch.Tensor, columns: torch.Tensor, table: TextTable) -> Pairs:

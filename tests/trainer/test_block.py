@@ -14,6 +14,7 @@ from shards.errors import UserError
 from shards.graph import Graph
 from tests.trainer.reference import (
     ALONE,
+    Samples,
     build,
     mean_weight,
     random_graph,
@@ -24,6 +25,16 @@ from tests.trainer.reference import (
 from trainer import block as block_module
 from trainer.block import SimilarityBlock, TextTable, background
 from trainer.loss import contrastive_loss
+
+
+def by_lists(graph: Graph) -> TextTable:
+    """Even if they are complete."""
+    lists = {"neighbours": torch.from_numpy(graph.neighbours), "similarities": torch.from_numpy(graph.similarities)}
+    return replace(TextTable.from_graph(graph, torch.device("cpu"), "none"), matrix=None, **lists)
+
+
+def block_of(batch: Samples, table: TextTable) -> SimilarityBlock:
+    return SimilarityBlock.build("xclr", batch.samples, batch.texts, batch.labels, table, 0.1, ALONE)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -45,13 +56,42 @@ def test_look_up_equals_a_dictionary(seed: int, count: int, texts: int, longest:
     expected = {
         (i, j): listed[ids[i], ids[j]] for i in range(count) for j in range(count) if (ids[i], ids[j]) in listed
     }
-    pairs = build(batch, graph, "xclr", "none", 0.1).listed
+    pairs = block_of(batch, by_lists(graph)).listed
     assert pairs is not None
     found = list(zip(pairs.row.tolist(), pairs.column.tolist(), strict=True))
     assert len(found) == len(set(found))
     assert dict(zip(found, pairs.value.tolist(), strict=True)) == expected
     assert pairs.row.tolist() == sorted(pairs.row.tolist())
     assert pairs.start.tolist() == [sum(row < i for row, _ in found) for i in range(count + 1)]
+
+
+@pytest.mark.parametrize("texts", [1, 6])
+def test_a_complete_graph_is_read_from_a_matrix(texts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its lists would hold the whole block, pair by pair; they say the same."""
+    rng = np.random.default_rng(4)
+    values = np.triu(rng.random((texts, texts)).astype(np.float16), 1)
+    values += values.T
+    neighbours = np.array([[j for j in range(texts) if j != i] for i in range(texts)], np.int32).reshape(texts, -1)
+    graph = Graph(
+        meta={},
+        indptr=np.arange(texts + 1) * (texts - 1),
+        neighbours=neighbours.ravel(),
+        similarities=np.take_along_axis(values, neighbours.astype(np.int64), 1).ravel(),
+        background_mean=np.zeros(texts, np.float32),
+        background_std=np.zeros(texts, np.float32),
+        codes=None,
+        code_scale=None,
+    )
+    batch = random_samples(rng, 11, texts)
+    table = TextTable.from_graph(graph, torch.device("cpu"))
+    assert len(table.neighbours) == 0
+    block, lists = block_of(batch, table), block_of(batch, by_lists(graph))
+    assert block.listed is None
+    assert lists.matrix is None
+    for start, stop in ((0, 11), (4, 5), (9, 11)):
+        assert torch.equal(block.similarities(start, stop), lists.similarities(start, stop))
+    monkeypatch.setattr(block_module, "STATISTICS_ENTRIES", 30)
+    assert block.statistics() == pytest.approx(lists.statistics(), abs=1e-6)
 
 
 @pytest.mark.parametrize("tail", ["code", "background", "none"])
@@ -124,9 +164,7 @@ def test_text_similarities_never_receive_gradient(how: block_module.Objective) -
         for field in fields(table)
         if isinstance(value := getattr(table, field.name), torch.Tensor) and value.is_floating_point()
     }
-    block = SimilarityBlock.build(
-        "xclr", batch.samples, batch.texts, batch.labels, replace(table, **learnt), 0.1, ALONE
-    )
+    block = block_of(batch, replace(table, **learnt))
     z = batch.z.flatten(0, 1).requires_grad_()
     contrastive_loss(z, block, world=ALONE, implementation=how).backward()  # type: ignore[no-untyped-call,arg-type]
     assert z.grad is not None
