@@ -98,7 +98,7 @@ def test_the_page_holds_everything_in_itself(world: Path, results: dict[str, Any
     assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe")]
     assert not re.search(r"(https?:)?//[a-z]", re.sub(r"data:[^\"]*", "", text))
     assert sum(tag == "polyline" for tag, _ in page.tags) >= 6  # loss and kNN of three runs
-    dots = [attrs for tag, attrs in page.tags if tag == "circle"]
+    dots = [attrs for tag, attrs in page.tags if tag == "circle" and attrs["r"] == "3.2"]  # of the intervals
     assert len(dots) == 2 * len(results["rows"]) * len(COLUMNS)
     for row in results["rows"]:
         assert f">{row['knn']['texture']:.1f}<" in text
