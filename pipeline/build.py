@@ -256,13 +256,18 @@ def _number_samples(source: Source, work: Path, out: Path, skipped: dict[str, in
         raise UserError(f"{source.where} holds no usable sample{why}: check that it is the {source.dataset.name} data")
     write_texts(out / "texts.parquet", texts, counts.tolist())
     _write_arrow(work / "texts.arrow", pa.table({"text": texts}, pa.schema([("text", pa.large_string())])))
-    schema = SCAN_SCHEMA.remove(SCAN_SCHEMA.get_field_index("text")).append(pa.field("text_id", pa.int64()))
+    scanned = SCAN_SCHEMA.remove(SCAN_SCHEMA.get_field_index("text"))  # and none of the scans' own metadata
+    schema = scanned.append(pa.field("text_id", pa.int64()))
     # One piece: of thousands Arrow would join all of a column for every shard that takes a few rows of each.
     large = [pa.large_string() if kind == pa.string() else kind for kind in schema.types]
     schema = pa.schema(list(zip(schema.names, large, strict=True)))
     names = [name for name in schema.names if name != "text_id"]
-    tables = [pq.read_table(path, columns=names, partitioning=None).replace_schema_metadata(None) for path in scans]
-    whole = pa.concat_tables(tables).append_column("text_id", pa.array(ids)).cast(schema).combine_chunks()
+    pieces = pa.concat_tables([pq.read_table(p, columns=names, partitioning=None).cast(scanned) for p in scans])
+    columns = []
+    for name in names:  # each is given up once it is joined
+        columns.append(pieces[name].cast(schema.field(name).type).combine_chunks())
+        pieces = pieces.drop_columns([name])
+    whole = pa.Table.from_arrays([*columns, pa.array(ids)], schema=schema)
     _write_arrow(work / "samples.arrow", whole)
     return whole.select(["file", "size", "text_id"])
 

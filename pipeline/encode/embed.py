@@ -145,7 +145,10 @@ def choose_precision(captions: Sequence[str], source: EncoderSource, device: str
         for _ in range(3):
             for which, encoder in enumerate(encoders):
                 begin = time.perf_counter()
-                vectors[which] = _embed(encoder, sample[:size])
+                try:
+                    vectors[which] = _embed(encoder, sample[:size])
+                except _NotFinite:  # in float32 too, it may be: then the encoding says so
+                    return FLOAT32
                 quickest[which] = min(quickest[which], time.perf_counter() - begin)
         if quickest[0] < MIN_SPEEDUP * quickest[1]:
             return FLOAT32

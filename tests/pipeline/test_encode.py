@@ -108,6 +108,7 @@ def test_vectors_that_are_no_numbers(
     assert np.isfinite(np.load(paths[0])).all()
     assert "float16 is too narrow for 'aaaa" in " ".join(capsys.readouterr().err.split())
     assert encode_captions(texts, source, tmp_path / "a")[1] == record
+    assert choose_precision(["a" * 70] * 200, source, "cpu") == FLOAT32
     with pytest.raises(UserError, match="counting gives no finite vector for 'broken': use another --encoder"):
         encode_captions(["b", "broken"], source, tmp_path / "b")
 
