@@ -18,7 +18,7 @@ ONE_HOT = 0.98  # target mass on a row's own positives; 0.76 on real captions at
 SIBLING = 1.5  # effective positives (exp of the entropy): fewer are the other view alone
 UNIFORM = 0.98  # entropy of the target over the largest possible
 ALIKE = 0.99  # mean cosine of different samples' projections
-CHANCE = 0.98  # loss over that of projections that know nothing
+LEARNT = 0.02  # of the way from the loss of projections that know nothing down to the target's entropy, the least loss
 RANK = 2.0  # RankMe: features that vary along a line or two
 WAIT = {"cuda": 0.1, "cpu": 0.5}  # share of the time; on a CPU the loader's work is the model's too
 ROWS = 3  # lines of metrics in a row before a complaint: the first ones see the loader start
@@ -88,12 +88,12 @@ class Adviser:
                 else None
             )
         if values.get("epoch", 0) >= 1 and "target_entropy" in values and "loss" in values:
-            chance = math.log(2 * batch - 1)
-            learnable = values["target_entropy"] < UNIFORM * chance and values.get("mean_cosine", 0) <= ALIKE
+            chance, least = math.log(2 * batch - 1), values["target_entropy"]
+            learnable = least < UNIFORM * chance and values.get("mean_cosine", 0) <= ALIKE
             out["chance"] = (
                 f"after {values['epoch']:.3g} epochs the loss, {values['loss']:.2f}, is that of projections that know "
                 f"nothing ({chance:.2f}): raise --lr, lower --tau, or train longer"
-                if learnable and values["loss"] > CHANCE * chance
+                if learnable and chance - values["loss"] < LEARNT * (chance - least)
                 else None
             )
         if "rankme" in values:

@@ -51,6 +51,14 @@ def test_each_cause_is_named_with_its_remedy_once(change: dict[str, float], reme
     assert re.search(remedy, said[2][0])
 
 
+def test_a_soft_target_leaves_little_to_fall_at_first() -> None:
+    """99 % of chance may be much of what there is to learn: X-CLR on a hundred classes looked so after an epoch."""
+    values = {**FINE, "epoch": 1.2, "target_entropy": 6.0, "loss": 7.55}
+    watch = adviser()
+    assert not any(watch.look(values) for _ in range(6))
+    assert any(watch.look({**values, "loss": 7.61}) for _ in range(3))
+
+
 def test_a_class_graph_is_meant_to_be_supcon() -> None:
     values = {**FINE, "target_mass_positive": 0.999}
     watch = Adviser(recipe=Recipe(name="test"), device="cpu", workers=2, graph_kind="class")
