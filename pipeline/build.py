@@ -256,18 +256,15 @@ def _number_samples(source: Source, work: Path, out: Path, skipped: dict[str, in
         raise UserError(f"{source.where} holds no usable sample{why}: check that it is the {source.dataset.name} data")
     write_texts(out / "texts.parquet", texts, counts.tolist())
     _write_arrow(work / "texts.arrow", pa.table({"text": texts}, pa.schema([("text", pa.large_string())])))
-    scanned = SCAN_SCHEMA.remove(SCAN_SCHEMA.get_field_index("text"))  # and none of the scans' own metadata
-    schema = scanned.append(pa.field("text_id", pa.int64()))
+    schema = SCAN_SCHEMA.remove(SCAN_SCHEMA.get_field_index("text"))
+    pieces = pa.concat_tables([pq.read_table(p, columns=schema.names, partitioning=None).cast(schema) for p in scans])
     # One piece: of thousands Arrow would join all of a column for every shard that takes a few rows of each.
-    large = [pa.large_string() if kind == pa.string() else kind for kind in schema.types]
-    schema = pa.schema(list(zip(schema.names, large, strict=True)))
-    names = [name for name in schema.names if name != "text_id"]
-    pieces = pa.concat_tables([pq.read_table(p, columns=names, partitioning=None).cast(scanned) for p in scans])
-    columns = []
-    for name in names:  # each is given up once it is joined
-        columns.append(pieces[name].cast(schema.field(name).type).combine_chunks())
-        pieces = pieces.drop_columns([name])
-    whole = pa.Table.from_arrays([*columns, pa.array(ids)], schema=schema)
+    columns = {}
+    for column in schema:  # each is given up once it is joined
+        kind = pa.large_string() if pa.types.is_string(column.type) else column.type
+        columns[column.name] = pieces[column.name].cast(kind).combine_chunks()
+        pieces = pieces.drop_columns([column.name])
+    whole = pa.table({**columns, "text_id": pa.array(ids)})
     _write_arrow(work / "samples.arrow", whole)
     return whole.select(["file", "size", "text_id"])
 

@@ -7,7 +7,6 @@ inside the pixel data is met by training, which counts it.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -16,16 +15,16 @@ import cv2
 import numpy as np
 from PIL import Image
 
-__all__ = ["EXTENSIONS", "QUALITY", "image_size", "is_image", "kind", "problem", "resized"]
+from shards.pictures import PIL_RAISES
 
-EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm")
+__all__ = ["QUALITY", "image_size", "kind", "problem", "resized"]
+
 QUALITY = 95  # JPEG quality of resized copies: img2dataset's default, beyond which files grow and nothing is seen
 JPEG, END = b"\xff\xd8", b"\xff\xd9"
 TAIL = 4096  # bytes in which a JPEG's end marker is looked for; cameras append a little after it
 # Start-of-frame markers carry the size; C4, C8 and CC of that range mean something else (ITU-T T.81, table B.1).
 FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 MAGIC = {b"\x89PNG": "png", b"GIF8": "gif", b"BM": "bmp", b"II*\0": "tiff", b"MM\0*": "tiff", b"RIFF": "webp"}
-PIL_ERRORS = (OSError, ValueError, SyntaxError, struct.error, EOFError, RuntimeError)
 
 
 def problem(data: bytes | memoryview, max_pixels: int) -> str | None:
@@ -48,14 +47,8 @@ def image_size(data: bytes | memoryview) -> tuple[int, int] | None:
     try:
         with _opened(data) as image:
             return image.size
-    except PIL_ERRORS:
+    except PIL_RAISES:
         return None
-
-
-def is_image(name: str) -> bool:
-    """By the name of a file; hidden ones (macOS writes ._NAME beside NAME) are none."""
-    stem, _, extension = name.rpartition(".")
-    return bool(stem) and extension.lower() in EXTENSIONS and not name.startswith(".")
 
 
 def kind(data: bytes | memoryview) -> str:
@@ -111,7 +104,7 @@ def _decodes(data: bytes | memoryview) -> bool:
         with _opened(data) as image:
             image.load()
         return True
-    except PIL_ERRORS:
+    except PIL_RAISES:
         return False
 
 

@@ -32,7 +32,7 @@ def describe(root: Path) -> None:
         console.print(f"[red]{problem}[/]: xclr-shards verify {root}")
     newest = {str(cost.get("step")): cost for cost in read_costs(root)}  # a graph may have been made again
     for step, cost in newest.items():
-        if step.removeprefix("search of ") == step or step.removeprefix("search of ") in shards.graph_names():
+        if step.removeprefix("search of ") in (step, *shards.graph_names()):
             console.print(_cost(cost))
 
 

@@ -8,7 +8,7 @@ headers, GNU long names, base-256 sizes) is handled here too, since img2dataset 
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import BinaryIO, NamedTuple, TypedDict
 import numpy as np
 
 from shards.errors import TornTar
+from shards.pictures import is_image
 
 __all__ = ["Member", "Sample", "TarWriter", "class_images", "groups", "samples", "scan", "split_key"]
 
@@ -142,10 +143,10 @@ def groups(file: BinaryIO, content: memoryview | None = None) -> Iterator[tuple[
         yield key, offsets
 
 
-def class_images(members: Iterable[Member], is_image: Callable[[str], bool]) -> list[tuple[str, Member]]:
+def class_images(members: Iterable[Member]) -> list[tuple[str, Member]]:
     """(CLASS/.../IMAGE, member) of a tar of class folders; a folder over all of them is taken off.
 
-    is_image: by a file's name. Other members, and images in no folder, are passed over.
+    Other members, and images in no folder, are passed over.
     """
     found = [(m.name.removeprefix("./"), m) for m in members if is_image(m.name.rpartition("/")[2])]
     tops = {name.split("/", 1)[0] for name, _ in found}

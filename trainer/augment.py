@@ -8,7 +8,6 @@ a generator that the caller seeds with (seed, epoch, sample), never from worker 
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +20,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from shards.errors import UserError
+from shards.pictures import PIL_RAISES
 
 __all__ = ["AugmentConfig", "BadImage", "Image8", "decode", "sample_rng", "two_views"]
 
@@ -28,10 +28,8 @@ Image8 = npt.NDArray[np.uint8]  # [height, width, 3], RGB
 
 # ITU-R 601, as PIL's "L" and torchvision's rgb_to_grayscale have it.
 LUMA = np.array([[0.299, 0.587, 0.114]], np.float32)
-# cv2.error: of a header that claims more pixels than OpenCV takes. The rest: Pillow's decoders, of damaged files.
-DECODERS_RAISE = (
-    cv2.error, OSError, ValueError, SyntaxError, EOFError, RuntimeError, struct.error, Image.DecompressionBombError
-)  # fmt: skip
+# cv2.error: of a header that claims more pixels than OpenCV takes.
+DECODERS_RAISE = (*PIL_RAISES, cv2.error, Image.DecompressionBombError)
 CROP_TRIES = 10  # torchvision's RandomResizedCrop gives up after as many and takes the centre
 
 

@@ -188,20 +188,22 @@ class _Loop:
             finite &= torch.isfinite(loss)
             done = step + 1
             clock.count(recipe.data.batch_size)
-            log, last = done % recipe.run.log_every == 0 or done == total, done == total
-            if log:
+            last, every = done == total, recipe.run.knn_every * per_epoch
+            stop = self._told(bool(stopping))
+            log = done % recipe.run.log_every == 0 or last
+            watch = every > 0 and done % every == 0
+            save = done % recipe.run.checkpoint_every == 0 or last or stop
+            if log or watch or save:
                 self._check_finite(finite, done)
+            if watch or save:
+                self._check_finite(self._weights_finite(), done, "weights are")
+            if log:
                 self._log(metrics, done, outcome, clock)
             if metrics:
                 metrics.advance(done)
-            if done % per_epoch == 0 and recipe.run.knn_every and (done // per_epoch) % recipe.run.knn_every == 0:
-                self._check_finite(finite, done)
-                self._check_finite(self._weights_finite(), done, "weights are")
+            if watch:
                 self._watch(metrics, done)
-            stop = self._told(bool(stopping))
-            if done % recipe.run.checkpoint_every == 0 or last or stop:
-                self._check_finite(finite, done)
-                self._check_finite(self._weights_finite(), done, "weights are")
+            if save:
                 self._save(done, total)
             if stop and not last:
                 raise Stopped(

@@ -67,10 +67,14 @@ def graph_of(recipe: Recipe, shards: Shards) -> Graph | None:
 
 
 def monitors_graph(recipe: Recipe, shards: Shards) -> Graph | None:
-    """For an objective without one, by whose codes the monitor may say how alike neighbours are: any that is there."""
+    """For an objective without one: any that is there, by whose codes the monitor says how alike neighbours are.
+
+    None where there are labels, by which it says more.
+    """
     name = recipe.data.graph or (shards.graph_names() or [""])[0]
+    labelled = bool((shards.index.label >= 0).all())
     try:
-        return shards.graph(name) if name else None
+        return shards.graph(name) if name and not labelled else None
     except UserError as error:
         say(f"warning: {error}; the run does without")
         return None

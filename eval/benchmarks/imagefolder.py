@@ -19,12 +19,12 @@ import numpy as np
 
 from eval.benchmarks.bench import Bench, Column, ImageSet, Source, Task, fingerprint, top
 from shards.errors import UserError
+from shards.pictures import is_image
 from shards.tar import class_images, scan
 
-__all__ = ["Pictures", "is_picture", "list_folder", "list_tar", "open_imagefolder"]
+__all__ = ["Pictures", "list_folder", "list_tar", "open_imagefolder"]
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"})
-LOOKED_AT = 64  # pictures whose content is part of a fingerprint
+LOOKED_AT = 64  # pictures, at most, whose content is part of a fingerprint
 TOP5_FROM = 10  # classes; below, the figure says little
 
 
@@ -48,7 +48,7 @@ class Pictures:
 
     def fingerprint(self, keys: Sequence[str], *more: str) -> str:
         """Of names, sizes, and the content of some: formats without compression give equal sizes to all pictures."""
-        looked_at = range(0, len(self.keys), max(1, len(self.keys) // LOOKED_AT))
+        looked_at = range(0, len(self.keys), max(1, -(-len(self.keys) // LOOKED_AT)))
         sizes = (f"{key} {size}" for key, size in zip(keys, self.sizes, strict=True))
         return fingerprint([*more, *sizes, *(hashlib.sha256(self.read(i)).hexdigest() for i in looked_at)])
 
@@ -101,7 +101,7 @@ def list_folder(folder: Path) -> Pictures:
 def list_tar(path: Path) -> Pictures:
     """Every picture in a tar of class folders; a folder over all of them is taken off. Raises TornTar."""
     with path.open("rb") as file:
-        found = sorted(class_images(scan(file), is_picture), key=lambda pair: pair[0])
+        found = sorted(class_images(scan(file)), key=lambda pair: pair[0])
     places = [(member.offset, member.size) for _, member in found]
     descriptor = os.open(path, os.O_RDONLY)  # kept for the life of the process; pread shares no position
     return Pictures(
@@ -112,16 +112,11 @@ def list_tar(path: Path) -> Pictures:
     )
 
 
-def is_picture(name: str) -> bool:
-    """By the name of a file."""
-    return os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
-
-
 def _walk(folder: str) -> Iterator[tuple[str, int]]:
     """(path, bytes) of every picture below a folder. scandir, since ImageNet has 1.3 million of them to look at."""
     with os.scandir(folder) as entries:
         for entry in entries:
-            if is_picture(entry.name) and not entry.is_dir():
+            if is_image(entry.name) and not entry.is_dir():
                 yield entry.path, entry.stat().st_size
             elif not entry.name.startswith(".") and entry.is_dir():
                 yield from _walk(entry.path)

@@ -208,8 +208,8 @@ def _embed(encoder: Encoder, captions: Sequence[str], advance: Callable[[int], N
     vectors = np.empty((len(captions), encoder.dim), np.float32)
 
     def embed(rows: npt.NDArray[np.intp]) -> None:
-        vectors[rows] = encoder.embed([captions[i] for i in rows])
-        finite = np.isfinite(vectors[rows]).all(1)
+        vectors[rows] = found = encoder.embed([captions[i] for i in rows])
+        finite = np.isfinite(found).all(1)
         if not finite.all():
             raise _NotFinite(repr(captions[rows[np.argmin(finite)]][:80]))
         advance(len(rows))

@@ -124,10 +124,11 @@ def check_options(
         raise UserError(f"a graph of kind {kind} has no encoder: leave --encoder {encoder} out")
     if source is not None and kind not in ("wordnet", "file"):
         raise UserError(f"a graph of kind {kind} is made from the shards alone: leave --source {source} out")
-    if kind == "file" and source is None:
-        raise UserError("a graph of kind file needs --source, a .npy or .parquet file")
-    if kind == "file" and source is not None and not source.is_file():
-        raise UserError(f"there is no file {source} to make a graph of")
+    if kind == "file":
+        if source is None:
+            raise UserError("a graph of kind file needs --source, a .npy or .parquet file")
+        if not source.is_file():
+            raise UserError(f"there is no file {source} to make a graph of")
 
 
 def _check(

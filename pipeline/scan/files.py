@@ -10,12 +10,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.images import EXTENSIONS, kind
+from pipeline.images import kind
 from pipeline.scan.samples import NOT_OURS, Limits, Scan, mapped
 from pipeline.sources.captions import joined
 from pipeline.sources.class_names import as_text
 from pipeline.sources.source import Partition, Source
 from pipeline.sources.tables import grouped_rows
+from shards.pictures import EXTENSIONS
 
 __all__ = ["folder", "of_class", "table"]
 

@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.images import EXTENSIONS, is_image
 from pipeline.scan.files import of_class
 from pipeline.scan.samples import NOT_OURS, Limits, Scan, listed, mapped
 from pipeline.sources.captions import joined
 from pipeline.sources.class_names import as_text
 from pipeline.sources.source import Partition, Source
 from shards.errors import TornTar, UserError
+from shards.pictures import EXTENSIONS
 from shards.remote import fetch, shown
 from shards.tar import Member, class_images, groups, split_key
 from shards.tar import scan as scan_tar
@@ -82,7 +82,7 @@ def class_tar(source: Source, partition: Partition, limits: Limits, in_place: bo
         with _torn(partition, found, limits):
             for number, member in enumerate(scan_tar(file, content)):
                 members[member] = number
-        for name, member in class_images(members, is_image):
+        for name, member in class_images(members):
             _keep(
                 found,
                 limits,

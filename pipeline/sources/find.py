@@ -19,7 +19,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.images import is_image
 from pipeline.sources.class_names import ClassName, class_names
 from pipeline.sources.datasets import Dataset
 from pipeline.sources.remote import RemoteFile, find
@@ -137,7 +136,7 @@ def _tar_classes(path: Path) -> list[str]:
     members = list[Member]()
     with path.open("rb") as file, suppress(TornTar):  # the scan refuses it, or takes what is whole, as it is told
         members.extend(scan_tar(file))
-    names = {name.split("/", 1)[0] for name, _ in class_images(members, is_image)}
+    names = {name.split("/", 1)[0] for name, _ in class_images(members)}
     if not names:
         raise UserError(f"{path} holds no images in class folders: its members must be named CLASS/IMAGE")
     return sorted(names)
