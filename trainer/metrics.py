@@ -33,6 +33,12 @@ SHOWN = {
     "samples_per_s": "{:.0f} samples/s",
     "data_wait": "wait {:.0%}",
 }
+SECTIONS = {  # TensorBoard shows one for each word before the slash; what stands nowhere here is of the target's block
+    "train": ("loss", "lr", "epoch"),
+    "features": ("knn", "knn_similarity", "rankme", "mean_cosine"),
+    "data": ("samples_per_s", "data_wait", "bad_images"),
+}
+SECTION = {name: section for section, names in SECTIONS.items() for name in names}
 
 
 class Metrics:
@@ -82,7 +88,7 @@ class Metrics:
         step = int(values["step"])
         for name, value in values.items():
             if name != "step":
-                self.board.add_scalar(name, value, step)
+                self.board.add_scalar(f"{SECTION.get(name, 'target')}/{name}", value, step)
         self._track(values, step)
         fresh = {name: text.format(values[name]) for name, text in SHOWN.items() if name in values}
         self.shown |= fresh  # between two figures of the kNN the last one stays

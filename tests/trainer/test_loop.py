@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from shards.config import from_table
 from shards.errors import UserError
@@ -111,7 +112,11 @@ def test_a_run_learns_and_leaves_what_it_should(shards: Path, tmp_path: Path, ob
     assert objective == "clip" or (step["edges_per_row"] > 0) == (objective == "xclr")
     assert any("knn" in line for line in lines)
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "finished"
-    assert list((tmp_path / "run" / "tensorboard").iterdir())
+    board = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    tags = set(board.Tags()["scalars"])
+    assert {"train/loss", "train/lr", "features/knn", "features/rankme", "data/samples_per_s"} <= tags
+    assert objective == "clip" or "target/target_entropy" in tags
+    assert [point.step for point in board.Scalars("train/loss")] == list(range(1, 61))
 
 
 def test_backbone_of_a_checkpoint(shards: Path, tmp_path: Path) -> None:
