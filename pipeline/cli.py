@@ -181,6 +181,7 @@ def graph(
     seed: SeedOption = 0,
     recall: RecallOption = 0.99,
     memory: MemoryOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and do nothing.")] = False,
 ) -> None:
     """Add a similarity graph to finished shards; no tar is touched.
 
@@ -192,8 +193,16 @@ def graph(
 
     Train on it with xclr-train --graph NAME.
     """
-    from pipeline.graph.build import build_graph
+    from pipeline.graph.build import build_graph, check_options
+    from pipeline.graph.estimate import lines
 
+    if dry_run:
+        check_options(kind.value, encoder, source, k, code_dim, recall)
+        if kind is Kind.encoder:
+            print("\n".join(lines(root, encoder, k, code_dim)))
+        else:
+            print(f"a graph of kind {kind.value} has nothing to encode or search: a matter of seconds")
+        return
     build_graph(
         root,
         kind=kind.value,

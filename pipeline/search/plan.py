@@ -200,7 +200,7 @@ def _row_search(method: str, vectors: Vectors, k: int, dim: int | None = None) -
         codes = quantise(vectors, dim)
         return lambda rows, margin: search_rows(vectors, codes, rows, k, margin)
     if method == "gpu":
-        find = gpu_search(vectors, "cuda")
+        find = gpu_search(vectors, "cuda:0")
     else:
         index = faiss.IndexFlatIP(vectors.shape[1])
         index.add(np.ascontiguousarray(vectors))

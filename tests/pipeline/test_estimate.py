@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -9,13 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
+import pipeline.graph.estimate
 from pipeline.build import BuildSettings, build_shards
 from pipeline.cli import app
 from pipeline.costs import costs_path, read_costs
-from pipeline.estimate import Cost, Range, estimate, lines
+from pipeline.estimate import Cost, estimate, lines
 from pipeline.graph.build import build_graph
+from pipeline.graph.estimate import _search_probe
+from pipeline.ranges import Range
 from pipeline.scan.samples import Limits
 from pipeline.search.plan import LARGE, SMALL
 from pipeline.sources.datasets import load_dataset
@@ -24,6 +29,7 @@ from shards.errors import UserError
 from shards.manifest import Manifest
 from tests.pipeline.sources import class_folders, img2dataset, write_tar
 from tests.pipeline.texts import text_shards
+from tests.standin import stand_in_gpu
 
 
 def cost_of(dataset: str, source: Path, out: Path, **changes: Any) -> Cost:
@@ -50,7 +56,7 @@ def test_ranges_hold_what_a_build_comes_to(tmp_path: Path, kind: str) -> None:
     assert cost.skipped == 0  # what was not downloaded is no fault of the source
     size = sum(path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.is_file())
     assert within(size, cost.disk.times(0.5, 2))
-    assert cost.encode is None
+    assert cost.graph.encode is None
     assert 0 < cost.total.low <= cost.total.high
 
 
@@ -64,8 +70,6 @@ def test_in_place_takes_next_to_nothing(tmp_path: Path) -> None:
 
 
 def test_searching_costs_more_with_more_texts() -> None:
-    from pipeline.estimate import _search_probe
-
     sizes = (1000, SMALL, LARGE, 12_000_000)
     found = [_search_probe(Range(low=n, high=n), 64, 8) for n in sizes]
     assert [method for _, method, _ in found] == ["exact", "exact", "tiles", "descent"]
@@ -74,6 +78,17 @@ def test_searching_costs_more_with_more_texts() -> None:
     assert found[3][0].low < 20 * 12_000_000 / LARGE * found[2][0].high  # linear beyond LARGE
     memory = [held for _, _, held in found]
     assert memory[3] > memory[2] > memory[0]
+
+
+def test_where_there_is_a_gpu_its_search_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(pipeline.graph.estimate, "ON_GPU", (3000, 200))
+    with stand_in_gpu():
+        (small, method, _), (large, _, _) = (_search_probe(Range(low=n, high=n), 64, 8) for n in (10**5, 10**7))
+    assert method == "gpu"
+    assert 0 < small.low < small.high
+    assert 1000 < large.low / small.low < 100_000  # brute force: quadratic, and no probe takes equally long twice
+    assert _search_probe(Range(low=SMALL, high=SMALL), 64, 8)[1] == "exact"
 
 
 def test_the_command_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,6 +109,27 @@ def test_the_command_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert rows[-1] == "dry run: nothing was built"
     assert any(row.startswith("encode") and "nothing" not in row for row in rows)
     assert any(row.startswith("search") and "method exact" in row for row in rows)
+
+
+def test_a_graph_alone(tmp_path: Path) -> None:
+    texts = [f"{i} birds by the {i % 7} lakes\na second caption" for i in range(200)]
+    root = text_shards(tmp_path / "s", texts)
+    before = sorted(tmp_path.rglob("*"))
+    result = CliRunner().invoke(app, ["graph", str(root), "--k", "8", "--dry-run"])
+    assert result.exit_code == 0, result.output
+    rows = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
+    assert rows["texts"] == "200"
+    assert "method exact" in rows["search"]
+    assert result.stdout.endswith("dry run: nothing was built\n")
+    assert sorted(tmp_path.rglob("*")) == before
+    folder = build_graph(root, k=8)
+    size = sum(path.stat().st_size for path in folder.glob("*.parquet"))
+    least, most = (float(bound) for bound in re.findall(r"([\d.]+) MB", rows["disk"])[:2])
+    assert 0.5 * least < size / 1e6 < 2 * most
+    other = CliRunner().invoke(app, ["graph", str(root), "--kind", "class", "--dry-run"])
+    assert "a matter of seconds" in other.stdout
+    wrong = CliRunner().invoke(app, ["graph", str(root), "--kind", "file", "--dry-run"])
+    assert isinstance(wrong.exception, UserError)
 
 
 def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
