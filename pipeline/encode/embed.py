@@ -28,7 +28,17 @@ from shards.atomic import atomic_file, write_json
 from shards.bars import bar, say
 from shards.errors import UserError
 
-__all__ = ["Captions", "Precision", "choose_precision", "encode_captions", "encode_texts", "unique_captions"]
+__all__ = [
+    "BATCH",
+    "HALF_FROM",
+    "Captions",
+    "Precision",
+    "choose_precision",
+    "embed",
+    "encode_captions",
+    "encode_texts",
+    "unique_captions",
+]
 
 Vectors = npt.NDArray[np.float32]
 
@@ -146,7 +156,7 @@ def choose_precision(captions: Sequence[str], source: EncoderSource, device: str
             for which, encoder in enumerate(encoders):
                 begin = time.perf_counter()
                 try:
-                    vectors[which] = _embed(encoder, sample[:size])
+                    vectors[which] = embed(encoder, sample[:size])
                 except _NotFinite:  # in float32 too, it may be: then the encoding says so
                     return FLOAT32
                 quickest[which] = min(quickest[which], time.perf_counter() - begin)
@@ -186,7 +196,7 @@ def _run_all(
     def run(path: Path, chunk: Sequence[str]) -> None:
         encoder = free.get()
         try:
-            vectors = _embed(encoder, chunk, advance)
+            vectors = embed(encoder, chunk, advance)
         finally:
             free.put(encoder)
         with atomic_file(path) as file:
@@ -201,20 +211,20 @@ def _run_all(
             pool.shutdown(cancel_futures=True)
 
 
-def _embed(encoder: Encoder, captions: Sequence[str], advance: Callable[[int], None] = lambda units: None) -> Vectors:
+def embed(encoder: Encoder, captions: Sequence[str], advance: Callable[[int], None] = lambda units: None) -> Vectors:
     """[captions, dim], in batches of equally many tokens: sorted by letters alone a quarter would be padding."""
     order = np.argsort(-np.array(encoder.tokens(captions)), kind="stable")
     batch = BATCH[encoder.device.partition(":")[0]]
     vectors = np.empty((len(captions), encoder.dim), np.float32)
 
-    def embed(rows: npt.NDArray[np.intp]) -> None:
+    def batch_of(rows: npt.NDArray[np.intp]) -> None:
         vectors[rows] = found = encoder.embed([captions[i] for i in rows])
         finite = np.isfinite(found).all(1)
         if not finite.all():
             raise _NotFinite(repr(captions[rows[np.argmin(finite)]][:80]))
         advance(len(rows))
 
-    _in_lanes(embed, [order[start : start + batch] for start in range(0, len(order), batch)], encoder.device)
+    _in_lanes(batch_of, [order[start : start + batch] for start in range(0, len(order), batch)], encoder.device)
     return vectors
 
 

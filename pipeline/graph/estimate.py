@@ -19,7 +19,7 @@ from shards.reader import Shards
 __all__ = ["NO_GRAPH", "SLOWER", "GraphCost", "estimate_graph", "lines", "step_lines"]
 
 TEXTS = 4096  # of finished shards, whose captions are counted
-CAPTIONS = 96  # of the encoding probe
+BATCHES = 4  # of the encoding probe
 SEARCHED = 1 << 14  # random vectors of the search probe, of which PROBE are searched
 PROBE = 256
 ON_GPU = 1 << 18, 4096  # the same on a GPU, which fewer would not fill
@@ -102,21 +102,20 @@ def _encode_probe(captions: list[str], source: EncoderSource, count: float) -> t
     """The encoder's dimensions, and seconds a caption in the precisions that the build may choose."""
     import torch
 
-    from pipeline.encode.embed import HALF_FROM
+    from pipeline.encode.embed import BATCH, HALF_FROM, embed
     from pipeline.encode.load import load_encoder
 
-    device, devices = ("cuda:0", torch.cuda.device_count()) if torch.cuda.is_available() else ("cpu", 1)
-    half = ["float16" if device != "cpu" else "bfloat16"] if count >= HALF_FROM else []
-    chosen = [captions[i] for i in np.linspace(0, len(captions) - 1, min(CAPTIONS, len(captions))).astype(int)]
-    chosen.sort(key=len)
+    kind, devices = ("cuda", torch.cuda.device_count()) if torch.cuda.is_available() else ("cpu", 1)
+    half = ["float16" if kind == "cuda" else "bfloat16"] if count >= HALF_FROM else []
+    most = min(BATCHES * BATCH[kind], len(captions))
+    chosen = [captions[i] for i in np.linspace(0, len(captions) - 1, most).astype(int)]
     seconds, dim = [], 0
     for precision in ["float32", *half]:
-        encoder = load_encoder(source, device, precision)
+        encoder = load_encoder(source, "cuda:0" if kind == "cuda" else kind, precision)
         dim = encoder.dim
-        encoder.embed(chosen[:4])
+        embed(encoder, chosen[:4])
         begin = time.perf_counter()
-        for start in range(0, len(chosen), 32):
-            encoder.embed(chosen[start : start + 32])
+        embed(encoder, chosen)
         seconds.append(time.perf_counter() - begin)
     quickest = [value / len(chosen) / devices for value in seconds]
     # Half precision is taken only where it is quicker, so float32 is the most that a caption takes.

@@ -208,19 +208,19 @@ def test_same_settings_same_bytes(tmp_path: Path, words: list[int]) -> None:
 def test_the_graph_goes_on_from_the_layouts_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the real encoder: what the layout embedded is not embedded again, stopped in between or not."""
     embedded: list[int] = []
-    embed = pipeline.encode.embed._embed
+    embed = pipeline.encode.embed.embed
 
     def counting(encoder: Any, captions: Sequence[str], *rest: Any) -> Any:
         embedded.append(len(captions))
         return embed(encoder, captions, *rest)
 
-    monkeypatch.setattr(pipeline.encode.embed, "_embed", counting)
+    monkeypatch.setattr(pipeline.encode.embed, "embed", counting)
     source = themes(tmp_path / "in")
     monkeypatch.setattr("pipeline.build.write_shard", stopped)
     with pytest.raises(KeyboardInterrupt):
         build(source, tmp_path / "out")
     monkeypatch.undo()
-    monkeypatch.setattr(pipeline.encode.embed, "_embed", counting)
+    monkeypatch.setattr(pipeline.encode.embed, "embed", counting)
     out = build(source, tmp_path / "out")
     folder = build_graph(out, k=8)
     assert embedded == [73]
