@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from eval.report.table import difference_lines, is_best
+from eval.report.table import difference_lines, heading, is_best
 from eval.report.titles import TITLES
 from shards.atomic import atomic_file
 
@@ -22,8 +22,8 @@ def markdown(results: dict[str, Any]) -> str:
     parts = [f"# {results['title']}", ""]
     if results["partial"]:
         parts += [f"**PARTIAL, not comparable:** {'; '.join(results['partial'])}", ""]
-    for method, title in TITLES.items():
-        parts += [f"{title}, accuracy in percent, 95% interval (bootstrap over test images):", ""]
+    for method in TITLES:
+        parts += [f"{heading(results, method)}, 95% interval (bootstrap over test images):", ""]
         parts += [_line(["", *results["columns"]]), _line(["---", *["---:"] * len(results["columns"])])]
         parts += [_line([row["method"], *_cells(row, results, method)]) for row in results["rows"]]
         if method == "linear_probe":
@@ -33,9 +33,10 @@ def markdown(results: dict[str, Any]) -> str:
         parts += [*(f"- {line}" for line in differences), ""]
     if results["published"]:
         parts += ["~ from memory of the paper: approximate. Its probes were trained on augmented views.", ""]
+    places = [f"- {name}: {bench['root']}" for name, bench in results["benches"].items()]
     model = [f"- {row['method']}: {row['model']['model']}, {_sha(row['model'])}" for row in results["rows"]]
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
-    return "\n".join([*parts, *model, f"- {versions}", ""])
+    return "\n".join([*parts, *places, *model, f"- {versions}", ""])
 
 
 def _cells(row: dict[str, Any], results: dict[str, Any], method: str) -> list[str]:

@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from eval.report.table import difference_lines, is_best
+from eval.report.table import difference_lines, heading, is_best
 from eval.report.titles import TITLES
 
 __all__ = ["show_result", "show_rows"]
@@ -24,8 +24,8 @@ def show_result(result: dict[str, Any], path: Path) -> None:
         title_justify="left",
     )
     table.add_column("")
-    for heading in ("accuracy %", "95% interval", "images"):
-        table.add_column(heading, justify="right")
+    for name in ("accuracy %", "95% interval", "images"):
+        table.add_column(name, justify="right")
     for name, column in result["columns"].items():
         low, high = column["interval"]
         table.add_row(name, f"{column['accuracy']:.2f}", f"{low:.1f} to {high:.1f}", f"{column['n']:,}")
@@ -57,14 +57,9 @@ def _value(chosen: dict[str, Any], key: str) -> str:
 def show_rows(results: dict[str, Any], path: Path) -> None:
     """A suite: one line a model, the best of each column in bold."""
     console = Console(highlight=False)
-    for method, title in TITLES.items():
-        table = Table(
-            title=f"{title}, accuracy in percent",
-            title_justify="left",
-            box=box.SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
-            pad_edge=False,
-        )
+    for method in TITLES:
+        console.print(f"[italic]{heading(results, method)}[/italic]")  # a title would wrap at the table's width
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         table.add_column("", no_wrap=True)
         for column in results["columns"]:
             table.add_column(column, justify="right", overflow="fold")

@@ -9,7 +9,7 @@ from eval.evaluate import METHODS
 from eval.report.published import published_rows
 from eval.report.titles import TITLES
 
-__all__ = ["Part", "difference_lines", "gather", "is_best"]
+__all__ = ["Part", "difference_lines", "gather", "heading", "is_best"]
 
 Part = tuple[str, Bench]
 """(what its columns are prefixed with, benchmark): `imagenet`, `imagenet 1%`."""
@@ -68,6 +68,12 @@ def gather(name: str, title: str, evaluated: list[dict[str, Any]], parts: list[P
         ),
         "versions": first[(parts[0][0], METHODS[0])]["versions"],
     }
+
+
+def heading(results: dict[str, Any], method: str) -> str:
+    """Of a table. Columns of several benchmarks begin with their names."""
+    where = list(results["benches"])
+    return f"{TITLES[method]}{f' on {where[0]}' if len(where) == 1 else ''}, accuracy in percent"
 
 
 def is_best(rows: list[dict[str, Any]], row: dict[str, Any], method: str, column: str) -> bool:

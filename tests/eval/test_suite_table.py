@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from eval.benchmarks.bench import Bench, Column, Summary, top
 from eval.report.markdown import markdown
 from eval.report.page import write_report
 from eval.report.published import FIGURES, published_rows
+from eval.report.show import show_rows
 from eval.report.table import gather
 from tests.eval.make_folders import make_set
 
@@ -45,6 +47,24 @@ def value(made: Bench, accuracy: float, partial: tuple[str, ...] = ()) -> dict[s
         "pictures": {},
         "versions": {"torch": "2"},
     }
+
+
+def test_one_benchmark_is_named_above_its_table(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    part = ("objectnet", bench("objectnet", ("overlap",)))
+    rows = [
+        {
+            "method": name,
+            "model": {"model": "vit", "objective": "xclr", "checkpoint_sha256": "f" * 64},
+            "evaluations": {("objectnet", how): value(part[1], 20.0) for how in ("linear_probe", "knn")},
+        }
+        for name in ("a", "b")
+    ]
+    table = gather("mine", "Mine", rows, [part])
+    assert table["columns"] == ["overlap"]
+    assert "kNN on objectnet, accuracy in percent, 95% interval" in markdown(table)
+    assert f"- objectnet: {part[1].root}\n" in markdown(table)
+    show_rows(table, tmp_path)
+    assert "linear probe on objectnet, accuracy in percent" in capsys.readouterr().out
 
 
 def results() -> dict[str, Any]:
