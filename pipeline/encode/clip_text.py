@@ -22,17 +22,18 @@ def load_clip_text(folder: Path, device: str, dtype: torch.dtype) -> Encoder:
     """Embeddings are the projected features of the end-of-text token, as CLIP compares them with images."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model: Any = CLIPTextModelWithProjection.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=dtype
+        loaded: Any = CLIPTextModelWithProjection.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, dtype=dtype, output_loading_info=True
         )
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        SafetensorError,
-    ) as error:  # TypeError: of a tokenizer's lost file
+    # AttributeError, TypeError: of JSON files that hold something else, or name files that are lost
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, SafetensorError) as error:
         raise UserError(f"cannot load the CLIP text tower in {folder}: {str(error).splitlines()[0]}") from None
+    model, loading = loaded
+    if missing := sorted(loading["missing_keys"]):
+        raise UserError(
+            f"{folder} lacks {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}, which would be drawn at "
+            "random: take the folder of the whole CLIP model (text towers of image generators have no projection)"
+        )
     model = model.to(device).eval()
     max_tokens = int(model.config.max_position_embeddings)
 

@@ -22,12 +22,39 @@ if TYPE_CHECKING:
 
 __all__ = ["load_encoder"]
 
+ALIKE = ("a cat", "a dog", "a map", "an ox")  # of equal length, which is all that an empty tokenizer sees
+_checked: set[EncoderSource] = set()  # in this process
+
 
 def load_encoder(source: EncoderSource, device: str, precision: str) -> Encoder:
     """Load a CLIP text tower where config.json says so, a sentence-transformers model otherwise.
 
-    precision: the torch dtype of weights and arithmetic, by name. Raises UserError where the folder is neither.
+    precision: the torch dtype of weights and arithmetic, by name. Raises UserError where the folder is neither, and
+    where weights or tokenizer are not all there.
     """
+    encoder = _load(source, device, precision)
+    if source not in _checked:
+        _check(source, encoder, _load(source, device, precision))
+        _checked.add(source)
+    return encoder
+
+
+def _check(source: EncoderSource, encoder: Encoder, again: Encoder) -> None:
+    """What a folder lacks the libraries make up, in silence: weights are drawn at random, a tokenizer is empty."""
+    first, second = encoder.embed(ALIKE), again.embed(ALIKE)
+    if not np.allclose(first, second, atol=1e-3):
+        raise UserError(
+            f"{source.folder} lacks weights of its model, which would be drawn at random, anew each time: take the "
+            "model's whole folder"
+        )
+    if float((first @ first.T).min()) > 1 - 1e-5:
+        raise UserError(
+            f"{source.folder} gives {ALIKE[0]!r} and {ALIKE[1]!r} one and the same vector: its tokenizer's files are "
+            "missing, or damaged"
+        )
+
+
+def _load(source: EncoderSource, device: str, precision: str) -> Encoder:
     import torch
     from transformers.utils import logging
 
@@ -54,7 +81,8 @@ def _load_sentence_transformer(source: EncoderSource, device: str, dtype: torch.
             local_files_only=True,
             model_kwargs={"torch_dtype": dtype, "use_safetensors": True},
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    # AttributeError, TypeError: of JSON files that hold something else, or name files that are lost
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, SafetensorError) as error:
         raise UserError(f"cannot load the encoder in {source.folder}: {first_line(error)}") from None
     model.eval()
     tokenize = getattr(model, "preprocess", None) or model.tokenize  # renamed in sentence-transformers 6
@@ -78,6 +106,8 @@ def _load_sentence_transformer(source: EncoderSource, device: str, dtype: torch.
 def _config(source: EncoderSource) -> dict[str, Any]:
     try:
         config: dict[str, Any] = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise UserError(f"{source.folder / 'config.json'} holds no settings: take the model's whole folder")
         return config
     except FileNotFoundError:
         return {}  # sentence-transformers keeps it in a folder of the first module as well

@@ -34,6 +34,8 @@ TOKEN_LINE = re.compile(rb"[^\t#]+#\d+\t")  # Flickr8k.token.txt: NAME.jpg#0<TAB
 BLOCK = 64 << 20  # bytes of CSV parsed at once; a row must fit
 ROWS = 1 << 16  # JSON rows turned into Arrow at once
 UNREADABLE = b"unreadable"
+EARLY = 1000  # JSON objects that may lack a column before it is missed
+CELL_LINES = 50  # more in one cell are rows
 
 # Image names, and of each its caption or list of captions; then how many rows could not be read.
 Columns = tuple[pa.Array, pa.Array, int]
@@ -162,22 +164,35 @@ def _delimited(dataset: Dataset, path: Path) -> Columns:
     delimiter = next((mark for mark in ("\t", "|", ",", ";") if mark.encode() in header), None)
     if delimiter is None:
         raise UserError(f"{path} has one column, {header[:60]!r}: expected a header line such as image,caption")
+    # Flickr30k's results.csv has bare quotes within captions, and no quoted ones.
+    quoted = delimiter != "|"
+    names, table, bad = _parsed(dataset, path, delimiter, quoted=quoted)
+    if quoted and (lost := _lines(path) - 1 - bad - table.num_rows) > 0:
+        # Cells hold line ends: as they may, or because a quote that is a mere character took whole rows for its cell.
+        plain = None if b'"' in header else _parsed(dataset, path, delimiter, quoted=False)
+        if plain and not plain[2]:
+            names, table, bad = plain
+        else:
+            _check_quotes(path, names, table, lost)
+    return _whole(table[names[0]]), _whole(table[names[1]]), bad
+
+
+def _parsed(dataset: Dataset, path: Path, delimiter: str, *, quoted: bool) -> tuple[tuple[str, str], pa.Table, int]:
+    """Names of the columns of images and captions; these; and rows that have other columns than the header."""
     bad: list[object] = []
 
     def skip(row: object) -> str:
         bad.append(row)
         return "skip"
 
-    # Flickr30k's results.csv has bare quotes within captions, and no quoted ones.
     parse = pc_csv.ParseOptions(
         delimiter=delimiter,
-        quote_char=False if delimiter == "|" else '"',
-        newlines_in_values=delimiter != "|",
+        quote_char='"' if quoted else False,
+        newlines_in_values=quoted,
         invalid_row_handler=skip,
     )
     with pc_csv.open_csv(path, pc_csv.ReadOptions(block_size=1 << 20), parse) as reader:
-        names = reader.schema.names
-    image, caption = columns(dataset, names, str(path))
+        image, caption = columns(dataset, reader.schema.names, str(path))
     bad.clear()
     convert = pc_csv.ConvertOptions(
         check_utf8=False,
@@ -186,7 +201,27 @@ def _delimited(dataset: Dataset, path: Path) -> Columns:
         strings_can_be_null=False,
     )
     table = pc_csv.read_csv(path, pc_csv.ReadOptions(block_size=BLOCK), parse, convert)
-    return _whole(table[image]), _whole(table[caption]), len(bad)
+    return (image, caption), table, len(bad)
+
+
+def _lines(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(1 for line in file if line.strip())
+
+
+def _check_quotes(path: Path, names: tuple[str, str], table: pa.Table, lost: int) -> None:
+    """Raises UserError where a quote is not closed: by their number, or by a cell of more lines than a caption has."""
+    with path.open("rb") as file:
+        odd = sum(block.count(b'"') for block in iter(lambda: file.read(1 << 24), b"")) % 2
+    ends = pc.add(*(pc.count_substring(table[name], "\n") for name in names))
+    most = pc.max(ends).as_py() or 0
+    if odd or most > CELL_LINES:
+        row = pc.index(ends, most).as_py()
+        near = table[names[0]][row].as_py().decode("utf-8", "replace").splitlines() if most else ["another column"]
+        raise UserError(
+            f"{path}: a quote is opened and not closed, so {lost} lines were taken for parts of other rows (near "
+            f'{near[0][:60]!r}): double the quotes within a cell (""), or save the table as JSON lines'
+        )
 
 
 def _parquet(dataset: Dataset, path: Path) -> Columns:
@@ -273,14 +308,30 @@ class _Rows:
 
     def __init__(self, dataset: Dataset, path: Path) -> None:
         self.dataset, self.path = dataset, path
+        self.known: dict[str, None] = {}
         self.names: tuple[str, str] | None = None
+        self.early: list[dict[str, Any]] = []
+        """Rows from before both columns were seen: a row may lack what it has no value for."""
         self.chunks: list[tuple[pa.Array, pa.Array]] = []
         self.images: list[bytes] = []
         self.captions: list[list[bytes]] = []
 
     def add(self, row: dict[str, Any]) -> None:
-        self.names = self.names or columns(self.dataset, list(row), str(self.path))
-        image, captions = (row.get(name) for name in self.names)
+        if self.names is None:
+            self.early.append(row)
+            self.known |= dict.fromkeys(row)
+            try:
+                self.names = columns(self.dataset, list(self.known), str(self.path))
+            except UserError:
+                if len(self.early) > EARLY:
+                    raise
+                return
+            for earlier in self.early[:-1]:
+                self._add(earlier, *self.names)
+        self._add(row, *self.names)
+
+    def _add(self, row: dict[str, Any], *names: str) -> None:
+        image, captions = (row.get(name) for name in names)
         texts = captions if isinstance(captions, list) else [captions]
         self.images.append(_encoded(image) if isinstance(image, str) else b"")
         self.captions.append([_encoded(text) for text in texts if isinstance(text, str)])
@@ -288,6 +339,8 @@ class _Rows:
             self._flush()
 
     def columns(self, unreadable: int) -> Columns:
+        if self.names is None and self.early:
+            columns(self.dataset, list(self.known), str(self.path))
         self._flush()
         images, captions = zip(*self.chunks, strict=True)
         return pa.concat_arrays(images), pa.concat_arrays(captions), unreadable

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import pipeline.encode.embed
 from pipeline.encode.embed import (
@@ -179,6 +181,7 @@ def test_clip_text_tower_from_a_folder(whole: bool, tmp_path: Path) -> None:
         CLIPConfig,
         CLIPModel,
         CLIPTextConfig,
+        CLIPTextModel,
         CLIPTextModelWithProjection,
         CLIPTokenizer,
         CLIPVisionConfig,
@@ -206,6 +209,9 @@ def test_clip_text_tower_from_a_folder(whole: bool, tmp_path: Path) -> None:
         clip.load_state_dict(model.state_dict(), strict=False)
         clip.save_pretrained(tmp_path)
     else:
+        CLIPTextModel(config).save_pretrained(tmp_path)  # as image generators keep it
+        with pytest.raises(UserError, match=r"lacks text_projection\.weight"):
+            load_encoder(resolve_encoder(str(tmp_path)), "cpu", "float32")
         model.save_pretrained(tmp_path)
 
     encoder = load_encoder(resolve_encoder(str(tmp_path)), "cpu", "float32")
@@ -226,3 +232,27 @@ def test_folders_that_are_no_encoders(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
     with pytest.raises(UserError, match="cannot load the CLIP text tower"):
         load_encoder(resolve_encoder(str(tmp_path)), "cpu", "float32")
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(UserError, match="holds no settings"):
+        load_encoder(resolve_encoder(str(tmp_path)), "cpu", "float32")
+
+
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [("a layer", "lacks weights of its model"), ("tokenizer", "one and the same vector"), ("1_Pooling", "cannot load")],
+)
+def test_what_a_folder_lacks_is_not_made_up(tmp_path: Path, lost: str, said: str) -> None:
+    """The libraries draw missing weights at random, and make an empty tokenizer, without a word."""
+    folder = tmp_path / "encoder"
+    shutil.copytree(resolve_encoder(None).folder, folder)
+    load_encoder(resolve_encoder(str(folder)), "cpu", "float32")
+    if lost == "a layer":
+        weights = load_file(folder / "model.safetensors")
+        save_file({k: v for k, v in weights.items() if ".layer.5." not in k}, folder / "model.safetensors")
+    elif lost == "tokenizer":
+        for path in [*folder.glob("tokenizer.json"), *folder.glob("vocab*")]:
+            path.unlink()
+    else:
+        shutil.rmtree(folder / lost)
+    with pytest.raises(UserError, match=said):
+        load_encoder(resolve_encoder(str(folder)), "cpu", "float32")

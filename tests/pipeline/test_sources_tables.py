@@ -14,8 +14,10 @@ import pytest
 
 from pipeline.build import BuildSettings, build_shards
 from pipeline.sources import find
-from pipeline.sources.datasets import load_dataset
+from pipeline.sources.datasets import Dataset, load_dataset
 from pipeline.sources.find import open_source
+from pipeline.sources.source import Source
+from pipeline.sources.tables import grouped_rows
 from shards.errors import UserError
 from shards.manifest import Manifest
 from shards.reader import Shards
@@ -302,3 +304,54 @@ def test_coco_files_that_are_none(tmp_path: Path) -> None:
         (tmp_path / "captions_train1.json").write_text(json.dumps(content))
         with pytest.raises(UserError, match=r"is no COCO .*file"):
             build(mine, tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("later", "mark"), [("", "\t"), ('200 "nails"', "\t"), ('"quoted', "\t"), ('"quoted', ",")])
+def test_a_quote_that_is_a_mere_character_takes_no_rows(tmp_path: Path, later: str, mark: str) -> None:
+    lines = [f"{i}.jpg{mark}number {i}" for i in range(80)]
+    lines[40] = f'40.jpg{mark}"5 inch nails'
+    lines[60] += later if later[:1] != '"' else ""
+    if later[:1] == '"':
+        lines[60] = f"60.jpg{mark}{later}"
+    (tmp_path / "t.csv").write_text("\n".join([f"image{mark}caption", *lines, ""]))
+    found = grouped(tmp_path / "t.csv")
+    assert len(found) == 80
+    assert found["40.jpg"] == ['"5 inch nails']
+    assert found["41.jpg"] == ["number 41"]
+
+
+def test_captions_of_several_lines_stay_so_and_unclosed_quotes_are_told(tmp_path: Path) -> None:
+    rows = [f'{i}.jpg,"number {i},\nand ""more"" of it"' for i in range(80)]
+    path = tmp_path / "t.csv"
+    path.write_text("\n".join(["image,caption", *rows, ""]))
+    found = grouped(path)
+    assert found["79.jpg"] == ['number 79,\nand "more" of it']
+    assert len(found) == 80
+    rows[40] = '40.jpg,"number 40, and no end'
+    path.write_text("\n".join(["image,caption", *rows, ""]))
+    with pytest.raises(UserError, match=r"t\.csv: a quote is opened and not closed"):
+        grouped(path)
+    plain = [f"{i}.jpg,a" for i in range(200)]
+    plain[10], plain[20], plain[120] = '10.jpg,"a, b"', '20.jpg,"b', '120.jpg,b"'  # an even number of quotes
+    path.write_text("\n".join(["image,caption", *plain, ""]))
+    with pytest.raises(UserError, match=r"lines were taken for parts of other rows \(near '20\.jpg'\)"):
+        grouped(path)
+
+
+def test_rows_of_json_need_not_all_have_a_caption(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"image": "a.jpg"}\n{"image": "b.jpg", "caption": "b"}\n')
+    assert grouped(path) == {"a.jpg": [], "b.jpg": ["b"]}
+    path.write_text('{"image": "a.jpg"}\n' * 2)
+    with pytest.raises(UserError, match="has no column caption"):
+        grouped(path)
+
+
+def grouped(path: Path) -> dict[str, list[str]]:
+    """Captions by image."""
+    dataset = Dataset(name="mine", format="table")
+    source = Source(dataset=dataset, where="", partitions=(), tables=(path,))
+    cache = path.with_suffix(".arrow")
+    cache.unlink(missing_ok=True)
+    _, rows, _ = grouped_rows(source, cache, 0, 1)
+    return {name.decode(): [caption.decode() for caption in captions] for name, captions in rows}
