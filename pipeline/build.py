@@ -38,7 +38,7 @@ from shards.manifest import FileEntry, Layout, Manifest, ShardEntry
 
 __all__ = ["BuildSettings", "build_shards", "is_built"]
 
-FILES, CAPTIONS = "files_sha256", "captions_sha256"
+FILES, CAPTIONS, CLASSES = "files_sha256", "captions_sha256", "classes_sha256"
 EXAMPLES = "examples"  # reason -> a sample left out for it, in a scan's metadata
 Positions = npt.NDArray[np.int64]
 
@@ -66,8 +66,8 @@ class BuildSettings:
         assert (self.packing is not None) == (self.layout == "packed")
         if self.shard_size < 1:
             raise UserError(f"a shard holds at least 1 sample, not {self.shard_size}")
-        if self.seed < 0:
-            raise UserError(f"the seed must be 0 or more, not {self.seed}")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"the seed must lie in 0..2**63 - 1, not {self.seed}")
         if not 0 <= self.max_skipped <= 1:
             raise UserError(f"--max-skipped is a share of the samples, 0..1, not {self.max_skipped}")
         if self.image_size is not None and self.image_size < 8:
@@ -122,12 +122,13 @@ def _check_ours(out: Path) -> None:
 
 
 def _settings(source: Source, settings: BuildSettings) -> dict[str, Any]:
-    captions = source.captions_fingerprint()
+    captions, classes = source.captions_fingerprint(), source.classes_fingerprint()
     table = asdict(settings) | {"packing": settings.packing.settings() if settings.packing else {}}
     return {
         "dataset": _deciding(asdict(source.dataset)),
         FILES: source.fingerprint(),
         **({CAPTIONS: captions} if captions else {}),
+        **({CLASSES: classes} if classes else {}),
         **table.pop("limits"),
         **table.pop("packing"),
         **table,
@@ -159,7 +160,8 @@ def _finished(source: Source, out: Path, work: Path, wanted: dict[str, Any]) -> 
         found["dataset"] = _deciding(found.get("dataset", {}))
         unlike = differing(found, wanted, _forgiven(found, wanted))
         if what == "begun" and not (work / "samples.arrow").exists():  # only scans so far: those of other files go
-            unlike = [line for line in unlike if not line.startswith((FILES, CAPTIONS))]
+            unlike = [line for line in unlike if not line.startswith((FILES, CAPTIONS, CLASSES))]
+        unlike = ["other class names" if line.startswith(CLASSES) else line for line in unlike]
         if any(line.startswith((FILES, CAPTIONS)) for line in unlike):
             others = f"other source files{_first_other(source, work) if what == 'begun' else ''}"
             unlike = [others, *(line for line in unlike if not line.startswith((FILES, CAPTIONS)))]
@@ -175,7 +177,7 @@ def _forgiven(found: dict[str, Any], wanted: dict[str, Any]) -> set[str]:
     """What may change without another result: the budget, and taking torn tars, which a stop for them advises. And what
     was not kept yet when the folder was made."""
     torn = {"use_torn"} if wanted["use_torn"] and not found.get("use_torn") else set()
-    return {"max_skipped"} | torn | ({CONFIG} - found.keys())
+    return {"max_skipped"} | torn | ({CONFIG, CLASSES} - found.keys())
 
 
 def _scan_all(source: Source, settings: BuildSettings, work: Path, workers: Workers) -> dict[str, int]:
@@ -189,6 +191,7 @@ def _scan_all(source: Source, settings: BuildSettings, work: Path, workers: Work
         for _ in workers.ordered(function, todo):
             advance(1)
     budget, not_ours = SkipBudget(source.where, settings.max_skipped), 0
+    skips = []  # judged once all usable ones are counted: the bad ones may be the first
     for partition in source.partitions:
         schema = pq.read_schema(_scan_path(work, partition))
         meta = {key.decode(): value for key, value in schema.metadata.items()}
@@ -196,8 +199,9 @@ def _scan_all(source: Source, settings: BuildSettings, work: Path, workers: Work
         counts = {key: int(value) for key, value in meta.items() if key != "of"}
         budget.ok(counts.pop("rows"))
         not_ours += counts.pop(NOT_OURS, 0)
-        for reason, count in sorted(counts.items()):
-            budget.skip(reason, examples.get(reason) or f"in {partition.name}", count)
+        skips += [(reason, examples.get(reason) or f"in {partition.name}", n) for reason, n in sorted(counts.items())]
+    for reason, example, count in skips:
+        budget.skip(reason, example, count)
     return budget.counts | ({NOT_OURS: not_ours} if not_ours else {})
 
 
@@ -205,7 +209,8 @@ def _scan_one(source: Source, settings: BuildSettings, work: Path, partition: Pa
     path = _scan_path(work.absolute(), partition)  # a stopped build may go on from another folder
     here = replace(partition, path=partition.path.absolute())
     in_place = settings.layout == "in-place"
-    found = scan(source, here, settings.limits, path.with_suffix(".tar"), in_place=in_place)
+    spool = path.with_name(f"{path.stem}-{_scanned(source, partition)[:8]}.tar")  # of a file once fetched, no other
+    found = scan(source, here, settings.limits, spool, in_place=in_place)
     table = found.table()
     counts = {"rows": table.num_rows, **found.skipped}
     meta = {"of": _scanned(source, partition), EXAMPLES: json.dumps(found.examples)}
@@ -218,8 +223,10 @@ def _drop_other_scan(source: Source, work: Path, partition: Partition) -> None:
     """Files that were replaced since a stop are scanned again, and fetched again; the others' scans stay."""
     path = _scan_path(work, partition)
     if path.exists() and not _is_scan_of(source, partition, path):
-        for other in path.parent.glob(f"{path.stem}.*"):
-            other.unlink()
+        path.unlink()
+    for spooled in path.parent.glob(f"{path.stem}-*"):
+        if not spooled.name.startswith(f"{path.stem}-{_scanned(source, partition)[:8]}."):
+            spooled.unlink()
 
 
 def _is_scan_of(source: Source, partition: Partition, path: Path) -> bool:
@@ -230,7 +237,8 @@ def _is_scan_of(source: Source, partition: Partition, path: Path) -> bool:
 def _scanned(source: Source, partition: Partition) -> str:
     """What a scan is of: files, and the place where its rows say that they lie."""
     places = [] if partition.url else [str(partition.path.absolute()), *map(str, source.images)]
-    text = "\n".join([source.fingerprint(partition), source.captions_fingerprint(partition), *places])
+    fingerprints = [source.fingerprint(partition), source.captions_fingerprint(partition)]
+    text = "\n".join([*fingerprints, source.classes_fingerprint(partition), partition.url, *places])
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -326,7 +334,7 @@ def _in_place(samples: pa.Table) -> list[Positions]:
     """One shard a tar, in the order of the tar; tars without a usable sample have none."""
     files = samples["file"].chunk(0).dictionary_encode()
     ids = files.indices.to_numpy()
-    return [np.flatnonzero(ids == i) for i in range(len(files.dictionary))]
+    return np.split(np.argsort(ids, kind="stable"), np.cumsum(np.bincount(ids))[:-1])
 
 
 def _written(work: Path, name: str) -> ShardResult | None:

@@ -14,7 +14,7 @@ from pipeline.encode import codes
 from pipeline.encode.embed import encode_texts
 from pipeline.encode.encoder import EncoderSource
 from pipeline.graph import audit, classes, file
-from pipeline.graph.wordnet import read_nouns, synset_of, wu_palmer
+from pipeline.graph.wordnet import WNID, read_nouns, synset_of, wu_palmer
 from pipeline.search.exact import Similarity, dot_products
 from pipeline.search.neighbours import Lists, symmetric_lists
 from pipeline.search.plan import nearest
@@ -114,12 +114,13 @@ def random_graph(shards: Shards, settings: Settings) -> Graph:
 def wordnet_graph(shards: Shards, folder: Path, settings: Settings) -> Graph:
     """Wu-Palmer similarity of the classes' synsets.
 
-    Class names are WordNet ids or words; the shards' settings may name the ids of the classes as `wnids`.
+    A class is meant by its folder (`wnids` in the shards' settings) where that is a WordNet id, else by its name.
     """
     labels = classes.text_classes(shards)
-    names = shards.manifest.settings.get("wnids") or shards.manifest.classes
+    names = shards.manifest.classes
+    folders = shards.manifest.settings.get("wnids") or names
     nouns = read_nouns(folder)
-    synsets = [synset_of(name, nouns) for name in names]
+    synsets = [synset_of(f if WNID.fullmatch(f) else name, nouns) for f, name in zip(folders, names, strict=True)]
     missing = [name for name, synset in zip(names, synsets, strict=True) if synset is None]
     if missing:
         some = ", ".join(map(repr, missing[:3]))

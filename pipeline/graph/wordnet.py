@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from shards.errors import UserError
 
-__all__ = ["Nouns", "find_wordnet", "read_nouns", "synset_of", "wu_palmer"]
+__all__ = ["WNID", "Nouns", "find_wordnet", "read_nouns", "synset_of", "wu_palmer"]
 
 PLACES = ("/usr/share/wordnet", "/usr/share/nltk_data/corpora/wordnet", "/usr/local/share/nltk_data/corpora/wordnet")
 WNID = re.compile(r"n(\d{8})")

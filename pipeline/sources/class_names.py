@@ -57,7 +57,7 @@ def as_text(name: str) -> str:
 def _from_file(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
-    rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [line.split("\t") for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines()]
     return {row[0].strip(): row[1].strip() for row in rows if len(row) > 1 and row[1].strip()}
 
 

@@ -71,6 +71,15 @@ class Source:
         lines = [f"{path.name}\t{path.stat().st_size}\n" for path in paths if path.is_file()]
         return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest() if lines else ""
 
+    def classes_fingerprint(self, partition: Partition | None = None) -> str:
+        """sha256 over folders, names and captions of the classes (of one partition); "" without any."""
+        if self.dataset.format != "imagefolder":
+            return ""
+        one = partition is not None and partition.path.is_dir()
+        classes = [self.classes[partition.number]] if partition and one else self.classes
+        lines = [f"{name.folder}\t{name.name}\t{name.caption}\n" for name in classes]
+        return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
     def check_in_place(self) -> None:
         """Raises UserError where there are no local tars to leave in their place."""
         if any(partition.url for partition in self.partitions):

@@ -29,7 +29,7 @@ from shards.tar import Member, groups
 from shards.verify import verify
 from tests.make import jpeg
 from tests.pipeline.building import build, contents
-from tests.pipeline.sources import class_folders, img2dataset, write_tar
+from tests.pipeline.sources import class_folders, data_set, img2dataset, write_tar
 
 
 def by_key(root: Path) -> dict[str, tuple[bytes, str, int]]:
@@ -220,6 +220,16 @@ def test_unusable_samples_are_counted_within_a_budget(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"12 of the first 32 samples are unusable \(12 undecodable.*--max-skipped"):
         build("flickr8k", tmp_path / "worse", tmp_path / "out2")
     build("flickr8k", tmp_path / "worse", tmp_path / "out3", max_skipped=0.5)
+
+
+def test_the_budget_is_a_share_of_all_wherever_the_bad_ones_lie(tmp_path: Path) -> None:
+    source = class_folders(tmp_path / "in", ["a", "b"], images=150)
+    for i in range(12):
+        (source / "train" / "a" / f"bad{i}.jpg").write_bytes(b"<html>")
+    out = build(data_set(tmp_path / "mine.toml", format="imagefolder"), source, tmp_path / "out")
+    assert Manifest.load(out).skipped == {"undecodable image": 12}
+    with pytest.raises(UserError, match="12 of the first 312 samples are unusable"):
+        build(data_set(tmp_path / "mine.toml", format="imagefolder"), source, tmp_path / "less", max_skipped=0.03)
 
 
 def test_a_torn_tar_is_refused_and_replaced(tmp_path: Path) -> None:

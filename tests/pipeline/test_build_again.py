@@ -90,6 +90,25 @@ def test_a_table_that_is_mended_after_a_stop_is_read_anew(tmp_path: Path, monkey
         build(mine, tmp_path / "in", tmp_path / "out")
 
 
+def test_other_class_names_are_another_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, names = class_folders(tmp_path / "in", ["0", "1", "2"]), tmp_path / "in" / "classes.tsv"
+    mine = data_set(tmp_path / "mine.toml", format="imagefolder")
+    names.write_bytes("\ufeff0\tcat\n1\tdog\n2\tcr\xeape\n".encode("latin-1", "replace"))
+    build(mine, source, tmp_path / "broken")  # not UTF-8 is read as far as it goes
+    names.write_text("\ufeff0\tcat\n1\tdog\n2\thorse\n")
+    out = build(mine, source, tmp_path / "out")
+    assert Manifest.load(out).classes == ("cat", "dog", "horse")
+    stopped_after_scanning(mine, source, tmp_path / "begun", monkeypatch)
+    (tmp_path / "begun" / ".work" / "samples.arrow").unlink()
+    names.write_text("0\tplane\n1\tdog\n2\tcat\n")
+    with pytest.raises(UserError, match=r"was built with other class names: choose another OUT="):
+        build(mine, source, out)
+    build(mine, source, tmp_path / "begun")
+    shards = Shards.open(tmp_path / "begun")
+    texts = {label: shards.texts()[text] for label, text in zip(shards.index.label, shards.index.text_id, strict=True)}
+    assert texts == {0: "a photo of a plane", 1: "a photo of a dog", 2: "a photo of a cat"}
+
+
 def test_other_captions_beside_a_tar_are_another_source(tmp_path: Path) -> None:
     source = img2dataset(tmp_path / "in")
     build("flickr8k", source, tmp_path / "out")

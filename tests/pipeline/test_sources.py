@@ -10,11 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.build import BuildSettings, build_shards
 from pipeline.graph.build import build_graph
 from pipeline.graph.wordnet import find_wordnet, read_nouns, synset_of, wu_palmer
+from pipeline.sources.datasets import load_dataset
+from pipeline.sources.find import open_source
 from shards.errors import UserError
 from shards.graph import Graph, read_graph
 from shards.reader import Shards
+from tests.pipeline.sources import class_folders, data_set
 from tests.pipeline.texts import text_shards
 
 # offset, words, hypernyms (an @i is an individual): two ways lead from the dog up to the animal
@@ -105,6 +109,17 @@ def test_wordnet_graph(wordnet: Path, tmp_path: Path) -> None:
         build_graph(strange, kind="wordnet", source=wordnet)
     with pytest.raises(UserError, match="apt install wordnet-base"):
         build_graph(root, kind="wordnet", source=tmp_path / "s", name="x")
+
+
+def test_wordnet_goes_by_names_where_folders_are_no_ids(wordnet: Path, tmp_path: Path) -> None:
+    nouns = read_nouns(find_wordnet(wordnet))
+    source = class_folders(tmp_path / "in", ["dog", "n00000008", "x1"], images=2)
+    (source / "classes.tsv").write_text("dog\tcat\nn00000008\tcat\nx1\tdog\n")
+    mine = data_set(tmp_path / "mine.toml", format="imagefolder")
+    build_shards(open_source(load_dataset(mine), str(source)), tmp_path / "s", BuildSettings(), 1)
+    graph = read_graph(build_graph(tmp_path / "s", kind="wordnet", source=wordnet))
+    assert graph.meta["source"]["synsets"] == ["n00000006", "n00000008", "n00000005"]
+    assert synset_of("cat", nouns) == 6
 
 
 def test_real_wordnet_equals_nltk() -> None:

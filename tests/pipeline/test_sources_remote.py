@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.build import BuildSettings, build_shards
+from pipeline.build import BuildSettings, _scan_one, build_shards
 from pipeline.sources.datasets import load_dataset
 from pipeline.sources.find import open_source
 from shards import remote
@@ -202,6 +202,35 @@ def test_a_stopped_build_fetches_no_tar_twice(
     build_shards(source, tmp_path / "out", BuildSettings(), 1)
     assert {path for path, _ in handler.asked} == left
     assert tars(tmp_path / "out") != {}
+
+
+@pytest.mark.parametrize("samples", [6, 9])
+def test_a_fetched_file_never_stands_for_another(
+    samples: int, tmp_path: Path, served: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a list that changes after a stop, which came between fetching and scanning."""
+    img2dataset(tmp_path / "other", samples=samples, tars=4, failed=2)
+    for suffix in (".tar", ".parquet"):
+        shutil.copyfile(tmp_path / "other" / f"00003{suffix}", tmp_path / "in" / f"00003{suffix}")
+    listed = tmp_path / "in" / "list.txt"
+    listed.write_text("00000.tar\n00001.tar\n")
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.scan.tars.mapped", stop)
+        source = open_source(load_dataset("flickr8k"), f"{served}/list.txt")
+        for partition in source.partitions:
+            with pytest.raises(KeyboardInterrupt):
+                _scan_one(source, BuildSettings(), tmp_path / "out" / ".work", partition)
+    assert len(list((tmp_path / "out" / ".work" / "scan").glob("*.tar"))) == 2
+    listed.write_text("00000.tar\n00003.tar\n")
+    found = build("flickr8k", f"{served}/list.txt", tmp_path / "out")
+    assert {text.partition("\n")[0] for _, text in found.values()} == {
+        *(f"picture {i} of tar 0" for i in range(6)),
+        *(f"picture {i} of tar 3" for i in range(samples)),
+    }
 
 
 def test_a_torn_remote_tar_is_named_by_its_address(tmp_path: Path, served: str) -> None:
