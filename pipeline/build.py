@@ -88,9 +88,11 @@ def build_shards(source: Source, out: Path, settings: BuildSettings, processes: 
         source.check_in_place()
     wanted = _settings(source, settings)
     _check_ours(out)
+    if not (out / WORK).exists() and _finished(source, out, out / WORK, wanted):
+        return False
     with disk_errors(out), alone(out, "choose another OUT= (--out)") as work:
         if _finished(source, out, work, wanted):
-            shutil.rmtree(work)
+            shutil.rmtree(work, ignore_errors=True)
             return False
         sweep(out, out / "index", work, work / "scan", work / "written")
         write_json(work / "settings.json", wanted)
@@ -100,7 +102,7 @@ def build_shards(source: Source, out: Path, settings: BuildSettings, processes: 
             samples = _number_samples(source, work, out, skipped)
             results = _write_all(source, settings, out, work, samples, workers)
         _finish(source, settings, out, wanted, results, skipped)
-        shutil.rmtree(work)
+        shutil.rmtree(work, ignore_errors=True)
     return True
 
 

@@ -39,7 +39,9 @@ EncoderOption = Annotated[
 CodeOption = Annotated[int, typer.Option(min=1, help="Dimensions of the int8 code of unlisted pairs, at most.")]
 SeedOption = Annotated[int, typer.Option(min=0)]
 RecallOption = Annotated[float, typer.Option(help="Recall that the search must reach on a sample, 0..1.")]
-MemoryOption = Annotated[float | None, typer.Option(help="GB that the search may hold beside the embeddings.")]
+MemoryOption = Annotated[
+    float | None, typer.Option(min=0.001, help="GB that the search may hold beside the embeddings.")
+]
 RootArgument = Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder of shards, e.g. data/flickr8k.")]
 
 
@@ -116,6 +118,8 @@ def build(
         raise UserError(f"layout packed groups by the neighbours of an encoder graph, not by --graph {kind}")
     if kind in ("class", "random") and chosen.format not in ("imagefolder", "demo"):
         raise UserError(f"--graph {kind} needs class labels, and data of format {chosen.format} has none: use encoder")
+    if kind == "none" and encoder is not None:
+        raise UserError(f"--graph none encodes nothing: leave --encoder {encoder} out")
     if kind != "none":
         check_options(kind, encoder, None, k, code_dim, recall)
     weights = resolve_encoder(encoder) if kind == "encoder" else None

@@ -21,12 +21,13 @@ from pipeline.images import resized
 from pipeline.ranges import Range, disk_line, size
 from pipeline.scan.samples import NOT_OURS, Scan
 from pipeline.scan.scan import Limits, scan
-from pipeline.sources.source import Source
+from pipeline.sources.source import Partition, Source
 from shards.errors import UserError
 from shards.tar import TarWriter
 
 __all__ = ["Cost", "estimate", "lines"]
 
+TRIED = 20  # partitions, until one holds anything
 WRITTEN = 32 << 20  # bytes of the write probe
 SPREAD = 1.1  # of the number of samples, extrapolated from one partition
 # A written sample takes this much beside its image: three headers, padding, text, metadata, index. The most is that of
@@ -79,14 +80,20 @@ def estimate(
     """
     place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
     with tempfile.TemporaryDirectory(prefix="xclr-dry-run-") as spool:
-        begin = time.perf_counter()
-        partition = source.partitions[0]
-        found = scan(source, partition, limits, Path(spool) / "spool.tar")
-        seconds = time.perf_counter() - begin
-        rows, table = len(found.rows["key"]), found.table()
-        if not rows:
-            raise UserError(f"{partition.name}, the first of {source.where}, holds no usable sample: check the source")
-        samples, share = _samples(source, rows)
+        for partition in source.partitions[:TRIED]:
+            begin = time.perf_counter()
+            found = scan(source, partition, limits, Path(spool) / f"{partition.number}.tar")
+            seconds = time.perf_counter() - begin
+            rows, table = len(found.rows["key"]), found.table()
+            if rows:
+                break
+        else:
+            others = f", nor any up to {partition.name}" if partition.number else ""
+            raise UserError(
+                f"{source.partitions[0].name}, the first of {source.where}, holds no usable sample{others}: check the "
+                "source"
+            )
+        samples, share = _samples(source, partition, rows)
         each = _write_probe(found, place, image_size) if copy else (0.0, 0.0)
     texts = _texts(source, table, samples)
     scanned = Range(low=seconds / share / processes, high=SLOWER * seconds / share / max(1, processes / 2))
@@ -98,8 +105,9 @@ def estimate(
     unusable = sum(count for reason, count in found.skipped.items() if reason != NOT_OURS)
     spooled = sum(max(p.bytes, 0) for p in source.partitions if p.url)
     return Cost(
-        files=len(source.partitions) + len(source.tables),
-        source_bytes=sum(max(p.bytes, 0) for p in source.partitions),
+        files=len(source.tables) or len({p.url or str(p.path) for p in source.partitions}),
+        source_bytes=sum(path.stat().st_size for path in source.tables)
+        or sum(max(p.bytes, 0) for p in source.partitions),
         probe=f"{partition.name}: {rows:,} samples, scanned in {seconds:.1f} s",
         samples=samples,
         texts=texts,
@@ -133,16 +141,17 @@ def lines(cost: Cost) -> list[str]:
     return [*(f"{name:10} {value}" for name, value in rows.items()), "dry run: nothing was built"]
 
 
-def _samples(source: Source, rows: int) -> tuple[Range, float]:
-    """How many samples there are, and the first partition's share of the work."""
-    partitions, first = source.partitions, source.partitions[0]
+def _samples(source: Source, first: Partition, rows: int) -> tuple[Range, float]:
+    """How many samples there are, and one partition's share of the work, which holds `rows` of them."""
+    partitions = source.partitions
     if len(partitions) == 1:
         return Range(low=rows, high=rows), 1.0
     if source.dataset.format in ("demo", "imagefolder"):
         counts = [p.stop - p.start for p in partitions]
         known = float(sum(counts))
-        share = counts[0] / known if counts[0] else 1 / len(partitions)
-        return Range(low=known * min(1, rows / max(counts[0], 1)), high=known), share
+        own = first.stop - first.start
+        share = own / known if own else 1 / len(partitions)
+        return Range(low=known * min(1, rows / max(own, 1)), high=known), share
     sizes = [p.bytes for p in partitions]
     share = first.bytes / sum(sizes) if min(sizes) > 0 else 1 / len(partitions)
     return Range(low=rows / share / SPREAD, high=rows / share * SPREAD), share

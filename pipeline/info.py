@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pipeline.costs import read_costs
@@ -23,17 +24,18 @@ def describe(root: Path) -> None:
     shards = Shards.open(root)
     table = Table.grid(padding=(0, 2))
     for name, value in _rows(shards.manifest):
-        table.add_row(f"[bold]{name}", value)
+        table.add_row(f"[bold]{name}", escape(value))
     console = Console(highlight=False)
     console.print(table)
-    console.print(_graphs(shards))
+    graphs = _graphs(shards)
+    console.print(escape(graphs) if isinstance(graphs, str) else graphs)
     problem = seal_problem(root / "manifest.json")
     if problem:
-        console.print(f"[red]{problem}[/]: xclr-shards verify {root}")
+        console.print(f"[red]{escape(problem)}[/]: xclr-shards verify {escape(str(root))}")
     newest = {str(cost.get("step")): cost for cost in read_costs(root)}  # a graph may have been made again
     for step, cost in newest.items():
         if step.removeprefix("search of ") in (step, *shards.graph_names()):
-            console.print(_cost(cost))
+            console.print(escape(_cost(cost)))
 
 
 def _rows(manifest: Manifest) -> list[tuple[str, str]]:
@@ -65,12 +67,12 @@ def _graphs(shards: Shards) -> Table | str:
         source, audit = meta["source"], meta["audit"]
         fidelity = meta["fidelity"].get("code", {}).get("kl")
         table.add_row(
-            name,
+            escape(name),
             str(meta["k"]),
             f"{meta['listed'] / max(meta['texts'], 1):.1f}",
             f"{audit['recall']:.4f}",
             "no codes" if fidelity is None else f"{fidelity:.1e}",
-            str(source.get("id", source["kind"])),
+            escape(str(source.get("id", source["kind"]))),
         )
     return table
 

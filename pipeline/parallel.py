@@ -7,8 +7,11 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from typing import TypeVar
+
+from shards.errors import UserError
 
 __all__ = ["Workers"]
 
@@ -46,7 +49,13 @@ class Workers:
         waiting = [self.pool.submit(function, job) for job in jobs[: AHEAD * self.processes]]
         try:
             for following in range(len(waiting), len(jobs) + len(waiting)):
-                result = waiting.pop(0).result()
+                try:
+                    result = waiting.pop(0).result()
+                except BrokenProcessPool:
+                    raise UserError(
+                        "a process was killed, for lack of memory perhaps: run the same command again, it goes on; "
+                        "fewer --processes need less"
+                    ) from None
                 if following < len(jobs):
                     waiting.append(self.pool.submit(function, jobs[following]))
                 yield result

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,14 @@ def alone(folder: Path, instead: str) -> Iterator[Path]:
 @contextmanager
 def _locked(path: Path, busy: UserError) -> Iterator[None]:
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             file = path.open("w")
         except FileNotFoundError:  # a process that was done has removed the folder
+            continue
+        except FileExistsError:
+            if path.parent.exists() and not path.parent.is_dir():
+                raise
             continue
         with file:
             try:
@@ -61,10 +65,11 @@ def _is_still(path: Path, descriptor: int) -> bool:
 
 def _remove_if_idle(work: Path) -> None:
     """Leave no trace of a run that ended before it had anything to keep."""
-    if work.is_dir() and {path.name for path in work.iterdir()} <= {"lock", "settings.json"}:
-        shutil.rmtree(work)
-        if not any(work.parent.iterdir()):
-            work.parent.rmdir()
+    with suppress(OSError):  # another process may begin, or end, at this moment
+        if work.is_dir() and {path.name for path in work.iterdir()} <= {"lock", "settings.json"}:
+            shutil.rmtree(work)
+            if not any(work.parent.iterdir()):
+                work.parent.rmdir()
 
 
 def read_settings(path: Path, key: str | None = None) -> dict[str, Any] | None:
@@ -96,6 +101,10 @@ def disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise UserError(
+                f"a file of {folder} may not grow further: raise the limit (ulimit -f), and run again"
+            ) from None
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise UserError(

@@ -15,7 +15,7 @@ __all__ = ["bar", "say"]
 def bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
     """Yields a function that moves the bar on by so many units; any thread may call it."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

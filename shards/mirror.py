@@ -116,7 +116,7 @@ class RemoteShards(Shards):
             except FileNotFoundError:
                 return []
 
-        return sorted({*super().graph_names(), *retried(self.url, ask, INSTEAD)})
+        return retried(self.url, ask, INSTEAD) or super().graph_names()
 
     def graph_name(self, name: str | None = None) -> str:
         # Servers that list nothing still give what is asked for by name.
@@ -125,6 +125,8 @@ class RemoteShards(Shards):
     def graph(self, name: str | None = None) -> Graph:
         name = self.graph_name(name)
         meta = self._graph_meta(name)
+        if not meta:
+            raise UserError(f"{shown(self.url)} has no graph {name!r} any more: choose another --graph")
         try:
             files = {f"graphs/{name}/{file}": FileEntry(**entry) for file, entry in json.loads(meta)["files"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -27,6 +27,8 @@ WAIT = 1.0  # seconds before the second try; doubled each time
 CONNECT, STALLED = 20, 60  # seconds without an answer, without a byte
 SOURCE = "give SOURCE= (--source) a local folder of the data"
 PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+PASSWORD = re.compile(r"//[^/\s@]*@")
+QUERY = re.compile(r"(https?://[^\s?'\"]*)\?[^\s'\",)]*")
 # Never the connection's fault. Network libraries raise whatever they like, many of it plain Exception.
 FATAL = (ImportError, MemoryError, TypeError, AttributeError, NameError, AssertionError)
 FINAL = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
@@ -40,8 +42,8 @@ def is_remote(where: str) -> bool:
 def shown(url: str) -> str:
     """A URL without what may be secret: query (signatures) and password. For messages and the manifest."""
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https"):
-        return url
+    if parts.scheme not in ("http", "https"):  # of others a ? may be part of a name
+        return PASSWORD.sub("//", url, count=1)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
@@ -161,7 +163,9 @@ def cause_of(error: Exception) -> BaseException:
 
 def _failed(url: str, error: Exception, instead: str) -> UserError:
     cause = cause_of(error)
-    reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0].replace(url, shown(url))
+    # Libraries write the address in ways of their own, with %2F decoded, say.
+    reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+    reason = QUERY.sub(r"\1", PASSWORD.sub("//", reason))
     if isinstance(cause, FileNotFoundError):
         return UserError(f"there is no {shown(url)} ({type(error.__cause__ or error).__name__}): check the address")
     what = "the Hugging Face hub cannot be reached" if url.startswith("hf://") else "it cannot be read"

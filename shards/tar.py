@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -36,6 +37,7 @@ class _Extra(TypedDict, total=False):
     """What other headers say of the member that follows them."""
 
     path: str
+    linkpath: str
     size: int
 
 
@@ -68,15 +70,17 @@ def split_key(name: str) -> tuple[str, str]:
     return folder + slash + stem, extension
 
 
-def scan(file: BinaryIO, content: memoryview | None = None) -> Iterator[Member]:
+def scan(file: BinaryIO, content: memoryview | None = None, *, links: bool = False) -> Iterator[Member]:
     """Yield the regular files of an uncompressed tar, reading headers only.
 
-    content: the file's bytes, where they are mapped into memory; headers are then read twice as fast.
+    content: the file's bytes, where they are mapped into memory; headers are then read twice as fast. links: hard links
+    too, with the bytes of the earlier member that they lead to.
     Raises TornTar when the file ends inside a member or a header is not one; the members yielded before are whole.
     """
     size_of_file = file.seek(0, 2)
     position, count = 0, 0
     pax: _Extra = {}
+    earlier: dict[str, Member] | None = None
     while True:
         if content is not None and not pax and (members := _plain_members(content, position)):
             yield from members
@@ -99,6 +103,8 @@ def scan(file: BinaryIO, content: memoryview | None = None) -> Iterator[Member]:
         extra = kind in b"LxgK"
         if pax and not extra:
             size = pax.get("size", size)  # overrides the header's octal one (files of 8 GiB and more)
+        if kind in b"123456":
+            size = 0  # links, devices and folders have no bytes here, whatever their header says
         end = data + size
         if end > size_of_file:
             raise TornTar(
@@ -118,6 +124,12 @@ def scan(file: BinaryIO, content: memoryview | None = None) -> Iterator[Member]:
         if kind in b"0\x007":
             yield Member(pax.get("path", name), data, size)
             count += 1
+        if kind == ord("1") and links:
+            earlier = _members(file) if earlier is None else earlier
+            target = header[157:257].partition(b"\0")[0].decode("utf-8", "surrogateescape")
+            if member := earlier.get(pax.get("linkpath", target)):
+                yield Member(pax.get("path", name), member.offset, member.size)
+                count += 1
         if pax:
             pax = {}
 
@@ -132,7 +144,7 @@ def groups(file: BinaryIO, content: memoryview | None = None) -> Iterator[tuple[
     # On a tear the last key is dropped: members of it may have lain behind the tear.
     for member in scan(file, content):
         stem, extension = split_key(member.name)
-        if not extension:
+        if not extension or not stem.rpartition("/")[2]:  # hidden files (macOS's ._NAME) lie between a sample's own
             continue
         if stem != key and offsets:
             yield key, offsets
@@ -141,6 +153,14 @@ def groups(file: BinaryIO, content: memoryview | None = None) -> Iterator[tuple[
         offsets[extension.lower()] = member
     if offsets:
         yield key, offsets
+
+
+def _members(file: BinaryIO) -> dict[str, Member]:
+    """By name, up to a tear."""
+    found = dict[str, Member]()
+    with suppress(TornTar):
+        found.update((member.name, member) for member in scan(file))
+    return found
 
 
 def class_images(members: Iterable[Member]) -> list[tuple[str, Member]]:
@@ -287,16 +307,16 @@ def _parse(header: bytes, file: BinaryIO, position: int, count: int) -> tuple[in
 
 
 def _read_extra(kind: int, data: bytes, pax: _Extra) -> None:
-    """Long names (GNU `L`) and pax records (`x`); global pax headers and long links are read over.
+    """Long names and links (GNU `L`, `K`) and pax records (`x`); global pax headers are read over.
 
     Raises ValueError for records that are none.
     """
-    if kind == ord("L"):
-        pax["path"] = data.rstrip(b"\0").decode("utf-8", "surrogateescape")
+    if kind in b"LK":
+        pax["path" if kind == ord("L") else "linkpath"] = data.rstrip(b"\0").decode("utf-8", "surrogateescape")
     elif kind == ord("x"):
         for keyword, value in _records(data):
-            if keyword == b"path":
-                pax["path"] = value.decode("utf-8", "surrogateescape")
+            if keyword in (b"path", b"linkpath"):
+                pax["path" if keyword == b"path" else "linkpath"] = value.decode("utf-8", "surrogateescape")
             elif keyword == b"size":
                 if not (value.isdigit() and len(value) < 20):
                     raise ValueError

@@ -73,10 +73,12 @@ def matrix_similarity(matrix: Matrix, classes: Classes) -> Similarity:
 def class_background(matrix: Matrix, classes: Classes) -> tuple[Matrix, Matrix]:
     """Mean and deviation [n] of each text's similarity to all others: sums over classes, so exact and cheap."""
     counts = np.bincount(classes, minlength=len(matrix)).astype(np.float64)
-    doubles = matrix.astype(np.float64)
-    others = max(len(classes) - 1, 1)
-    first = (doubles @ counts - np.diag(doubles)) / others
-    second = (doubles**2 @ counts - np.diag(doubles) ** 2) / others
+    diagonal, others = np.diag(matrix).astype(np.float64), max(len(classes) - 1, 1)
+    first, second = -diagonal / others, -(diagonal**2) / others
+    for start in range(0, len(matrix), 1024):  # a matrix of 20,000 classes takes 3 GB in float64
+        block = matrix[start : start + 1024].astype(np.float64)
+        first[start : start + 1024] += block @ counts / others
+        second[start : start + 1024] += block**2 @ counts / others
     if len(classes) == 1:
         first, second = np.zeros_like(first), np.zeros_like(second)
     deviation = np.sqrt(np.maximum(second - first**2, 0))

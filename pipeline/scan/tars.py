@@ -76,19 +76,24 @@ def webdataset(source: Source, partition: Partition, limits: Limits, spool: Path
 
 def class_tar(source: Source, partition: Partition, limits: Limits, in_place: bool) -> Scan:
     """Samples of a tar whose members are [TOP/]CLASS/.../IMAGE; other files are passed over."""
-    found, members = Scan(), dict[Member, int]()
+    found, members, seen = Scan(), dict[Member, int](), set[str]()
     labels = {name.folder: label for label, name in enumerate(source.classes)}
     with mapped(partition.path) as (file, content):
         with _torn(partition, found, limits):
-            for number, member in enumerate(scan_tar(file, content)):
+            for number, member in enumerate(scan_tar(file, content, links=not in_place)):
                 members[member] = number
         for name, member in class_images(members):
+            own = _own(split_key(member.name)[0], in_place)
+            if own and own in seen:
+                found.skipped["repeated key"] += 1
+                continue
+            seen.add(own)
             _keep(
                 found,
                 limits,
                 content,
                 member,
-                key=_own(split_key(member.name)[0], in_place) or f"{members[member]:07d}",
+                key=own or f"{members[member]:07d}",
                 file=str(partition.path),
                 extension=Path(name).suffix[1:].lower(),
                 **of_class(source, labels[as_text(name.split("/", 1)[0])], member.name),
@@ -129,16 +134,17 @@ def _meta(member: Member | None) -> dict[str, Any]:
 def _beside(path: Path, columns: Sequence[str]) -> tuple[dict[str, list[object]], int]:
     """Captions by key from img2dataset's parquet file, and how many of its rows failed.
 
-    Without such a file, or a column of captions in it, the tar's own members have to do.
+    Of several columns each row takes the first that holds any. Without such a file, or a column of captions in it, the
+    tar's own members have to do.
     """
     if not path.is_file():
         return {}, 0
     try:
         names = pq.read_schema(path).names
-        column = next((name for name in columns if name in names), None)
-        if column is None or "key" not in names:
+        held = [name for name in columns if name in names]
+        if not held or "key" not in names:
             return {}, 0
-        table = pq.read_table(path, columns=[c for c in ("key", "status", column) if c in names], partitioning=None)
+        table = pq.read_table(path, columns=[c for c in ("key", "status", *held) if c in names], partitioning=None)
     except (pa.ArrowException, OSError) as error:
         raise UserError(
             f"{path} is damaged ({str(error).splitlines()[0]}): replace it, or delete it to read the tar's captions"
@@ -146,8 +152,9 @@ def _beside(path: Path, columns: Sequence[str]) -> tuple[dict[str, list[object]]
     rows = table.num_rows
     if "status" in names:
         table = table.filter(pc.equal(table["status"], "success"))  # null counts as failed
-    keys, values = map(str, table["key"].to_pylist()), map(listed, table[column].to_pylist())
-    return dict(zip(keys, values, strict=True)), rows - table.num_rows
+    cells = zip(*(table[name].to_pylist() for name in held), strict=True)
+    values = (listed(next(filter(None, row), None)) for row in cells)
+    return dict(zip(map(str, table["key"].to_pylist()), values, strict=True)), rows - table.num_rows
 
 
 def _inside(content: memoryview, parts: dict[str, Member], fields: Sequence[str]) -> Sequence[object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -22,8 +23,12 @@ def normalise(caption: str | bytes, longest: int) -> str:
     if type(caption) is str and len(caption) <= longest and caption.isascii() and caption.isprintable():
         # Nearly all of them, ten times as fast.
         return caption.strip() if "  " not in caption else " ".join(caption.split())
-    part = caption[: 8 * longest]  # UTF-8 takes at most 4 bytes a character, and NFC shortens text by half at most
-    text = part.decode("utf-8", "replace") if isinstance(part, bytes) else part
+    caption = caption.lstrip()
+    part = caption[: 12 * longest]  # NFC makes one character of up to three, of at most four bytes of UTF-8 each
+    if isinstance(part, bytes):  # not final: what the cut tears is left out, not replaced
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        part = decoder.decode(part, final=len(part) == len(caption))
+    text = part
     text = SURROGATES.sub("\ufffd", text)
     text = BLANK.sub(" ", unicodedata.normalize("NFC", text)).strip()[:longest].rstrip()
     return text if any(unicodedata.category(character) not in UNSEEN for character in text) else ""

@@ -16,7 +16,7 @@ __all__ = ["CAPTIONS", "Dataset", "builtin_datasets", "load_dataset"]
 CAPTIONS = ("caption",)
 PATTERNS: dict[str, tuple[str, ...]] = {
     "webdataset": ("*.tar", "train/*.tar"),
-    "table": ("*.csv", "*.tsv", "*.jsonl", "*.json", "data/train-*.parquet", "train-*.parquet", "*.parquet"),
+    "table": ("data/train-*.parquet", "train-*.parquet", "*.csv", "*.tsv", "*.jsonl", "*.json", "*.parquet"),
     "coco": ("annotations/captions_train*.json", "captions_train*.json"),
 }
 
@@ -47,6 +47,10 @@ class Dataset:
     """The graph that a build makes."""
 
     def __post_init__(self) -> None:
+        if self.name != Path(self.name).name or self.name[0] == ".":
+            raise UserError(f"a data set's name is one plain folder name, not {self.name!r}")
+        if any(not pattern or pattern.startswith("/") for pattern in self.files):
+            raise UserError(f"data set {self.name}: files are patterns below SOURCE, such as *.csv, not {self.files}")
         if "{class}" not in self.caption:
             raise UserError(f"data set {self.name}: caption must hold {{class}}, not {self.caption!r}")
 

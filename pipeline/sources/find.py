@@ -39,6 +39,8 @@ GROUP_PART = 256 << 20  # bytes of parquet with images a partition
 def open_source(dataset: Dataset, source: str | None, demo_seed: int = 0) -> Source:
     """Find the partitions of a data set. Raises UserError where there is nothing to read."""
     if dataset.format == "demo":
+        if source:
+            raise UserError(f"{dataset.name} is generated: leave SOURCE={source} (--source) out")
         return _demo(dataset, demo_seed)
     where = (source or dataset.source).removeprefix("file://")
     if not where:
@@ -55,6 +57,10 @@ def open_source(dataset: Dataset, source: str | None, demo_seed: int = 0) -> Sou
         return _remote(dataset, f"file://{path.absolute()}")
     if not path.exists():
         raise UserError(f"there is no {where}: give the folder that the files of {dataset.name} lie in")
+    try:
+        os.fsencode(path).decode()
+    except UnicodeDecodeError:
+        raise UserError(f"{where!r} is no UTF-8, as paths in tables must be: rename that folder") from None
     finders = {"webdataset": _tars, "imagefolder": _folders, "table": _tables, "coco": _tables}
     return finders[dataset.format](dataset, path)
 
@@ -115,7 +121,7 @@ def _folders(dataset: Dataset, path: Path) -> Source:
     """SOURCE/train/CLASS/..., SOURCE/train.tar, SOURCE/CLASS/..., or a tar itself."""
     for place in (path / dataset.split, path / f"{dataset.split}.tar", path):
         if place.is_dir():
-            folders = sorted(folder for folder in place.iterdir() if folder.is_dir() and folder.name[0] != ".")
+            folders = sorted(folder for folder in place.iterdir() if _is_class(folder))
             if folders:
                 names = class_names([folder.name for folder in folders], path, dataset.caption)
                 return Source(
@@ -131,11 +137,17 @@ def _folders(dataset: Dataset, path: Path) -> Source:
     )
 
 
+def _is_class(folder: Path) -> bool:
+    """Shards that were built into their source are none of its classes."""
+    ours = (folder / "manifest.json").is_file() or (folder / ".work").is_dir()
+    return folder.is_dir() and folder.name[0] != "." and not ours
+
+
 def _tar_classes(path: Path) -> list[str]:
     """Names of the class folders of a tar, sorted."""
     members = list[Member]()
     with path.open("rb") as file, suppress(TornTar):  # the scan refuses it, or takes what is whole, as it is told
-        members.extend(scan_tar(file))
+        members.extend(scan_tar(file, links=True))
     names = {name.split("/", 1)[0] for name, _ in class_images(members)}
     if not names:
         raise UserError(f"{path} holds no images in class folders: its members must be named CLASS/IMAGE")

@@ -60,7 +60,10 @@ def _urls(where: str, patterns: Sequence[str]) -> tuple[list[str], set[str] | No
     """URLs of the files, and of the parquet files in the same listing; None where nothing was listed."""
     path = path_of(where)
     if path.endswith(".txt"):
-        lines = [line.strip() for line in read(where).decode("utf-8").splitlines()]
+        try:
+            lines = [line.strip() for line in read(where).decode("utf-8-sig").splitlines()]
+        except UnicodeDecodeError:
+            raise UserError(f"{shown(where)} is no UTF-8, as a list of tars must be: save it as that") from None
         named = [_listed_url(line, path) for line in lines if line and line[0] != "#"]
         return sorted({url for line in named for url in _braced(line)}, key=path_of), None
     if "{" in path:
@@ -86,7 +89,7 @@ def _listed_url(line: str, path: str) -> str:
         return line
     if local and line.startswith("/"):
         return f"file://{line}"
-    return f"{path.rpartition('/')[0]}/{line.lstrip('/')}"
+    return f"{path.rpartition('/')[0]}/{posixpath.normpath(line.lstrip('/'))}"
 
 
 def _braced(url: str) -> list[str]:

@@ -55,7 +55,7 @@ def holds_images(kind: pa.DataType) -> bool:
     """Whether a column's cells are encoded images: bytes, or Hugging Face's {bytes, path}."""
     if pa.types.is_struct(kind):
         return "bytes" in {kind.field(i).name for i in range(kind.num_fields)}
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
 def grouped_rows(
