@@ -39,7 +39,7 @@ class Dataset:
     image: str = ""
     """table: the column of images. Empty: image, path, file_name, ..."""
     captions: tuple[str, ...] = CAPTIONS
-    """webdataset: columns of the parquet files beside the tars, or fields of KEY.json; table: columns. The first that
+    """webdataset: columns of the parquet files beside the tars, or fields of KEY.json: the first that
     a sample has; it may hold several captions. Without any, KEY.txt is the caption, or a table's text, title, ..."""
     caption: str = "a photo of a {class}"
     """imagefolder: the text of a class."""
@@ -47,7 +47,7 @@ class Dataset:
     """The graph that a build makes."""
 
     def __post_init__(self) -> None:
-        if self.name != Path(self.name).name or self.name[0] == ".":
+        if self.name != Path(self.name).name or self.name[:1] in ("", "."):
             raise UserError(f"a data set's name is one plain folder name, not {self.name!r}")
         if any(not pattern or pattern.startswith("/") for pattern in self.files):
             raise UserError(f"data set {self.name}: files are patterns below SOURCE, such as *.csv, not {self.files}")

@@ -5,19 +5,25 @@ from __future__ import annotations
 import gc
 import io
 import json
+import os
 import shutil
 import warnings
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import webdataset
 from PIL import Image
+from typer.testing import CliRunner
 
-from pipeline.build import BuildSettings
+from pipeline.build import BuildSettings, build_shards
+from pipeline.cli import app
 from pipeline.info import describe
 from pipeline.layout import shard_bounds
+from pipeline.parallel import Workers
 from pipeline.scan.scan import Limits
 from pipeline.sources.class_names import class_names
 from pipeline.sources.datasets import builtin_datasets, load_dataset
@@ -84,6 +90,10 @@ def test_captions_come_from_parquet_json_or_txt(tmp_path: Path) -> None:
     texts = [Shards.open(build("flickr8k", path, path / "out")).texts() for path in (beside, inside, bare)]
     assert texts[0] == texts[1] == ["picture 0 of tar 0\nanother view of 0", "picture 1 of tar 0\nanother view of 1"]
     assert texts[2] == ["only \ufffd text", "y"]
+    rows = pq.read_table(beside / "00000.parquet").to_pylist()
+    pq.write_table(pa.Table.from_pylist([rows[0] | {"captions": None}, rows[1]]), beside / "00000.parquet")
+    first, second = Shards.open(build("flickr8k", beside, tmp_path / "one")).texts()
+    assert sorted((first, second)) == ["picture 0 of tar 0", "picture 1 of tar 0\nanother view of 1"]
 
 
 def test_class_folders_and_a_tar_of_them(tmp_path: Path) -> None:
@@ -312,6 +322,54 @@ def test_sources_that_are_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text('format = "webdataset"\nfile = "x"\n')
     with pytest.raises(UserError, match=r"unknown key 'file' \(did you mean files\?\); known are"):
         load_dataset(str(tmp_path / "mine.toml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('name = "a/../../evil"', "one plain folder name"),
+        ('name = ""', "one plain folder name"),
+        ('files = ["/abs/*.csv"]', "patterns below SOURCE"),
+        ('files = [""]', "patterns below SOURCE"),
+    ],
+)
+def test_data_set_files_that_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "mine.toml").write_text(f'format = "table"\n{text}\n')
+    with pytest.raises(UserError, match=message):
+        load_dataset(str(tmp_path / "mine.toml"))
+
+
+def test_options_that_would_be_ignored_are_refused(tmp_path: Path) -> None:
+    for arguments, message in (
+        (["demo", "--source", str(tmp_path)], "demo is generated: leave SOURCE="),
+        (["demo", "--graph", "none", "--encoder", "x"], "--graph none encodes nothing"),
+        (["demo", "--seed", str(2**63)], "the seed must lie in"),
+    ):
+        result = CliRunner().invoke(app, ["build", *arguments, "--out", str(tmp_path / "out")])
+        assert isinstance(result.exception, UserError)
+        assert message in str(result.exception)
+    assert CliRunner().invoke(app, ["build", "demo", "--memory", "0"]).exit_code == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_process_that_was_killed_is_one_line() -> None:
+    with Workers(2) as workers, pytest.raises(UserError, match="a process was killed, for lack of memory perhaps"):
+        list(workers.ordered(os._exit, [9, 9, 9]))
+
+
+def test_a_build_that_is_there_needs_no_lock(tmp_path: Path) -> None:
+    source = img2dataset(tmp_path / "in")
+    out = build("flickr8k", source, tmp_path / "out")
+    out.chmod(0o555)
+    before = contents(out)
+    try:
+        found = open_source(load_dataset("flickr8k"), str(source))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delattr("pipeline.build.alone")
+            assert build_shards(found, out, BuildSettings()) is False
+    finally:
+        out.chmod(0o755)
+    assert contents(out) == before
 
 
 def test_every_built_in_data_set_says_what_it_is() -> None:

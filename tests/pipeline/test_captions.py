@@ -27,6 +27,14 @@ def test_a_sample_of_several_captions() -> None:
     assert joined([], 100) == joined([None, " "], 100) == ""
 
 
+def test_a_cut_leaves_whole_characters() -> None:
+    syllables = unicodedata.normalize("NFD", "\ud55c" * 1900)  # three characters, nine bytes each
+    assert normalise(syllables, 2000) == normalise(syllables.encode(), 2000) == "\ud55c" * 1900
+    assert normalise(("\U0001f600" * 5000).encode(), 1999) == "\U0001f600" * 1999
+    assert normalise(" " * 20_000 + "a cat", 1000) == normalise(b" " * 20_000 + b"a cat", 1000) == "a cat"
+    assert normalise(b"torn \xf0\x9f", 100) == "torn \ufffd"
+
+
 def test_a_huge_caption_costs_little() -> None:
     assert normalise("word " * 20_000_000, 1000) == ("word " * 200).strip()
 

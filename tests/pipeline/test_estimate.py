@@ -27,7 +27,7 @@ from pipeline.sources.datasets import load_dataset
 from pipeline.sources.find import open_source
 from shards.errors import UserError
 from shards.manifest import Manifest
-from tests.pipeline.sources import class_folders, img2dataset, write_tar
+from tests.pipeline.sources import class_folders, data_set, img2dataset, pictures, write_tar
 from tests.pipeline.texts import text_shards
 from tests.standin import stand_in_gpu
 
@@ -130,6 +130,21 @@ def test_a_graph_alone(tmp_path: Path) -> None:
     assert "a matter of seconds" in other.stdout
     wrong = CliRunner().invoke(app, ["graph", str(root), "--kind", "file", "--dry-run"])
     assert isinstance(wrong.exception, UserError)
+
+
+def test_the_first_partition_may_be_empty_and_tables_count_once(tmp_path: Path) -> None:
+    source = class_folders(tmp_path / "in", ["b", "c"], images=30)
+    (source / "train" / "a").mkdir()
+    cost = cost_of(data_set(tmp_path / "mine.toml", format="imagefolder"), source, tmp_path / "out")
+    assert cost.samples.low <= 60 <= cost.samples.high
+    pictures(tmp_path / "t", [f"{i}.jpg" for i in range(10)])
+    table = tmp_path / "t" / "t.csv"
+    table.write_text("".join(["image,caption\n", *(f"{i}.jpg,{i}\n" for i in range(10))]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.sources.find.TABLE_PART", 20)
+        found = cost_of(data_set(tmp_path / "table.toml", format="table"), tmp_path / "t", tmp_path / "out")
+    assert (found.files, found.source_bytes) == (1, table.stat().st_size)
+    assert found.samples.low <= 10 <= found.samples.high
 
 
 def test_what_does_not_fit_is_said(tmp_path: Path) -> None:

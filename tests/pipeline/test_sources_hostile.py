@@ -17,9 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from pipeline.build import BuildSettings, build_shards
+from pipeline.cli import app
 from pipeline.images import problem
+from pipeline.info import describe
 from pipeline.scan.samples import Limits
 from pipeline.scan.tars import MAX_KEY, MAX_TEXT_MEMBER
 from pipeline.sources.datasets import load_dataset
@@ -245,3 +248,45 @@ def test_what_lies_in_class_folders(tmp_path: Path) -> None:
     before = open_source(load_dataset("imagenet"), str(tmp_path / "in")).fingerprint()
     pictures(root / "b" / "deep", ["new.jpg"])
     assert open_source(load_dataset("imagenet"), str(tmp_path / "in")).fingerprint() != before
+
+
+def test_linked_images_of_class_tars_are_images(tmp_path: Path) -> None:
+    """`tar cf` of a folder with hard links; in place a link has no bytes that a stock reader would find."""
+    folder = class_folders(tmp_path / "in", ["a", "b"], images=2) / "train"
+    os.link(folder / "a" / "a_1.JPEG", folder / "b" / "linked.JPEG")
+    with tarfile.open(tmp_path / "train.tar", "w") as tar:
+        tar.add(folder, arcname=".")
+    out = tmp_path / "out"
+    assert build("tiny-imagenet-100", tmp_path / "train.tar", out).samples == 5
+    shards = Shards.open(out)
+    assert sorted(np.bincount(shards.index.label)) == [2, 3]
+    assert shards.samples()
+
+
+def test_class_tars_in_place_have_each_key_once(tmp_path: Path) -> None:
+    write_tar(tmp_path / "train.tar", [("a/p.1.jpg", IMAGE), ("a/p.2.jpg", IMAGE), ("b/q.jpg", IMAGE)])
+    found = build("tiny-imagenet-100", tmp_path / "train.tar", tmp_path / "out", layout="in-place")
+    assert (found.samples, found.skipped) == (2, {"repeated key": 1})
+    assert build("tiny-imagenet-100", tmp_path / "train.tar", tmp_path / "copied").samples == 3
+
+
+def test_shards_below_their_source_are_no_class(tmp_path: Path) -> None:
+    source = class_folders(tmp_path / "in") / "train"
+    build("tiny-imagenet-100", source, source / "out")
+    assert (
+        build("tiny-imagenet-100", source, source / "out").classes
+        == build("tiny-imagenet-100", source, tmp_path / "elsewhere").classes
+    )
+
+
+def test_brackets_in_names_are_no_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = class_folders(tmp_path / "in", ["dog [puppy]", "flag"])
+    (source / "classes.tsv").write_text("flag\tflag [/i]\n")
+    out = tmp_path / "s [b]" / "x[/b]"
+    build("tiny-imagenet-100", source, out)
+    describe(out)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "dog [puppy], flag [/i]" in shown
+    assert f"xclr-shards graph {out}" in "".join(shown.split("\n"))
+    result = CliRunner().invoke(app, ["verify", str(out)])
+    assert result.exit_code == 0, result.output

@@ -124,6 +124,30 @@ def test_a_single_tar_keeps_its_secrets(tmp_path: Path, served: str) -> None:
     assert "secret" not in str(error.value)
 
 
+def test_secrets_stay_out_of_what_libraries_say(tmp_path: Path, handler: type[Files], served: str) -> None:
+    assert remote.shown("ftp://user:secret@host/a.tar") == "ftp://host/a.tar"
+    assert remote.shown("s3://bucket/a@b/c?d.tar") == "s3://bucket/a@b/c?d.tar"
+    url = f"{served}/00000.tar?sig=a%2Fb%7Esecret"
+
+    def refused() -> bytes:
+        raise OSError(f"403, message='Forbidden', url=URL('{served}/00000.tar?sig=a/b~secret'), for http://u:secret@h/")
+
+    with pytest.raises(UserError, match="403") as error:
+        remote.retried(url, refused)
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_lists_of_other_encodings_and_names_twice(encoding: str, tmp_path: Path) -> None:
+    img2dataset(tmp_path / "in", samples=3, tars=1)
+    (tmp_path / "list.txt").write_text("in/00000.tar\n./in/00000.tar\nin/../in/00000.tar\n", encoding=encoding)
+    if encoding == "utf-16":
+        with pytest.raises(UserError, match=r"list\.txt is no UTF-8"):
+            open_source(load_dataset("flickr8k"), str(tmp_path / "list.txt"))
+    else:
+        assert len(build("flickr8k", str(tmp_path / "list.txt"), tmp_path / "out")) == 3
+
+
 def test_local_lists_braces_and_globs(tmp_path: Path) -> None:
     img2dataset(tmp_path / "in", samples=3, tars=3)
     whole = build("flickr8k", str(tmp_path / "in"), tmp_path / "whole")

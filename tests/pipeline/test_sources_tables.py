@@ -17,7 +17,7 @@ from pipeline.sources import find
 from pipeline.sources.datasets import Dataset, load_dataset
 from pipeline.sources.find import open_source
 from pipeline.sources.source import Source
-from pipeline.sources.tables import grouped_rows
+from pipeline.sources.tables import grouped_rows, holds_images
 from shards.errors import UserError
 from shards.manifest import Manifest
 from shards.reader import Shards
@@ -336,6 +336,12 @@ def test_captions_of_several_lines_stay_so_and_unclosed_quotes_are_told(tmp_path
     path.write_text("\n".join(["image,caption", *plain, ""]))
     with pytest.raises(UserError, match=r"lines were taken for parts of other rows \(near '20\.jpg'\)"):
         grouped(path)
+
+
+def test_bytes_of_any_kind_are_images() -> None:
+    for kind in (pa.binary(), pa.large_binary(), pa.binary_view(), pa.struct([("bytes", pa.binary())])):
+        assert holds_images(kind)
+    assert not holds_images(pa.string())
 
 
 def test_rows_of_json_need_not_all_have_a_caption(tmp_path: Path) -> None:

@@ -151,3 +151,15 @@ def test_wrong_addresses_and_graphs_are_told_in_words(url: str) -> None:
         open_shards("http://127.0.0.1:1/shards")
     with pytest.raises(UserError, match=r"needs a package|cannot open"):
         open_shards("nonsense://bucket/shards")
+
+
+def test_a_graph_that_left_the_server_is_gone(made: Path, url: str) -> None:
+    names = [shard.name for shard in Shards.open(made).manifest.shards]
+    write_graph(made, "second", make_graph(4, seed=7), np.zeros(4, np.int32), names)
+    RemoteShards.mirror(url).graph("second")
+    for path in (made / "graphs" / "second").iterdir():
+        path.unlink()
+    again = RemoteShards.mirror(url)
+    assert again.graph_names() == ["made"]
+    with pytest.raises(UserError, match="no graph 'second'"):
+        again.graph("second")

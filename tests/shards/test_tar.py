@@ -15,7 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from shards.errors import TornTar
-from shards.tar import Member, TarWriter, _header, samples, scan, split_key
+from shards.tar import Member, TarWriter, _header, groups, samples, scan, split_key
 
 NAMES = st.text(
     st.characters(codec="utf-8", exclude_characters="\0\n/", exclude_categories=["Cs"]), min_size=1, max_size=150
@@ -168,3 +168,30 @@ def assert_scanned_alike(content: bytes) -> None:
         return found, ""
 
     assert outcome(memoryview(content)) == outcome(None)
+
+
+def test_hard_links_hidden_members_and_folders_of_a_size() -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for name, data in (("a/0.jpg", b"zero"), ("a/._0.txt", b"mac"), ("a/0.txt", b"text")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+        for name, target in (("a/1.jpg", "a/0.jpg"), ("a/2.jpg", "nowhere"), (f"b/{'x' * 150}.jpg", "a/0.txt")):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = tarfile.LNKTYPE, target
+            tar.addfile(link)
+    data = buffer.getvalue()
+    plain = [member.name for member in scan(io.BytesIO(data))]
+    assert plain == ["a/0.jpg", "a/._0.txt", "a/0.txt"]
+    linked = {member.name: data[member.offset :][: member.size] for member in scan(io.BytesIO(data), links=True)}
+    assert linked.pop("a/1.jpg") == b"zero"
+    assert linked.pop(f"b/{'x' * 150}.jpg") == b"text"
+    assert list(linked) == plain
+    assert [(key, sorted(parts)) for key, parts in groups(io.BytesIO(data))] == [("a/0", ["jpg", "txt"])]
+    folder = tarfile.TarInfo("d")
+    folder.type, folder.size = tarfile.DIRTYPE, 5000
+    with_folder = folder.tobuf() + data
+    with tarfile.open(fileobj=io.BytesIO(with_folder)) as tar:
+        assert [member.name for member in tar if member.isfile()] == plain
+    assert [member.name for member in scan(io.BytesIO(with_folder))] == plain
