@@ -12,7 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from shards.errors import UserError
+from shards.bars import say
+from shards.errors import NO_LOCKS, UserError
 
 __all__ = ["WORK", "alone", "differing", "disk_errors", "read_settings"]
 
@@ -50,6 +51,10 @@ def _locked(path: Path, busy: UserError) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise busy from None
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+                say(f"warning: the disk of {path} has no locks: see to it that nothing else builds there")
             if _is_still(path, file.fileno()):
                 yield
                 return

@@ -18,7 +18,7 @@ from typing import NoReturn
 
 import typer
 
-__all__ = ["OverBudget", "SkipBudget", "TornTar", "UserError", "run_cli"]
+__all__ = ["NO_LOCKS", "OverBudget", "SkipBudget", "TornTar", "UserError", "run_cli"]
 
 
 class UserError(ValueError):
@@ -74,6 +74,8 @@ class SkipBudget:
         return dict(sorted(self.reasons.items()))
 
 
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+"""What some shared disks (Lustre without -o flock, NFS without lockd) answer where a file is to be locked."""
 INTERRUPTED = 130  # 128 + SIGINT
 PLACE = {
     errno.EACCES: "choose a folder that may be read and written",

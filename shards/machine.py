@@ -9,7 +9,7 @@ from pathlib import Path
 
 from shards.errors import UserError
 
-__all__ = ["cores", "free_shared_memory", "prefetch"]
+__all__ = ["cores", "prefetch", "shared_memory"]
 
 GROUPS, CONTROL = "/proc/self/cgroup", "/sys/fs/cgroup"
 AHEAD = 4 << 30  # bytes that the workers of one loader may hold ready
@@ -36,12 +36,13 @@ def _quota() -> float:
     return least
 
 
-def free_shared_memory() -> int:
-    """Bytes in /dev/shm, through which processes hand each other tensors; any number on systems without it."""
+def shared_memory() -> tuple[int, int]:
+    """Bytes of /dev/shm, through which processes hand each other tensors: free, and in all. Any number on systems
+    without it."""
     if not Path("/dev/shm").is_dir():
-        return 1 << 62
+        return 1 << 62, 1 << 62
     found = os.statvfs("/dev/shm")
-    return found.f_bavail * found.f_frsize
+    return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
 
 
 def prefetch(size: int, workers: int, remedy: str) -> int:
@@ -50,7 +51,8 @@ def prefetch(size: int, workers: int, remedy: str) -> int:
     Raises UserError, naming `remedy`, where the shared memory cannot hold one of each.
     """
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of this machine, each with a loader of its own
-    free = free_shared_memory() // ranks
+    free, whole = shared_memory()
+    free = min(free, whole // ranks)  # the other ranks may have taken their shares before
     if size * workers > free:
         raise UserError(
             f"{ranks * workers} loader processes with a batch of {size / 2**20:.0f} MiB each do not fit the "

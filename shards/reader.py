@@ -103,7 +103,10 @@ class Shards:
     def _read(self, descriptor: int, sample: int) -> bytes:
         index = self.index
         shard, offset, size = int(index.shard[sample]), int(index.offset[sample]), int(index.size[sample])
-        data = os.pread(descriptor, size, offset)
+        try:
+            data = os.pread(descriptor, size, offset)
+        except OSError as error:
+            raise UserError(f"{self.tar_path(shard)} cannot be read: {error.strerror}") from None
         if len(data) != size:
             raise UserError(
                 f"{self.tar_path(shard)} ends before byte {offset + size}: run `xclr-shards verify {self.root}`"
@@ -119,6 +122,8 @@ class Shards:
                 self._files[shard] = os.open(path, os.O_RDONLY)
             except FileNotFoundError:
                 raise UserError(f"{path} is missing: run `xclr-shards verify {self.root}`") from None
+            except OSError as error:
+                raise UserError(f"{path} cannot be opened: {error.strerror}") from None
         return self._files[shard]
 
     def __getstate__(self) -> dict[str, object]:

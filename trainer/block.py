@@ -275,7 +275,8 @@ def background(mean: torch.Tensor, deviation: torch.Tensor, tau_s: float) -> tor
 def _matrix(graph: Graph) -> torch.Tensor:
     n = len(graph)
     matrix = np.ones((n, n), np.float16)
-    matrix[np.repeat(np.arange(n), np.diff(graph.indptr)), graph.neighbours] = graph.similarities
+    for row, start, stop in zip(matrix, graph.indptr[:-1], graph.indptr[1:], strict=True):
+        row[graph.neighbours[start:stop]] = graph.similarities[start:stop]
     return torch.from_numpy(matrix)
 
 

@@ -7,6 +7,7 @@ runs/NAME/checkpoints/best.pt             encoder, step, recipe: of the epoch wi
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
 import zipfile
@@ -26,6 +27,7 @@ from trainer.recipe import Recipe
 
 __all__ = [
     "BackboneInfo",
+    "NotRead",
     "checkpoint_path",
     "checkpoints",
     "find_checkpoint",
@@ -36,7 +38,7 @@ __all__ = [
 ]
 
 VERSION = 1
-UNREADABLE = (RuntimeError, pickle.UnpicklingError, LookupError, EOFError, OSError, ValueError, zipfile.BadZipFile)
+UNREADABLE = (RuntimeError, pickle.UnpicklingError, LookupError, EOFError, ValueError, zipfile.BadZipFile)
 PREFIX = "backbone."
 
 
@@ -141,14 +143,25 @@ class _Watched:
         self.file.flush()
 
 
+class NotRead(UserError):
+    """The system does not let us read a checkpoint, which may be as good as any."""
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Load on the CPU without unpickling code. Raises UserError for anything that is not a checkpoint of ours."""
+    """Load on the CPU without unpickling code. Raises UserError for anything that is not a checkpoint of ours, NotRead
+    where that cannot be told."""
     try:
         with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
             if damaged := archive.testzip():
                 raise ValueError(f"{damaged} is damaged")
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        if error.errno in (None, errno.EINVAL, errno.ENOENT):  # of places within it that are not there
+            raise UserError(f"{path} is not a readable checkpoint: it is damaged, or gone") from error
+        raise NotRead(f"{path} cannot be read: {error.strerror}") from error
     except UNREADABLE as error:
+        if "allocate memory" in str(error):
+            raise NotRead(f"{path} does not fit this machine's memory") from error
         raise UserError(f"{path} is not a readable checkpoint: it is damaged, or no checkpoint at all") from error
     if not isinstance(state, dict) or "version" not in state or "encoder" not in state:
         raise UserError(f"{path} is not a checkpoint of xclr-train: it has no encoder")

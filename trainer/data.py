@@ -131,10 +131,19 @@ def _checked(batch: Batch | UserError) -> Batch:
 
 
 def make_loader(
-    shards: Shards, plan: BatchPlan, augment: AugmentConfig, world: World, *, start: int, stop: int, workers: int
+    shards: Shards,
+    plan: BatchPlan,
+    augment: AugmentConfig,
+    world: World,
+    *,
+    start: int,
+    stop: int,
+    workers: int,
+    most_ahead: int = 4,
 ) -> DataLoader[Batch | UserError]:
     """Batches start, start + 1, ..., stop - 1 of the plan, this rank's share of each.
 
+    most_ahead: batches that each worker may have ready.
     Raises UserError where the workers' batches do not fit the shared memory through which they come.
     """
     share = plan.batch_size // world.size
@@ -145,7 +154,7 @@ def make_loader(
         collate_fn=_as_it_is,
         worker_init_fn=_prepare_worker,
         pin_memory=world.device.type == "cuda",
-        prefetch_factor=prefetch(share * 2 * 3 * augment.image_size**2, workers, "lower --workers")
+        prefetch_factor=min(most_ahead, prefetch(share * 2 * 3 * augment.image_size**2, workers, "lower --workers"))
         if workers
         else None,
         multiprocessing_context="fork" if workers else None,

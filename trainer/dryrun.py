@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 import torch
+import torch.distributed as dist
 
 from shards.bars import bar
 from shards.mirror import RemoteShards, open_shards
@@ -21,6 +22,7 @@ from trainer.world import World
 __all__ = ["Estimate", "estimate"]
 
 WARM_UP, MEASURED = 2, 5  # steps; the first ones allocate memory, choose kernels and start the loader
+PATIENCE = 120.0  # seconds after which fewer steps have to do, with many workers and slow steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,13 +50,18 @@ def estimate(recipe: Recipe, world: World) -> Estimate:
     graph = setup.graph_of(recipe, shards)
     stepper = setup.build_stepper(recipe, shards, graph, world, steps_per_epoch=plan.steps_per_epoch)
     total = plan.steps_per_epoch * recipe.epochs
-    count = min(WARM_UP + MEASURED, total)
     workers = setup.workers(recipe, world)
-    loader = make_loader(shards, plan, recipe.augment, world, start=0, stop=count, workers=workers)
+    # Each worker has a batch ready when the first step begins; how fast more come is seen behind those.
+    warm_up = min(WARM_UP + workers, total - 1)
+    count = min(warm_up + max(MEASURED, workers), total)
+    loader = make_loader(shards, plan, recipe.augment, world, start=0, stop=total, workers=workers, most_ahead=1)
     batches = batches_of(loader, None if recipe.data.chunk else world.device)
-    whole, compute = [], []
+    whole, compute, start = list[float](), list[float](), time.perf_counter()
     with bar("measuring", count) if world.is_main else nullcontext(_unseen) as advance:
         for step in range(count):
+            if len(whole) >= WARM_UP + MEASURED and _agreed(time.perf_counter() - start > PATIENCE, world):
+                warm_up = min(warm_up, len(whole) - MEASURED)
+                break
             begin = time.perf_counter()
             batch = next(batches)
             ready = time.perf_counter()
@@ -64,9 +71,8 @@ def estimate(recipe: Recipe, world: World) -> Estimate:
             whole.append(time.perf_counter() - begin)
             compute.append(time.perf_counter() - ready)
             advance(1)
-    kept = slice(WARM_UP if count > WARM_UP else 0, None)
-    # The loader is ahead when a measurement begins, so the mean, not the median, shows whether it keeps up.
-    seconds = sum(whole[kept]) / len(whole[kept])
+    kept = slice(warm_up, None)
+    seconds = sum(whole[kept]) / len(whole[kept])  # batches come in bursts: the mean, not the median
     return Estimate(
         backbone_parameters=_count(stepper.encoder.backbone),
         parameters=_count(stepper.encoder),
@@ -76,6 +82,15 @@ def estimate(recipe: Recipe, world: World) -> Estimate:
         memory=_peak_memory(world),
         hours=seconds * total / 3600,
     )
+
+
+def _agreed(flag: bool, world: World) -> bool:
+    """Whether rank 0 says so: all ranks make as many steps."""
+    if world.size == 1:
+        return flag
+    said = torch.tensor(int(flag), device=world.device)
+    dist.broadcast(said, 0)
+    return bool(said)
 
 
 def _unseen(units: int) -> None:

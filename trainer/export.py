@@ -65,6 +65,9 @@ def _write(out: Path, backbone: nn.Module, info: BackboneInfo) -> None:
     """model.safetensors and config.json."""
     fixed = getattr(get_pretrained_cfg(info.model), "fixed_input_size", False)
     size = (3, info.image_size, info.image_size)
+    # safetensors refuses tensors that share memory, as those of layers that are used twice do.
+    weights = {name: value.clone() for name, value in backbone.state_dict().items()}
+    backbone.state_dict = lambda *_, **__: weights  # type: ignore[method-assign, assignment]
     save_for_hf(
         backbone,
         str(out),

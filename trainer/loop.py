@@ -77,7 +77,7 @@ def train(recipe: Recipe, run: Path, world: World, *, resume: bool = False) -> R
     plan = setup.make_plan(recipe, shards)
     total = plan.steps_per_epoch * recipe.epochs
     data_id = sha256_file(shards.root / "manifest.json")
-    with setup.alone(run) if world.is_main else nullcontext():
+    with setup.held(run) if world.is_main else nullcontext():
         return _train(recipe, run, world, shards, plan, total, data_id, resume=resume)
 
 
@@ -87,6 +87,8 @@ def _train(
     state = setup.resume_state(run, recipe, data_id, world, resume=resume)
     start = int(state["step"]) if state else 0
     if start >= total:
+        if world.is_main and setup.status_of(run) != "finished":  # killed before it was written
+            setup.set_status(run, "finished", start)
         return Result(run=run, steps=total, already_done=True, loss=None)
     if state and world.is_main:
         say(f"going on from step {start} of {total}")
@@ -95,8 +97,10 @@ def _train(
     loop = _Loop(recipe, run, world, shards, graph, plan, data_id, fresh=state is None)
     if world.is_main:
         setup.describe_run(run, recipe, shards, start=start, total=total)
-    with setup.status_kept(run) if world.is_main else nullcontext():
-        return loop.go(state, start, total)
+    if state:
+        loop.load(state)
+    del state, graph  # gigabytes, which the device holds now
+    return loop.go(start, total)
 
 
 class _Loop:
@@ -133,11 +137,12 @@ class _Loop:
         self.saver = Saver()
         self.asked: _Later | None = None
 
-    def go(self, state: dict[str, Any] | None, start: int, total: int) -> Result:
-        if state:
-            self.stepper.encoder.load_state_dict(state["encoder"])
-            self.stepper.optimiser.load_state_dict(state["optimiser"])
-            self.best = float(state.get("best", self.best))
+    def load(self, state: dict[str, Any]) -> None:
+        self.stepper.encoder.load_state_dict(state["encoder"])
+        self.stepper.optimiser.load_state_dict(state["optimiser"])
+        self.best = float(state.get("best", self.best))
+
+    def go(self, start: int, total: int) -> Result:
         recipe, world = self.recipe, self.world
         ahead = self._ahead(start, total)
         loader = make_loader(
@@ -219,21 +224,20 @@ class _Loop:
         self.budget.ok(len(batch.samples) - len(batch.bad))
 
     def _log(self, metrics: Metrics | None, done: int, outcome: Outcome, clock: _Clock) -> None:
-        mean = outcome.loss.clone()
+        sums = torch.stack([outcome.loss.double(), outcome.loss.new_tensor(self.budget.reasons.total()).double()])
         if self.world.size > 1:
-            dist.all_reduce(mean)
-            mean /= self.world.size
+            dist.all_reduce(sums)
         if not metrics:
             return
         rate, wait = clock.read()
         values = {
             "step": done,
             "epoch": done / self.plan.steps_per_epoch,
-            "loss": float(mean),
+            "loss": float(sums[0]) / self.world.size,
             "lr": self.stepper.optimiser.param_groups[0]["lr"],
             "samples_per_s": rate,
             "data_wait": wait,
-            "bad_images": self.budget.reasons.total(),
+            "bad_images": int(sums[1]),
             **outcome.statistics(),
         }
         self._write(metrics, values)

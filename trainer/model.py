@@ -52,6 +52,7 @@ def build_encoder(config: ModelConfig, image_size: int, seed: int) -> Encoder:
     if config.start and config.start != TIMM:
         load_weights(backbone, Path(config.start))
     width = feature_dim(backbone)
+    _try(backbone, config.backbone, image_size, width)
     hidden = config.projector_hidden or width
     norm = nn.BatchNorm1d(hidden) if config.projector_norm == "batch" else nn.LayerNorm(hidden)
     projector = nn.Sequential(
@@ -79,6 +80,21 @@ def build_backbone(name: str, image_size: int, *, pretrained: bool = False) -> n
         raise UserError(f"{name} gives no pooled features: choose another backbone")
     backbone: nn.Module = model
     return backbone
+
+
+@torch.no_grad()
+def _try(backbone: nn.Module, name: str, image_size: int, width: int) -> None:
+    """Raises UserError for models whose size does not fit, which some tell when they are fed only."""
+    try:
+        features = backbone.eval()(torch.zeros(1, 3, image_size, image_size))
+    except (RuntimeError, AssertionError, ValueError, IndexError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{name} does not take {image_size} pixels ({first}): choose another --image-size") from None
+    backbone.train()
+    if features.shape != (1, width):
+        raise UserError(
+            f"{name} gives features of shape {[*features.shape]}, not [1, {width}]: choose another backbone"
+        )
 
 
 def feature_dim(backbone: nn.Module) -> int:
@@ -115,7 +131,7 @@ def _backbone_state(path: Path) -> dict[str, torch.Tensor]:
         path = found[-1]
     try:
         if path.suffix == ".safetensors":
-            state: dict[str, Any] = load_file(path)
+            state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -126,8 +142,10 @@ def _backbone_state(path: Path) -> dict[str, torch.Tensor]:
             f"{path} is not a readable file of weights: it is damaged, or none at all ({type(error).__name__})"
         ) from None
     for key in ("encoder", "state_dict", "model"):  # ours, and what other trainers call it
-        if isinstance(state.get(key), dict):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise UserError(f"{path} holds no weights by name: give a run folder, or a file of a model's state_dict")
     if any(name.startswith("backbone.") for name in state):
         return {name.removeprefix("backbone."): v for name, v in state.items() if name.startswith("backbone.")}
     return {name.removeprefix("module."): value for name, value in state.items()}

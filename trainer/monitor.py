@@ -95,6 +95,8 @@ def _pool(shards: Shards) -> npt.NDArray[np.int64]:
 def _rankme(features: torch.Tensor) -> float:
     """exp of the entropy of the normalised singular values (Garrido et al. 2023)."""
     singular = torch.linalg.svdvals(features - features.mean(0))
+    if not singular.sum() > 0:
+        return 1.0  # all features are one: collapsed, which 0 / 0 would not say
     share = singular / singular.sum() + 1e-7
     return float(torch.exp(-(share * share.log()).sum()))
 

@@ -19,12 +19,12 @@ import torch.distributed as dist
 from shards.atomic import json_bytes, sweep, write_json
 from shards.bars import say
 from shards.config import from_table
-from shards.errors import UserError
+from shards.errors import NO_LOCKS, UserError
 from shards.graph import Graph
 from shards.machine import cores
 from shards.reader import Shards
 from trainer.block import TextTable
-from trainer.checkpoint import checkpoint_path, checkpoints, read_checkpoint
+from trainer.checkpoint import NotRead, checkpoint_path, checkpoints, read_checkpoint
 from trainer.model import build_encoder
 from trainer.plan import BatchPlan
 from trainer.recipe import Recipe, as_table, differences
@@ -40,14 +40,22 @@ __all__ = [
     "graph_id",
     "graph_name",
     "graph_of",
+    "held",
     "make_plan",
     "monitors_graph",
     "resume_state",
     "set_status",
     "settle",
     "status_kept",
+    "status_of",
     "workers",
 ]
+
+
+SMALL = (
+    32  # pixels: below, strided convolutions meet maps of one pixel, where PyTorch's bfloat16 gradients on CPUs hold
+)
+# memory that was never written (torch 2.14, oneDNN; docs/decisions.md)
 
 
 def make_plan(recipe: Recipe, shards: Shards) -> BatchPlan:
@@ -127,7 +135,8 @@ def settle(recipe: Recipe, shards: Shards, world: World, run: Path | None = None
         )
     precision = recipe.precision
     if precision == "auto":
-        precision = "bfloat16" if _fast_bfloat16(world.device) else "float32"
+        small = world.device.type == "cpu" and recipe.augment.image_size < SMALL
+        precision = "bfloat16" if _fast_bfloat16(world.device) and not small else "float32"
     return replace(recipe, precision=precision, data=replace(recipe.data, graph=graph_name(recipe, shards, run)))
 
 
@@ -231,6 +240,8 @@ def _newest_readable(found: list[Path]) -> tuple[dict[str, Any], list[Path]]:
     for path in reversed(found):
         try:
             state = read_checkpoint(path)
+        except NotRead:
+            raise
         except UserError as error:
             say(f"warning: {error}")
             torn.append(path)
@@ -254,6 +265,10 @@ def alone(run: Path) -> Iterator[None]:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             raise UserError(f"another process is training into {run}: wait for it, or choose another --out") from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            say(f"warning: the disk of {run} has no locks: see to it that nothing else trains into that folder")
         sweep(run, run / "checkpoints")  # what a killed run was writing
         yield
 
@@ -274,6 +289,10 @@ def describe_run(run: Path, recipe: Recipe, shards: Shards, *, start: int, total
     )
 
 
+def status_of(run: Path) -> str:
+    return str(json.loads((run / "run.json").read_text(encoding="utf-8"))["status"])
+
+
 def set_status(run: Path, status: str, step: int | None = None) -> None:
     """step: of the newest checkpoint; None: as it was."""
     path = run / "run.json"
@@ -282,8 +301,16 @@ def set_status(run: Path, status: str, step: int | None = None) -> None:
 
 
 @contextmanager
+def held(run: Path) -> Iterator[None]:
+    """The run's folder, from before anything is decided until the end, however it comes."""
+    with alone(run), status_kept(run):
+        yield
+
+
+@contextmanager
 def status_kept(run: Path) -> Iterator[None]:
-    """run.json says `stopped` after a signal (--resume goes on), `failed` after an error that may well come again.
+    """run.json says `stopped` after a signal (--resume goes on), `failed` after an error that may well come again, also
+    before the first step.
 
     Of a run that was killed it goes on saying `running`.
     """
@@ -291,8 +318,9 @@ def status_kept(run: Path) -> Iterator[None]:
         yield
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt) or getattr(error, "by", None) is not None
-        with suppress(OSError):  # a full disk, say, which is the error itself
-            set_status(run, "stopped" if stopped else "failed")
+        with suppress(OSError, ValueError, KeyError):  # of a full disk, which is the error itself, or no run.json yet
+            if status_of(run) != "finished":
+                set_status(run, "stopped" if stopped else "failed")
         raise
 
 

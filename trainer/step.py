@@ -43,10 +43,11 @@ class Outcome:
 
     def statistics(self) -> dict[str, float]:
         """The block's, and the mean cosine of different samples' projections; costs a sweep, for logging only."""
-        z = nn.functional.normalize(self.z.float(), dim=1)
-        n = len(z)
-        cosine = (float(z.sum(0).square().sum()) - n) / (n * (n - 1))
-        return {"mean_cosine": cosine, **(self.block.statistics() if self.block else {})}
+        one, two = nn.functional.normalize(self.z.float(), dim=1).chunk(2)  # a sample's views
+        n = 2 * len(one)
+        same = n + 2 * float((one * two).sum())
+        cosine = {"mean_cosine": (float((one + two).sum(0).square().sum()) - same) / (n * (n - 2))} if n > 2 else {}
+        return {**cosine, **(self.block.statistics() if self.block else {})}
 
 
 class Stepper:

@@ -17,6 +17,7 @@ from shards.errors import UserError
 
 __all__ = ["Tracker", "open_tracker"]
 
+KINDS = ("wandb", "mlflow")
 PROJECT = "xclr"  # where the libraries' own variables name none
 
 
@@ -99,4 +100,5 @@ def _kept(run: Path, name: str) -> str | None:
 
 
 def _keep(run: Path, name: str, value: str) -> None:
-    write_json(run / "tracker.json", {name: value})
+    others = {other: known for other in KINDS if other != name and (known := _kept(run, other))}
+    write_json(run / "tracker.json", {**others, name: value})

@@ -23,6 +23,7 @@ from shards.errors import UserError
 __all__ = ["World", "join_world"]
 
 TIMEOUT = timedelta(minutes=30)
+GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # what gloo says of another's end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,10 +59,12 @@ def join_world(device: str = "auto") -> Iterator[World]:
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     try:
         yield world
-    except Exception:
+    except Exception as error:
         # Of one rank, it may be: what waits for the others, as NCCL's farewell does, would wait until TIMEOUT, and the
         # error would be told after it.
         _abort(backend)
+        if isinstance(error, RuntimeError) and any(words in str(error) for words in GONE):
+            raise UserError(f"rank {rank} ends because another rank did, which says why") from None
         raise
     except BaseException:  # SystemExit after a signal, which all ranks heed together
         dist.destroy_process_group()
@@ -85,6 +88,8 @@ def _device(name: str, local_rank: int) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise UserError(f"there is no device {name!r}: use auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"{name} is no device to train on here: use auto, cpu, cuda or cuda:N")
     if device.type != "cuda":
         return device
     index = local_rank if device.index is None else device.index

@@ -7,6 +7,7 @@ import re
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 from shutil import copy
 from typing import Any
@@ -14,15 +15,17 @@ from typing import Any
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+import trainer.export as export_module
 from shards.errors import UserError
 from tests.make import make_shards
 from tests.trainer.test_loop import ALONE, SIZES, command, recipe
 from trainer.checkpoint import checkpoints, load_backbone, read_checkpoint
 from trainer.cli import app
 from trainer.cli import command as train_command
+from trainer.data import ViewDataset
 from trainer.dryrun import estimate
 from trainer.export import export
 from trainer.loop import train
@@ -163,6 +166,23 @@ def test_weights_that_do_not_fit_are_refused(run: Path, shards: Path, tmp_path: 
     (tmp_path / "torn.pt").write_bytes(b"torn")
     with pytest.raises(UserError, match="not a readable file of weights"):
         build_encoder(recipe(shards, model__start=str(tmp_path / "torn.pt")).model, 16, seed=0)
+    for number, content in enumerate((torch.zeros(3), [torch.zeros(3)], {1: torch.zeros(3)})):
+        torch.save(content, tmp_path / f"{number}.pt")
+        with pytest.raises(UserError, match="holds no weights by name"):
+            build_encoder(recipe(shards, model__start=str(tmp_path / f"{number}.pt")).model, 16, seed=0)
+
+
+def test_tensors_that_share_memory_are_exported(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of layers that are used twice, as coat's are."""
+    path = checkpoints(run)[-1]
+    _, info = load_backbone(path)
+    backbone = timm.create_model(info.model, num_classes=0, **({"img_size": 16} if "vit" in info.model else {}))
+    backbone.twin = next(module for module in backbone.modules() if isinstance(module, torch.nn.Conv2d))
+    monkeypatch.setattr(export_module, "load_backbone", lambda _: (backbone, info))
+    out = export_module.export(path, tmp_path / "out")
+    names = load_file(out / "model.safetensors")
+    assert torch.equal(names["twin.weight"], backbone.twin.weight)
+    assert backbone.state_dict().keys() == names.keys()
 
 
 def test_a_run_from_before_an_option_existed_goes_on(shards: Path, tmp_path: Path) -> None:
@@ -192,8 +212,24 @@ def test_dry_run_measures_and_leaves_nothing(shards: Path, tmp_path: Path) -> No
     assert re.search(r"measuring .*7/7", result.output)
     assert not re.search(r"^run ", result.output, re.MULTILINE)
     assert not (tmp_path / "run").exists()
+    busy = estimate(recipe(shards, epochs=50, run__workers=2), ALONE)
+    assert busy.step_s >= busy.compute_s > 0
     with pytest.raises(UserError, match="84 samples, too few for a batch of 100: give --batch-size 84 or less"):
         CliRunner().invoke(app, [*arguments, "--batch-size", "100"], catch_exceptions=False)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_a_dry_run_sees_a_loader_that_is_slow(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though every worker has a batch ready when the first step begins."""
+    read = ViewDataset.__getitems__
+
+    def slow(self: ViewDataset, tickets: Any) -> Any:
+        time.sleep(0.8)
+        return read(self, tickets)
+
+    monkeypatch.setattr(ViewDataset, "__getitems__", slow)
+    found = estimate(recipe(shards, epochs=50, run__workers=8), ALONE)
+    assert found.step_s > 0.07  # 8 workers, 0.8 s a batch
 
 
 @pytest.mark.parametrize(

@@ -28,13 +28,13 @@ from shards.reader import Shards
 from shards.verify import verify
 from tests.make import make_graph, make_shards
 from tests.trainer.ranks import Ranks
-from tests.trainer.test_loop import ALONE, SIZES, command, recipe, weights
+from tests.trainer.test_loop import ALONE, SIZES, command, lines_of, recipe, weights
 from trainer import checkpoint, setup
 from trainer.checkpoint import checkpoints, read_checkpoint
 from trainer.cli import app
 from trainer.loop import Stopped, _Loop, train
 from trainer.model import build_encoder, feature_dim
-from trainer.recipe import ModelConfig
+from trainer.recipe import ModelConfig, Recipe
 from trainer.step import Stepper
 from trainer.world import World, _device, _start_of
 
@@ -52,6 +52,10 @@ def add_graph(root: Path, name: str, seed: int = 0, **meta: Any) -> None:
 
 def status(run: Path) -> str:
     return str(json.loads((run / "run.json").read_text())["status"])
+
+
+def trained(world: World, chosen: Recipe, run: Path) -> None:
+    train(chosen, run, world)
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
@@ -134,7 +138,20 @@ def test_run_json_tells_stopped_from_failed(shards: Path, tmp_path: Path, monkey
     with pytest.raises(UserError, match="not finite"):
         train(recipe(shards, optimiser__lr=1e30, optimiser__name="sgd"), tmp_path / "failed", ALONE)
     assert status(tmp_path / "failed") == "failed"
+    hidden = (shards / "train-000001.tar").rename(tmp_path / "hidden.tar")
+    with pytest.raises(UserError, match=r"train-000001\.tar"):
+        train(recipe(shards), tmp_path / "stopped", ALONE, resume=True)
+    with pytest.raises(UserError, match="of another recipe"):  # or a scheduler would start it again for ever
+        hidden.rename(shards / "train-000001.tar")
+        train(recipe(shards, objective__tau=0.2), tmp_path / "stopped", ALONE, resume=True)
+    assert status(tmp_path / "stopped") == "failed"
     train(recipe(shards), tmp_path / "stopped", ALONE, resume=True)
+    assert status(tmp_path / "stopped") == "finished"
+    with pytest.raises(UserError, match="of another recipe"):
+        train(recipe(shards, objective__tau=0.2), tmp_path / "stopped", ALONE, resume=True)
+    assert status(tmp_path / "stopped") == "finished"
+    setup.set_status(tmp_path / "stopped", "running")  # killed between the last checkpoint and this line
+    assert train(recipe(shards), tmp_path / "stopped", ALONE, resume=True).already_done
     assert status(tmp_path / "stopped") == "finished"
 
 
@@ -309,6 +326,42 @@ def test_a_checkpoint_of_flipped_bytes_is_not_read(shards: Path, tmp_path: Path)
         read_checkpoint(path)
 
 
+def test_a_checkpoint_that_cannot_be_read_is_not_called_torn(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(recipe(shards, epochs=1), tmp_path / "run", ALONE)
+    newest = checkpoints(tmp_path / "run")[-1]
+
+    def refused(path: Path) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.zipfile, "ZipFile", refused)
+        with pytest.raises(UserError, match=r"step-00000010\.pt cannot be read: Permission denied"):
+            train(recipe(shards, epochs=1), tmp_path / "run", ALONE, resume=True)
+
+    def large(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", large)
+        with pytest.raises(UserError, match="does not fit this machine's memory"):
+            train(recipe(shards, epochs=1), tmp_path / "run", ALONE, resume=True)
+    assert newest.exists()
+    assert train(recipe(shards, epochs=1), tmp_path / "run", ALONE, resume=True).already_done
+
+
+def test_a_disk_without_locks_is_trained_on(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def none(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(setup.fcntl, "lockf", none)
+    train(recipe(shards, epochs=1), tmp_path / "run", ALONE)
+    assert "has no locks: see to it that nothing else trains" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.save has an error of its own for it, in which the system's is lost."""
 
@@ -351,7 +404,10 @@ def test_the_width_of_features_is_what_comes_out(name: str) -> None:
     assert encoder.backbone(torch.randn(2, 3, 32, 32)).shape == (2, feature_dim(encoder.backbone))
 
 
-@pytest.mark.parametrize(("name", "message"), [("foo", "no device 'foo'"), ("cuda:99", "too few for cuda:99")])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("foo", "no device 'foo'"), ("cuda:99", "too few for cuda:99"), ("meta", "no device to train on")],
+)
 def test_a_device_that_is_not_there_is_refused(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         _device(name, 0)
@@ -361,6 +417,33 @@ def test_cuda_is_the_ranks_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert _device("cuda", 3) == torch.device("cuda:3")
     assert _device("cuda:1", 3) == torch.device("cuda:1")
+
+
+def test_small_views_are_float32_on_a_cpu(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bfloat16's gradients of maps of one pixel are not to be trusted there."""
+    monkeypatch.setattr(setup, "_fast_bfloat16", lambda device: True)
+    here, gpu = Shards.open(shards), World(device=torch.device("cuda", 0))
+    sizes = {size: recipe(shards, precision="auto", augment__image_size=size) for size in (16, 31, 32)}
+    found = {size: setup.settle(chosen, here, ALONE).precision for size, chosen in sizes.items()}
+    assert found == {16: "float32", 31: "float32", 32: "bfloat16"}
+    assert setup.settle(sizes[16], here, gpu).precision == "bfloat16"
+
+
+@pytest.mark.parametrize(("name", "size"), [("vgg11", 16), ("crossvit_9_240", 224), ("halonet26t", 224)])
+def test_models_that_do_not_take_a_size_say_so_at_once(name: str, size: int) -> None:
+    with pytest.raises(UserError, match=rf"{name} does not take {size} pixels"):
+        build_encoder(replace(ModelConfig(), backbone=name), size, seed=0)
+
+
+def test_damage_on_any_rank_is_counted(tmp_path: Path, ranks: Ranks) -> None:
+    bad = make_shards(tmp_path / "bad", sizes=SIZES, classes=6, bad=(3, 20, 41, 60))
+    chosen = recipe(bad, epochs=2, run__knn_every=0, run__log_every=1)
+    counts = {}
+    for size in (1, 2):
+        ranks(size, trained, chosen, tmp_path / f"run{size}")
+        counts[size] = [line["bad_images"] for line in lines_of(tmp_path / f"run{size}") if "loss" in line]
+    assert counts[1] == counts[2]
+    assert counts[1][-1] > 4
 
 
 def test_every_start_of_the_ranks_has_one_name_of_its_own(tmp_path: Path) -> None:

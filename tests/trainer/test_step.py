@@ -18,9 +18,10 @@ from trainer import setup
 from trainer.clip import clip_loss
 from trainer.data import make_loader, to_views
 from trainer.model import build_encoder
+from trainer.monitor import _rankme
 from trainer.optim import make_optimiser
 from trainer.recipe import ModelConfig, OptimiserConfig, Recipe, TextConfig
-from trainer.step import Stepper, synchronised
+from trainer.step import Outcome, Stepper, synchronised
 from trainer.text import BEGIN, END, FIRST_WORD, PAD, Captions, TextTower, vocabulary
 
 
@@ -41,6 +42,23 @@ def steps(chosen: Recipe, count: int = 3) -> Stepper:
     for step, batch in enumerate(loader):
         stepper.step(batch, step, 20)
     return stepper
+
+
+def test_siblings_are_no_sign_of_a_collapse() -> None:
+    one = torch.eye(3)
+    alike = Outcome(torch.zeros(()), torch.cat([one, one]), None).statistics()
+    assert alike == {"mean_cosine": pytest.approx(0, abs=1e-6)}
+    z = torch.randn(8, 5)
+    unit = torch.nn.functional.normalize(z, dim=1)
+    others = [float(unit[i] @ unit[j]) for i in range(8) for j in range(8) if i % 4 != j % 4]
+    found = Outcome(torch.zeros(()), z, None).statistics()["mean_cosine"]
+    assert found == pytest.approx(sum(others) / len(others), abs=1e-6)
+    assert Outcome(torch.zeros(()), z[:2], None).statistics() == {}
+
+
+def test_features_that_are_all_alike_have_rank_one() -> None:
+    assert _rankme(torch.zeros(20, 4)) == _rankme(torch.ones(20, 4)) == 1.0
+    assert _rankme(torch.randn(2000, 4)) == pytest.approx(4, abs=0.1)
 
 
 @pytest.mark.parametrize("objective", ["xclr", "clip"])

@@ -14,6 +14,7 @@ from shards.errors import UserError
 from tests.make import make_shards
 from tests.trainer.test_loop import lines_of, recipe
 from trainer.loop import train
+from trainer.trackers import _keep, _kept
 from trainer.world import World
 
 ALONE = World(device=torch.device("cpu"))
@@ -63,6 +64,12 @@ class MLflow:
 
     def end_run(self, status: str) -> None:
         self.calls.append(("end_run", status))
+
+
+def test_a_record_of_each_kind_is_kept(tmp_path: Path) -> None:
+    for name, record in (("wandb", "a"), ("mlflow", "b"), ("wandb", "c")):
+        _keep(tmp_path, name, record)
+    assert (_kept(tmp_path, "wandb"), _kept(tmp_path, "mlflow")) == ("c", "b")
 
 
 def logged(run: Path) -> list[tuple[int, dict[str, float]]]:
