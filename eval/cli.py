@@ -161,9 +161,13 @@ def suite(
 
     chosen = load_suite(config)
     settings = Settings(features=features or features_root(), partial=partial)
+    folder = out or Path("runs") / chosen.name
+    if folder.is_file():
+        raise UserError(f"--out {folder} is a file: give a folder")
+    _check_writable(folder / "results.json")
     run_suite(
         chosen,
-        out or Path("runs") / chosen.name,
+        folder,
         settings=settings,
         checkpoints=checkpoint or [],
         data=data,
@@ -236,7 +240,7 @@ def _free(path: Path, name: str) -> Path:
 def _default_out(model: Model, bench: OpenBench, method: Method, untrained: bool, settings: Settings) -> Path:
     """RUN/eval/NAME.json; for a model without a run, runs/eval/MODEL/NAME.json."""
     parts = [method.replace("_", "-"), bench.name]
-    parts += [bench.root.name] if bench.name == "imagefolder" else []
+    parts += [bench.root.resolve().name] if bench.name == "imagefolder" else []
     parts += ["untrained"] if untrained else []
     parts += [settings.probe.solver] if method == "linear_probe" and settings.probe.solver != "sgd" else []
     parts += ["views"] if settings.views else []

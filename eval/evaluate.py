@@ -19,7 +19,7 @@ from eval.benchmarks.few_shot import few_shot
 from eval.features import Features, extract
 from eval.heads.bank import Bank
 from eval.heads.knn import KNN, KNNConfig, check_neighbours
-from eval.heads.probe import Probe, ProbeConfig
+from eval.heads.probe import Probe, ProbeConfig, check_split
 from eval.heads.probe_file import kept_probes
 from eval.models.model import Model, transform_table
 from shards.atomic import atomic_file
@@ -54,11 +54,7 @@ class Settings:
 
 def evaluate(model: Model, bench: Bench, method: Method, settings: Settings) -> dict[str, Any]:
     """Every column of a benchmark. Raises UserError, among others where a count is not the benchmark's."""
-    if settings.few_shot is not None:
-        bench = few_shot(bench, settings.few_shot)
-    if method == "knn":
-        for task in bench.tasks:  # before features are extracted
-            check_neighbours(int((task.labels != LEFT_OUT).sum()), settings.knn)
+    bench = prepared(bench, method, settings)
     features = {images.name: extract(model, images, settings.features) for images in bench.sets}
     reused = [name for name, values in features.items() if values.reused]
     if reused:
@@ -87,6 +83,20 @@ def evaluate(model: Model, bench: Bench, method: Method, settings: Settings) -> 
         "notes": {**bench.notes, **_kept_splits(bench, settings.features)},
         "versions": versions(),
     }
+
+
+def prepared(bench: Bench, method: Method, settings: Settings) -> Bench:
+    """The benchmark with the training images that are asked for. Raises UserError where they are too few: it costs
+    nothing to ask before features are extracted."""
+    if settings.few_shot is not None:
+        bench = few_shot(bench, settings.few_shot)
+    for task in bench.tasks:
+        labels = task.labels[task.labels != LEFT_OUT]
+        if method == "knn":
+            check_neighbours(len(labels), settings.knn)
+        elif len(labels):
+            check_split(labels, settings.probe)
+    return bench
 
 
 def method_table(method: Method, model: Model, settings: Settings) -> dict[str, Any]:

@@ -16,7 +16,9 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
+from zipfile import BadZipFile
 
 import cv2
 import numpy as np
@@ -28,12 +30,14 @@ from eval.benchmarks.bench import ImageSet
 from eval.models.model import Model, Transform, transform_table
 from shards.atomic import atomic_file, write_json
 from shards.bars import bar, say
-from shards.errors import SkipBudget, UserError
+from shards.errors import UserError
 from shards.machine import cores, prefetch
 from trainer.augment import BadImage, decode
 
-__all__ = ["Features", "device", "extract", "feature_hash", "features_root", "loader", "normalise"]
+__all__ = ["DAMAGED", "Features", "device", "extract", "feature_hash", "features_root", "loader", "normalise"]
 
+# What numpy raises for files that are none, or damaged.
+DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, SyntaxError, NotImplementedError, TokenError, BadZipFile)
 VERSION = 1  # of the arithmetic below: raise it when features change
 CHUNK = 8192  # rows of a part
 BATCH = 256
@@ -137,7 +141,7 @@ def _fill(model: Model, images: ImageSet, folder: Path, missing: list[int], max_
     # Channels-last is the fast layout of convolutions, on CPUs (oneDNN) and tensor cores alike.
     network = model.network.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
     size = model.transform.image_size
-    budget = SkipBudget(f"pictures of {images.name}", max_bad)
+    limit, bad = max(10, max_bad * len(images)), 0  # of all, wherever the bad ones lie
     rows = [row for start in missing for row in range(start, min(start + CHUNK, len(images)))]
     half = len(images) * model.feature_dim * 4 > HALF_ABOVE
     # CHUNK is a multiple of BATCH, so parts end with a batch.
@@ -149,9 +153,12 @@ def _fill(model: Model, images: ImageSet, folder: Path, missing: list[int], max_
     exact = torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False)
     with bar(f"features of {images.name}", len(rows)) as advance, torch.inference_mode(), exact:
         for pixels, ok, keys in loader(_Crops(images, model.transform), batches, 3 * size**2):
-            budget.ok(int(ok.sum()))
-            for key in keys:
-                budget.skip("do not decode", key)
+            bad += len(keys)
+            if bad > limit:
+                raise UserError(
+                    f"{images.name}: more than {limit:.0f} of {len(images)} pictures do not decode (the last was "
+                    f"{keys[-1]}): check the data"
+                )
             values = network(normalise(pixels.to(place), model.transform)).float().cpu().numpy()
             values[~ok] = 0
             if half:
@@ -169,8 +176,8 @@ def _fill(model: Model, images: ImageSet, folder: Path, missing: list[int], max_
                 collected, masks = [], []
         if masks:
             _land(folder, next(pending), collected, masks)
-    if budget.counts:
-        say(f"{images.name}: {budget.counts['do not decode']} of {budget.seen} pictures do not decode and are left out")
+    if bad:
+        say(f"{images.name}: {bad} of {len(rows)} pictures do not decode and are left out")
 
 
 def normalise(pixels: torch.Tensor, transform: Transform) -> torch.Tensor:
@@ -271,8 +278,9 @@ def _whole(folder: Path, start: int, count: int) -> bool:
         return False
     try:
         part, mask = (np.load(path(folder, start), mmap_mode="r") for path in (_part, _mask))
-        whole = bool(len(part) == len(mask) == count and part.ndim == 2)
-    except (ValueError, OSError, EOFError):
+        whole = bool(len(part) == len(mask) == count and part.ndim == 2 and part.shape[1] > 0 and mask.dtype == bool)
+        whole = whole and part.dtype in (np.float16, np.float32) and bool(part.flags.c_contiguous)
+    except DAMAGED:
         whole = False
     if not whole:
         say(f"{_part(folder, start)} is damaged: these features are extracted again")

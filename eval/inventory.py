@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from eval.benchmarks.bench import Absent, Bench
@@ -22,7 +23,7 @@ def look(name: str) -> tuple[str, str, list[str]]:
     except Absent as error:
         paths = (path.removeprefix(f"{benchmarks_root()}/") for paths in error.lacks.values() for path in paths)
         return "missing", ", ".join(f"no {path}" for path in paths), list(error.lacks)
-    except UserError as error:
+    except (UserError, OSError) as error:
         return "damaged", " ".join(str(error).split()), []
     if bench.partial:
         return "partial", f"{_counts(bench)}; {'; '.join(bench.partial)}", []
@@ -33,13 +34,15 @@ def show_inventory(runs: Path = Path("runs")) -> None:
     """Benchmarks, then runs; files are listed, no picture is decoded."""
     console = Console(highlight=False)
     root = benchmarks_root()
-    table = Table(title=f"benchmarks, below {root} ($XCLR_BENCHMARKS)", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(
+        title=f"benchmarks, below {escape(str(root))} ($XCLR_BENCHMARKS)", title_justify="left", box=box.SIMPLE_HEAD
+    )
     for heading in ("--bench", "", "what is scored", "on this machine"):
         table.add_column(heading, overflow="fold")
     missing: dict[str, None] = {}
     for name, entry in BENCHES.items():
         state, words, lacks = look(name) if name != "imagefolder" else ("any", "give --data DIR", [])
-        table.add_row(name, state, entry.about, words)
+        table.add_row(name, state, entry.about, escape(words))
         missing |= dict.fromkeys(lacks)
     console.print(table)
     if missing:
@@ -50,7 +53,7 @@ def show_inventory(runs: Path = Path("runs")) -> None:
     found = sorted({path.parent.parent for path in runs.rglob("checkpoints/step-*.pt")})
     console.print("runs:" if found else f"runs: none below {runs}/")
     for run in found:
-        console.print(f"  {run}", soft_wrap=True)
+        console.print(f"  {run}", soft_wrap=True, markup=False)
 
 
 def _counts(bench: Bench) -> str:

@@ -9,7 +9,6 @@ OUT/evaluations/HASH.json       each finished evaluation, used again while weigh
 from __future__ import annotations
 
 import json
-import tomllib
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 from eval.benchmarks.bench import Bench
 from eval.benchmarks.registry import BENCHES, open_bench
-from eval.evaluate import METHODS, Settings, evaluate, evaluation_hash
+from eval.evaluate import METHODS, Settings, evaluate, evaluation_hash, prepared
 from eval.models.model import Model
 from eval.models.open import open_model
 from eval.report.gallery import Strip, caption_strips, image_strips
@@ -27,6 +26,7 @@ from eval.report.show import show_rows
 from eval.report.table import gather
 from shards.atomic import write_json
 from shards.bars import say
+from shards.config import from_table, read_toml
 from shards.errors import UserError
 
 __all__ = ["Row", "Suite", "load_suite", "run_suite"]
@@ -60,33 +60,16 @@ def builtin_suites() -> list[str]:
 def load_suite(name: str) -> Suite:
     """A built-in suite by name, or a TOML file by path. Raises UserError for unknown names, keys and values."""
     path = Path(name)
-    if path.suffix == ".toml":
-        if not path.is_file():
-            raise UserError(f"there is no suite file {path}")
-        text, stem = path.read_text(encoding="utf-8"), path.stem
-    elif name in builtin_suites():
-        text, stem = files("eval").joinpath(f"suites/{name}.toml").read_text(encoding="utf-8"), name
-    else:
-        raise UserError(f"unknown suite {name!r}: give a .toml file or one of {', '.join(builtin_suites())}")
-    try:
-        table = tomllib.loads(text)
-        unknown = set(table) - {"title", "benches", "few_shot", "rows"}
-        if unknown:
-            raise UserError(
-                f"suite {name}: unknown {', '.join(sorted(unknown))}; known are title, benches, few_shot, rows"
-            )
-        rows = tuple(_row(row, name) for row in table.get("rows", []))
-        suite = Suite(
-            name=stem,
-            title=table.get("title", stem),
-            benches=tuple(table["benches"]),
-            few_shot=tuple(float(percent) for percent in table.get("few_shot", ())),
-            rows=rows,
-        )
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"suite {name}: {error}") from None
-    except KeyError as error:
-        raise UserError(f"suite {name}: {error} is missing") from None
+    if path.suffix != ".toml":
+        if name not in builtin_suites():
+            raise UserError(f"unknown suite {name!r}: give a .toml file or one of {', '.join(builtin_suites())}")
+        path = Path(str(files("eval").joinpath(f"suites/{name}.toml")))
+    where, table = f"suite {name}", read_toml(path)
+    rows = table.get("rows", [])
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{where}: rows are written as [[rows]], one for each model")
+    table["rows"] = tuple(from_table(Row, row, f"{where}, row {number}") for number, row in enumerate(rows, 1))
+    suite = from_table(Suite, {"name": path.stem, "title": path.stem, **table}, where)
     _check(suite)
     return suite
 
@@ -115,10 +98,14 @@ def run_suite(
         for name, bench in benches.items()
         for percent in suite.few_shot
     ]
+    for _, bench, chosen in parts:
+        for method in METHODS:
+            prepared(bench, method, chosen)  # before the first is paid for
     evaluated = [_evaluate_row(row, models[row.method], parts, out) for row in rows]
     results = gather(suite.name, suite.title, evaluated, [(prefix, bench) for prefix, bench, _ in parts])
     write_json(out / "results.json", results)
     write_markdown(out / "results.md", results)
+    show_rows(results, out)
     trained = {row.method: models[row.method] for row in rows if not row.untrained}
     write_report(
         out / "report.html",
@@ -127,7 +114,6 @@ def run_suite(
         captions=_captions(models),
         images=image_strips(trained, benches[suite.benches[0]], settings.features),
     )
-    show_rows(results, out)
     return results
 
 
@@ -181,21 +167,15 @@ def _below(out: Path, spec: str) -> str:
     return spec if _named(spec) else str(out / spec)
 
 
-def _row(table: dict[str, Any], suite: str) -> Row:
-    unknown = set(table) - {"method", "checkpoint", "untrained"}
-    if unknown:
-        raise UserError(f"suite {suite}: unknown {', '.join(sorted(unknown))} in a row")
-    return Row(
-        method=table["method"], checkpoint=str(table["checkpoint"]), untrained=bool(table.get("untrained", False))
-    )
-
-
 def _check(suite: Suite) -> None:
     for bench in suite.benches:
         if bench not in BENCHES:
             raise UserError(f"suite {suite.name}: unknown benchmark {bench!r}, known are {', '.join(BENCHES)}")
     if not suite.benches:
         raise UserError(f"suite {suite.name} names no benchmark")
+    for percent in suite.few_shot:
+        if not 0 < percent < 100:
+            raise UserError(f"suite {suite.name}: few_shot is of percentages between 0 and 100, not {percent:g}")
     names = [row.method for row in suite.rows]
     if len(set(names)) < len(names):
         raise UserError(f"suite {suite.name}: two rows have the same name")

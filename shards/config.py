@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import tomllib
-from dataclasses import is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from shards.errors import UserError
 
@@ -36,6 +36,9 @@ def from_table(cls: type[T], table: dict[str, Any], where: str) -> T:
         hint = f" (did you mean {near[0]}?)" if near else ""
         keys = f"unknown key{'s' if len(unknown) > 1 else ''} {', '.join(map(repr, sorted(unknown)))}{hint}"
         raise UserError(f"{where}: {keys}; known are {', '.join(sorted(hints))}")
+    missing = [field.name for field in fields(cast(Any, cls)) if field.name not in table and _required(field)]
+    if missing:
+        raise UserError(f"{where}: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing")
     values = {}
     for key, value in table.items():
         hint = hints[key]
@@ -44,6 +47,10 @@ def from_table(cls: type[T], table: dict[str, Any], where: str) -> T:
         else:
             values[key] = typed(hint, value, f"{where}: {key}")
     return cls(**values)
+
+
+def _required(field: Field[Any]) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
 
 
 def typed(hint: Any, value: Any, where: str) -> Any:

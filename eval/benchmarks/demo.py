@@ -106,10 +106,11 @@ def _train_folder(source: Source) -> Path:
     """The first place that holds both folders of shards."""
     candidates = [source.root, source.root / "demo", source.shards, Path("data/demo")]
     there = [folder for folder in candidates if folder is not None and _finished(folder)]
-    whole = [folder for folder in there if _finished(folder.with_name(folder.name + TEST))]
+    ours = [folder for folder in there if folder == source.root or Manifest.load(folder).dataset == "demo"]
+    whole = [folder for folder in ours if _finished(folder.with_name(folder.name + TEST))]
     if whole:
         return whole[0]
-    halves = [folder for folder in there if Manifest.load(folder).dataset == "demo"]
+    halves = [folder for folder in ours if Manifest.load(folder).dataset == "demo"]
     if halves:
         raise UserError(
             f"{halves[0]}{TEST} is missing, which the benchmark demo tests on: run `xclr-shards build demo-test`"

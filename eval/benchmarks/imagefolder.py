@@ -22,7 +22,7 @@ from shards.errors import UserError
 from shards.pictures import is_image
 from shards.tar import class_images, scan
 
-__all__ = ["Pictures", "list_folder", "list_tar", "open_imagefolder"]
+__all__ = ["Pictures", "list_folder", "list_tar", "open_imagefolder", "size_of"]
 
 LOOKED_AT = 64  # pictures, at most, whose content is part of a fingerprint
 TOP5_FROM = 10  # classes; below, the figure says little
@@ -112,12 +112,20 @@ def list_tar(path: Path) -> Pictures:
     )
 
 
+def size_of(entry: os.DirEntry[str]) -> int:
+    """Bytes of a picture. Raises UserError for a link that leads nowhere."""
+    try:
+        return entry.stat().st_size
+    except OSError as error:
+        raise UserError(f"{entry.path} cannot be looked at ({error.strerror}): mend or delete it") from None
+
+
 def _walk(folder: str) -> Iterator[tuple[str, int]]:
     """(path, bytes) of every picture below a folder. scandir, since ImageNet has 1.3 million of them to look at."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if is_image(entry.name) and not entry.is_dir():
-                yield entry.path, entry.stat().st_size
+                yield entry.path, size_of(entry)
             elif not entry.name.startswith(".") and entry.is_dir():
                 yield from _walk(entry.path)
 

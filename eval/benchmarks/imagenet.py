@@ -51,7 +51,8 @@ def open_imagenet_real(source: Source) -> Bench:
 
     The pictures and the probe are ImageNet's: `imagenet-real` needs no folder of its own.
     """
-    root = source.root if source.root.exists() else source.benchmarks / "imagenet"
+    own = source.benchmarks / "imagenet-real"  # where --data does not say otherwise
+    root = source.benchmarks / "imagenet" if source.root == own and not own.exists() else source.root
     imagenet, val, partial = _open("imagenet-real", source, root)
     unnamed = [key for key, number in zip(val.images.keys, val.numbers.tolist(), strict=True) if not number]
     if unnamed:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from eval.benchmarks.bench import Absent, ImageSet, Ints, Source, Task
-from eval.benchmarks.imagefolder import Pictures, list_folder, list_tar
+from eval.benchmarks.imagefolder import Pictures, list_folder, list_tar, size_of
 from eval.benchmarks.imagenet_labels import IMAGES, check_against_real, class_index, flat_labels, image_number, wnids
 from eval.benchmarks.registry import BENCHES
 from shards.bars import say
@@ -155,7 +155,7 @@ def _subfolders(folder: Path) -> list[str]:
 
 def _flat(folder: Path) -> Pictures:
     with os.scandir(folder) as entries:
-        found = sorted((entry.name, entry.stat().st_size) for entry in entries if is_image(entry.name))
+        found = sorted((entry.name, size_of(entry)) for entry in entries if is_image(entry.name))
     if not found:
         raise UserError(f"{folder} holds no pictures: it must look like {folder}/ILSVRC2012_val_00000001.JPEG")
     keys = [name for name, _ in found]

@@ -99,13 +99,16 @@ def split_text(keys: Sequence[str], train: npt.NDArray[np.bool_]) -> bytes:
 def _pictures(root: Path) -> tuple[Pictures, list[str]]:
     """The pictures that have a state, and their keys with ADJ_NOUN folders whatever the copy's spelling."""
     candidates = [root / "release_dataset" / "images", root / "images", root]
-    pictures = list_folder(next(path for path in candidates if path.is_dir()))
+    folder = next((path for path in candidates if path.is_dir()), None)
+    if folder is None:
+        raise UserError(f"{root} is no folder: unpack it, and give the folder")
+    pictures = list_folder(folder)
     rows, keys = [], []
     for row, key in enumerate(pictures.keys):
-        folder, _, rest = key.partition("/")
-        state, _, noun = folder.replace(" ", "_").partition("_")
+        pair, _, rest = key.partition("/")
+        state, _, noun = pair.replace(" ", "_").partition("_")
         if not noun:
-            raise UserError(f"{pictures.where} holds the folder {folder!r}: folders must be named ADJ_NOUN")
+            raise UserError(f"{pictures.where} holds the folder {pair!r}: folders must be named ADJ_NOUN")
         if state != NO_STATE:
             rows.append(row)
             keys.append(f"{state}_{noun}/{rest}")

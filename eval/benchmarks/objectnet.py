@@ -62,6 +62,8 @@ def open_objectnet(source: Source) -> Bench:
         | training_counts(imagenet),
         source.partial,
     )
+    if not len(rows):
+        raise UserError(f"{pictures.where} holds no picture of the {OVERLAP:,} that are scored")
     right = [classes[name] for name in names[rows].tolist()]
     among = {number for ids in classes.values() for number in ids}
     overlap = sum(map(bool, classes.values()))
@@ -135,7 +137,9 @@ def remove_border(image: Pixels) -> Pixels:
 def _images_folder(root: Path) -> Path:
     """The folder of the class folders. Raises UserError if it holds none of ObjectNet's or others."""
     candidates = [root / "objectnet-1.0" / "images", root / "images", root]
-    folder = next(path for path in candidates if path.is_dir())
+    folder = next((path for path in candidates if path.is_dir()), None)
+    if folder is None:
+        raise UserError(f"{root} is no folder: unpack it, and give the folder")
     names = {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
     known = set(objectnet_classes())
     if not names & known:

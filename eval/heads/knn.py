@@ -34,7 +34,7 @@ class KNNConfig:
 def check_neighbours(images: int, config: KNNConfig) -> None:
     """Raises UserError where there are fewer training images than neighbours that vote."""
     if images < config.k:
-        raise UserError(f"kNN asks {config.k} neighbours of {images} training images: lower --k")
+        raise UserError(f"kNN asks {config.k} neighbours of {images} training images: give more, or lower --k")
 
 
 class KNN:
@@ -61,8 +61,8 @@ class KNN:
     def scores(self, features: Floats) -> Floats:
         """[m, d] -> votes [m, classes]."""
         cosines, rows = self.neighbours(features)
-        # exp((c - 1) / T): the same order as exp(c / T), which would overflow for small T.
-        weights = torch.exp((cosines - 1) / self.config.temperature)
+        # Over the nearest's weight, which changes no order: at small T exp(c / T) overflows, exp((c - 1) / T) is 0.
+        weights = torch.exp((cosines - cosines[:, :1]) / self.config.temperature)
         votes = torch.zeros(len(cosines), self.classes, device=self.bank.device)
         votes.scatter_add_(1, self.labels[rows], weights)
         result: Floats = votes.cpu().numpy()

@@ -29,6 +29,7 @@ from shards.errors import UserError
 
 __all__ = ["LBFGS_DECAYS", "Candidate", "Probe", "ProbeConfig", "fit_probe", "probe_steps", "split"]
 
+SMALLEST_RATE = 1e-9  # relative
 LARGEST_RATE = 15.0  # relative; SGD with momentum 0.9 is not stable above
 LBFGS_DECAYS = (1e-5, 1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 
@@ -68,8 +69,10 @@ class ProbeConfig:
             raise UserError("learning rates and weight decays are numbers, not nan or inf")
         if min(self.learning_rates) <= 0 or min(self.weight_decays) < 0:
             raise UserError("learning rates are above 0 and weight decays at least 0")
-        if self.seed < 0:
-            raise UserError(f"the seed must be 0 or more, not {self.seed}")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"the seed must lie in 0..2**32 - 1, not {self.seed}")
+        if min(self.learning_rates) < SMALLEST_RATE:
+            raise UserError(f"a learning rate below {SMALLEST_RATE:g} trains nothing")
         if max(self.learning_rates) > LARGEST_RATE:
             raise UserError(
                 f"learning rates are relative to the features' curvature: above {LARGEST_RATE:g} training is not stable"
@@ -124,7 +127,10 @@ def fit_probe(
     at = moments(bank, everything, chosen.features)
     weight = fit.train(everything, chosen, at)
     if not weight.isfinite().all():
-        raise UserError(f"training with learning rate {chosen.lr:g} diverged: give smaller --learning-rates")
+        raise UserError(
+            f"training with learning rate {chosen.lr:g} and weight decay {chosen.weight_decay:g} diverged: give "
+            "smaller --learning-rates, or --weight-decays"
+        )
     return Probe(
         mean=at.mean,
         scale=at.scale,
@@ -137,6 +143,12 @@ def fit_probe(
         trained_on=len(labels),
         held_out=len(held),
     )
+
+
+def check_split(labels: Ints, config: ProbeConfig) -> None:
+    """Raises UserError where there are too few images to select a candidate on."""
+    if len(_grid(config)) > 1:
+        split(labels, config.held_out, config.seed)
 
 
 def probe_steps(count: int, config: ProbeConfig) -> int:

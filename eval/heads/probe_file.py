@@ -7,13 +7,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 
 from eval.benchmarks.bench import ImageSet, Ints, Task
-from eval.features import Features, device
+from eval.features import DAMAGED, Features, device
 from eval.heads.bank import Bank
 from eval.heads.estimate import announce
 from eval.heads.probe import Candidate, Probe, ProbeConfig, fit_probe, probe_steps
@@ -96,5 +95,5 @@ def _read(path: Path) -> Probe | None:
             held_out=words["held_out"],
             **arrays,
         )
-    except (OSError, ValueError, KeyError, BadZipFile):
+    except DAMAGED:
         return None

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import pickle
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from eval.models.model import Model, Transform, weights_hash
+from shards.bars import say
 from shards.errors import UserError
 
 __all__ = ["open_folder", "open_timm", "open_torchvision"]
@@ -45,7 +48,7 @@ def open_torchvision(name: str, *, untrained: bool = False) -> Model:
     torch.manual_seed(SEED)
     try:
         network = models.get_model(name, weights=None if untrained else weights)
-    except OSError as error:
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:  # a damaged file in its cache
         raise UserError(f"torchvision's weights of {name} cannot be had ({_first_line(error)})") from None
     linear = [key for key, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
@@ -76,12 +79,20 @@ def open_folder(folder: Path) -> Model:
 def _open_export(folder: Path) -> Model:
     import timm
 
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    name = config["architecture"]
     try:
         network = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
-    except (RuntimeError, OSError, ValueError, KeyError, TypeError) as error:
+        plain = timm.create_model(name, num_classes=0)
+    except (RuntimeError, OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"{folder} cannot be loaded by timm: {_first_line(error)}") from None
-    name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architecture"]
-    return _of_timm(network, name, {"objective": folder.name, "checkpoint": str(folder)})
+    # What makes another network of the same weights; the size of pictures is the transform's.
+    other = {key: value for key, value in config.get("model_args", {}).items() if key != "img_size"}
+    pool, usual = (getattr(one, "global_pool", None) for one in (network, plain))
+    if isinstance(pool, str) and pool != usual:
+        other["global_pool"] = pool
+    about: dict[str, object] = {"objective": folder.name, "checkpoint": str(folder)}
+    return _of_timm(network, name, about, json.dumps(other, sort_keys=True) if other else "")
 
 
 def _open_transformers(folder: Path, config: dict[str, Any]) -> Model:
@@ -93,8 +104,11 @@ def _open_transformers(folder: Path, config: dict[str, Any]) -> Model:
     torch.manual_seed(SEED)  # of weights that are not in the folder, and not used, but part of the hash
     try:
         network, loading = AutoModel.from_pretrained(str(folder), local_files_only=True, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"{folder} cannot be loaded by transformers: {_first_line(error)}") from None
+    network = network.float()  # transformers takes the precision of the file
+    if hasattr(network.config, "mask_ratio"):  # a masked autoencoder would look at a random quarter of its patches
+        network.config.mask_ratio = 0.0
     # A classifier's checkpoint has no pooler, and transformers draws one at random: then its first token counts.
     missing = {key for key in loading["missing_keys"] if "vision_model" in key or not hasattr(network, "vision_model")}
     pooler = {key for key in missing if "pooler." in key}
@@ -108,6 +122,7 @@ def _open_transformers(folder: Path, config: dict[str, Any]) -> Model:
     kind = config["model_type"]
     transform = _preprocessor(folder, size)
     if transform is None:
+        say(f"{folder} has no preprocessor_config.json: pictures are cut and normalised as for ImageNet's models")
         transform = Transform(image_size=size, crop_pct=0.875, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     return _model(
         _Pooled(vision, pooler=not pooler),
@@ -119,37 +134,80 @@ def _open_transformers(folder: Path, config: dict[str, Any]) -> Model:
 
 
 class _Pooled(nn.Module):
-    """The pooled output of a transformers model, or its first token where it has none."""
+    """The pooled output of a transformers model; where it has none its class token, else the mean of its tokens."""
 
     def __init__(self, network: nn.Module, *, pooler: bool) -> None:
         super().__init__()
         self.network, self.pooler = network, pooler
+        names = {name.rpartition(".")[2] for name, _ in network.named_parameters()}
+        self.class_token = bool(names & {"cls_token", "class_token", "class_embedding"})
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         out = self.network(pixel_values=images)
         pooled = getattr(out, "pooler_output", None) if self.pooler else None
-        return cast(torch.Tensor, out.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1))
+        if pooled is not None:
+            return cast(torch.Tensor, pooled.flatten(1))
+        hidden = cast(torch.Tensor, out.last_hidden_state)
+        if hidden.dim() == 4:  # maps
+            return hidden.mean((2, 3))
+        return hidden[:, 0] if self.class_token else hidden.mean(1)
 
 
 def _preprocessor(folder: Path, size: int) -> Transform | None:
-    """What preprocessor_config.json says of resizing and normalising; None without one."""
-    path = folder / "preprocessor_config.json"
-    if not path.is_file():
+    """What preprocessor_config.json, or processor_config.json, says of resizing and normalising; None without either.
+
+    size: the model's own. Raises UserError for what a Transform cannot say.
+    """
+    config = _settings(folder)
+    if config is None:
         return None
-    config = json.loads(path.read_text(encoding="utf-8"))
-    crop = config.get("crop_size") or config.get("size") or size
-    crop = int(crop["height"] if isinstance(crop, dict) and "height" in crop else size)
-    resize = config.get("size") or crop
-    resize = int(resize.get("shortest_edge", crop)) if isinstance(resize, dict) else int(resize)
-    return Transform(
-        image_size=crop,
-        crop_pct=min(1.0, crop / resize),
-        mean=_three(config.get("image_mean", IMAGENET_MEAN)),
-        std=_three(config.get("image_std", IMAGENET_STD)),
-    )
+    if config.get("do_flip_channel_order"):
+        raise UserError(f"{folder} wants pictures with their colours in reverse order, which is not done here")
+    if config.get("do_rescale") is False or abs(config.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-3:
+        raise UserError(f"{folder} wants pictures that are not scaled to 0..1, which is not done here")
+    plain = config.get("do_normalize") is False
+    try:
+        wanted, cut = _side(config.get("size"), size), config.get("crop_size")
+        if cut is not None and config.get("do_center_crop") is not False:
+            crop = _side(cut, size)
+            resize = max(wanted, crop)
+        else:
+            # ConvNeXt's way: cut from more below 384 pixels, resized to the square from there on.
+            crop, share = wanted, config.get("crop_pct")
+            resize = round(crop / share) if share and crop < 384 else crop
+        return Transform(
+            image_size=crop,
+            crop_pct=crop / resize,
+            mean=(0.0, 0.0, 0.0) if plain else _three(config.get("image_mean") or IMAGENET_MEAN),
+            std=(1.0, 1.0, 1.0) if plain else _three(config.get("image_std") or IMAGENET_STD),
+        )
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{folder}: its preprocessor's settings cannot be understood ({error})") from None
 
 
-def _of_timm(network: nn.Module, name: str, about: dict[str, object]) -> Model:
+def _settings(folder: Path) -> dict[str, Any] | None:
+    for name, key in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            found = found.get(key) if key else found
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"{path} is damaged: {error}") from None
+        if isinstance(found, dict):
+            return found
+    return None
+
+
+def _side(value: Any, otherwise: int) -> int:
+    """224, {"height": 224, "width": 224} or {"shortest_edge": 224}."""
+    if isinstance(value, dict):
+        value = value.get("shortest_edge") or value.get("height")
+    return int(value or otherwise)
+
+
+def _of_timm(network: nn.Module, name: str, about: dict[str, object], config: str = "") -> Model:
     from timm.data import resolve_model_data_config
 
     data = resolve_model_data_config(network)
@@ -159,17 +217,24 @@ def _of_timm(network: nn.Module, name: str, about: dict[str, object]) -> Model:
         mean=_three(data["mean"]),
         std=_three(data["std"]),
     )
-    return _model(network, name, transform, about)
+    return _model(network, name, transform, about, config)
 
 
 def _model(network: nn.Module, name: str, transform: Transform, about: dict[str, object], config: str = "") -> Model:
     """config: what decides the outputs besides the name, the weights and the transform."""
     network = network.eval()
     size = transform.image_size
-    with torch.inference_mode():
-        dim = network(torch.zeros(1, 3, size, size)).shape
+    noise = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(SEED))
+    try:
+        with torch.inference_mode():
+            once, again = network(noise), network(noise)
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(f"{name} is no encoder of images of {size} pixels: {_first_line(error)}") from None
+    dim = tuple(once.shape)
     if len(dim) != 2:
-        raise UserError(f"{name} gives no pooled features (its output has the shape {tuple(dim)}): choose another")
+        raise UserError(f"{name} gives no pooled features (its output has the shape {dim}): choose another")
+    if not torch.allclose(once, again, rtol=1e-3, atol=1e-4):
+        raise UserError(f"{name} gives one picture other features each time, so it has none to be scored by")
     return Model(
         name=name,
         network=network,

@@ -14,6 +14,7 @@ from eval.features import extract
 from eval.heads.bank import Bank
 from eval.heads.knn import KNN, KNNConfig
 from eval.models.model import Model
+from shards.bars import say
 from shards.errors import UserError
 from shards.reader import Shards
 from trainer.augment import BadImage, decode
@@ -46,15 +47,21 @@ class Strip:
 def caption_strips(folder: Path, graph: str | None = None) -> list[Strip]:
     """Training pictures beside a picture of each of their nearest captions, as the graph lists them; [] without one."""
     try:
-        shards = Shards.open(folder)
-        found = shards.graph(graph or None)
-    except UserError:
+        return _caption_strips(folder, graph)
+    except (UserError, OSError) as error:  # shards that were moved or deleted since: the report does without
+        say(f"the report does without captions' neighbours: {error}")
         return []
+
+
+def _caption_strips(folder: Path, graph: str | None) -> list[Strip]:
+    shards = Shards.open(folder)
+    found = shards.graph(graph or None)
     texts, text_of = shards.texts(), shards.index.text_id
     first = np.full(len(texts), -1, np.int64)
     first[text_of[::-1]] = np.arange(len(text_of))[::-1]  # a text's first sample
     strips = []
-    for sample in np.random.default_rng(SEED).permutation(len(text_of)):
+    having = np.flatnonzero(np.diff(found.indptr)[text_of])  # a graph of classes may list nothing
+    for sample in np.random.default_rng(SEED).permutation(having):
         text = int(text_of[sample])
         listed = slice(int(found.indptr[text]), int(found.indptr[text + 1]))
         pairs = list(zip(found.neighbours[listed].tolist(), found.similarities[listed].tolist(), strict=True))
@@ -71,11 +78,14 @@ def image_strips(models: dict[str, Model], bench: Bench, features: Path) -> list
     """Test pictures of the first column beside the training pictures whose features are nearest, by model."""
     column, task = bench.columns[0], bench.tasks[0]
     train, test = bench.by_name[task.images], bench.by_name[column.images]
-    chosen = np.sort(np.random.default_rng(SEED).permutation(len(test))[:STRIPS]).astype(np.int64)
+    everything = np.arange(len(test), dtype=np.int64)
+    classes = next(len(task.classes) for task in bench.tasks if task.name == column.task)
+    counted = ~np.isnan(column.score(np.zeros((len(test), classes), np.float32), everything))
+    chosen = np.sort(np.random.default_rng(SEED).permutation(np.flatnonzero(counted))[:STRIPS]).astype(np.int64)
     near: dict[str, list[list[Neighbour]]] = {}
     for name, model in models.items():
         bank = extract(model, train, features)
-        rows = np.flatnonzero(bank.ok).astype(np.int64)
+        rows = np.flatnonzero(bank.ok & (task.labels != LEFT_OUT)).astype(np.int64)
         knn = KNN(Bank(bank, rows), np.zeros(len(rows), np.int64), 1, KNNConfig(k=min(LENGTH, len(rows))))
         cosines, found = knn.neighbours(extract(model, test, features).rows(chosen))
         near[name] = [

@@ -123,7 +123,8 @@ def _published(row: dict[str, Any], columns: list[str]) -> str:
 
 def _columns(results: dict[str, Any]) -> str:
     details = results["rows"][0]["details"]["linear_probe"]
-    widest = max((d["interval"][1] - d["interval"][0]) / 2 for d in details.values())
+    every = [d["interval"] for row in results["rows"] for one in row["details"].values() for d in one.values()]
+    widest = max((high - low) / 2 for low, high in every)
     words = "; ".join(f"{name}: {detail['about']}" for name, detail in details.items() if detail["about"])
     return (
         f'<p class="soft">The best of a column is marked; a figure is uncertain by up to &plusmn;{widest:.1f} '
@@ -215,7 +216,7 @@ def _picture(neighbour: Neighbour) -> str:
 
 
 def _protocol(results: dict[str, Any]) -> str:
-    rows = {row["method"]: {"model": row["model"], "chosen": row["chosen"]} for row in results["rows"]}
+    rows = {row["method"]: {key: row[key] for key in ("model", "chosen", "otherwise")} for row in results["rows"]}
     shown = {"protocol": results["protocol"], "rows": rows, "versions": results["versions"]}
     text = escape(json.dumps(shown, indent=1, ensure_ascii=False))
     return f"<h2>Protocol</h2><details><summary>Everything that decides a figure</summary><pre>{text}</pre></details>"

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from eval.report.table import difference_lines, heading, is_best
@@ -20,7 +21,7 @@ def show_result(result: dict[str, Any], path: Path) -> None:
     model = result["model"]
     console = Console(highlight=False)
     table = Table(
-        title=f"{TITLES[result['method']]} on {result['bench']}: {model['model']}, {model['objective']}",
+        title=escape(f"{TITLES[result['method']]} on {result['bench']}: {model['model']}, {model['objective']}"),
         title_justify="left",
     )
     table.add_column("")
@@ -41,7 +42,7 @@ def show_result(result: dict[str, Any], path: Path) -> None:
                 f"{how if chosen['held_out'] else 'the only candidate'}"
             )
     show_partial(console, result["partial"])
-    console.print(f"written to {path}", soft_wrap=True)
+    console.print(f"written to {path}", soft_wrap=True, markup=False)
 
 
 def _value(chosen: dict[str, Any], key: str) -> str:
@@ -62,21 +63,21 @@ def show_rows(results: dict[str, Any], path: Path) -> None:
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         table.add_column("", no_wrap=True)
         for column in results["columns"]:
-            table.add_column(column, justify="right", overflow="fold")
+            table.add_column(escape(column), justify="right", overflow="fold")
         for row in results["rows"]:
             cells = []
             for column in results["columns"]:
                 text = f"{row[method][column]:.1f}"
                 best = is_best(results["rows"], row, method, column)
                 cells.append(f"[bold]{text}[/bold]" if best else text)
-            table.add_row(row["method"], *cells)
+            table.add_row(escape(row["method"]), *cells)
         console.print(table)
     for line in difference_lines(results):
-        console.print(line, soft_wrap=True)
+        console.print(line, soft_wrap=True, markup=False)
     show_partial(console, results["partial"])
-    console.print(f"written to {path}: results.json, results.md, report.html", soft_wrap=True)
+    console.print(f"written to {path}: results.json, results.md, report.html", soft_wrap=True, markup=False)
 
 
 def show_partial(console: Console, partial: list[str]) -> None:
     if partial:
-        console.print(f"[bold red]PARTIAL[/bold red], not comparable: {'; '.join(partial)}", soft_wrap=True)
+        console.print(f"[bold red]PARTIAL[/bold red], not comparable: {escape('; '.join(partial))}", soft_wrap=True)

@@ -24,7 +24,7 @@ def gather(name: str, title: str, evaluated: list[dict[str, Any]], parts: list[P
     return {
         "suite": name,
         "title": title,
-        "rows": [_row(row, titles) for row in evaluated],
+        "rows": [_row(row, titles, parts[0][0], first) for row in evaluated],
         "columns": list(titles.values()),
         "published": [
             {
@@ -104,7 +104,10 @@ def _columns(bench: Bench) -> list[str]:
     return [c.name for c in bench.columns if c.name not in within] + [summary.name for summary in means]
 
 
-def _row(row: dict[str, Any], titles: dict[tuple[str, str], str]) -> dict[str, Any]:
+def _row(
+    row: dict[str, Any], titles: dict[tuple[str, str], str], shown: str, first: dict[tuple[str, str], Any]
+) -> dict[str, Any]:
+    """otherwise: where its protocol is not the one shown, the first row's on the first benchmark."""
     figures: dict[str, dict[str, float]] = {method: {} for method in METHODS}
     details: dict[str, dict[str, Any]] = {method: {} for method in METHODS}
     for (prefix, column), title in titles.items():
@@ -112,7 +115,20 @@ def _row(row: dict[str, Any], titles: dict[tuple[str, str], str]) -> dict[str, A
             evaluation = row["evaluations"][(prefix, method)]
             figures[method][title], details[method][title] = _figure(evaluation, column)
     chosen = {f"{prefix}/{m}": _without_table(e["chosen"]) for (prefix, m), e in row["evaluations"].items()}
-    return {"method": row["method"], **figures, "details": details, "model": row["model"], "chosen": chosen}
+    otherwise = {}
+    for (prefix, method), value in row["evaluations"].items():
+        usual = first[(shown, method)]["protocol"]
+        unlike = {key: found for key, found in value["protocol"].items() if found != usual.get(key)}
+        if unlike:
+            otherwise[f"{prefix}/{method}"] = unlike
+    return {
+        "method": row["method"],
+        **figures,
+        "details": details,
+        "model": row["model"],
+        "chosen": chosen,
+        "otherwise": otherwise,
+    }
 
 
 def _figure(evaluation: dict[str, Any], column: str) -> tuple[float, dict[str, Any]]:

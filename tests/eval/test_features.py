@@ -142,8 +142,13 @@ def test_what_does_not_decode_is_left_out_and_counted(tmp_path: Path) -> None:
     features = extract(make_model(), make_set(30, bad=(3, 9)), tmp_path)
     assert np.flatnonzero(~features.ok).tolist() == [3, 9]
     assert 3 not in np.concatenate([rows for rows, _ in features.blocks()])
-    with pytest.raises(UserError, match=r"11 of the first \d+ samples are unusable \(11 do not decode"):
+    with pytest.raises(UserError, match=r"more than 10 of 30 pictures do not decode \(the last was .*check the data"):
         extract(make_model(), make_set(30, bad=tuple(range(12))), tmp_path)
+
+
+def test_bad_pictures_may_all_lie_at_the_front(tmp_path: Path) -> None:
+    features = extract(make_model(), make_set(1200, bad=tuple(range(11))), tmp_path)
+    assert int((~features.ok).sum()) == 11
 
 
 @pytest.mark.parametrize("shape", [(1, 60_000), (60_000, 1)])

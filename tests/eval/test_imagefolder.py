@@ -135,7 +135,7 @@ def test_more_neighbours_than_images_are_refused_before_features_are_extracted(
 ) -> None:
     call = ["knn", "--bench", "imagefolder", "--data", str(folders), "--checkpoint", str(run)]
     assert run_eval([*call, "--features", str(tmp_path / "kept"), "--k", "100000"]) == 2
-    assert "training images: lower --k" in capsys.readouterr().err
+    assert "training images: give more, or lower --k" in capsys.readouterr().err
     assert not (tmp_path / "kept").exists()
 
 
@@ -239,7 +239,7 @@ def test_wrong_folders_are_one_line(folders: Path, tmp_path: Path, what: str, me
         (["--bench", "demo"], "the benchmark demo needs the shards demo and demo-test"),
         (["--bench", "demo", "--learning-rates", "a,b"], "--learning-rates takes numbers separated by commas"),
         (["--bench", "demo", "--learning-rates", "nan"], "are numbers, not nan or inf"),
-        (["--bench", "demo", "--seed", "-1"], "the seed must be 0 or more, not -1"),
+        (["--bench", "demo", "--seed", "-1"], "the seed must lie in 0..2**32 - 1, not -1"),
         (["--bench", "demo", "--data", "."], "--data . is no folder of shards, such as data/demo"),
         (["--bench", "demo", "--solver", "lbfgs", "--learning-rates", "1"], "leave out --learning-rates"),
     ],

@@ -8,18 +8,26 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from timm.models import save_for_hf
 from torchvision.models import get_model
 from transformers import (
+    BertConfig,
+    BertModel,
     CLIPConfig,
     CLIPModel,
     Dinov2Config,
     Dinov2Model,
+    IJepaConfig,
+    IJepaModel,
     ViTConfig,
     ViTForImageClassification,
+    ViTMAEConfig,
+    ViTMAEModel,
 )
 
-from eval.models.model import Model
+from eval.models.model import Model, Transform
 from eval.models.open import open_model
+from eval.models.rivals import _model, _preprocessor
 from shards.errors import UserError
 from tests.eval.make_folders import make_folders
 from tests.eval.runs import run_eval, train_run
@@ -155,3 +163,100 @@ def test_wrong_models_are_one_line(run: Path, tmp_path: Path) -> None:
         open_model("torchvision:resnot")
     with pytest.raises(UserError, match="knows no initial weights"):
         open_model(str(tmp_path), untrained=True)
+
+
+SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def test_a_masked_autoencoder_sees_the_whole_picture(tmp_path: Path) -> None:
+    config = ViTMAEConfig(**SMALL, image_size=32, patch_size=8, decoder_hidden_size=16, decoder_num_attention_heads=2)
+    ViTMAEModel(config).save_pretrained(tmp_path)
+    model = open_model(str(tmp_path))
+    torch.testing.assert_close(features(model), features(model), rtol=1e-4, atol=1e-5)
+    changed = IMAGES.clone()
+    for row in range(0, 32, 8):  # each patch has its say
+        changed[..., row : row + 8, :8] += 1
+        assert not torch.allclose(features(model, changed), features(model), atol=1e-4)
+        changed = IMAGES.clone()
+
+
+def test_a_model_that_draws_is_refused() -> None:
+    class Draws(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.rand(len(images), 4)
+
+    transform = Transform(image_size=32, crop_pct=1.0, mean=(0, 0, 0), std=(1, 1, 1))
+    with pytest.raises(UserError, match="draws gives one picture other features each time"):
+        _model(Draws(), "draws", transform, {})
+
+
+def test_half_precision_is_widened_and_tokens_without_a_class_are_averaged(tmp_path: Path) -> None:
+    network = IJepaModel(IJepaConfig(**SMALL, image_size=32, patch_size=8), add_pooling_layer=False).eval().half()
+    network.save_pretrained(tmp_path)
+    expected = network.float()(IMAGES).last_hidden_state.mean(1).detach()
+    model = open_model(str(tmp_path))
+    torch.testing.assert_close(features(model), expected)
+    assert features(model).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("file", "settings", "size", "crop_pct"),
+    [
+        ("processor_config.json", {"size": {"shortest_edge": 64}, "crop_size": {"height": 32, "width": 32}}, 32, 0.5),
+        ("preprocessor_config.json", {"size": {"shortest_edge": 28}, "crop_pct": 0.875}, 28, 0.875),  # ConvNeXt
+        ("preprocessor_config.json", {"size": {"shortest_edge": 384}, "crop_pct": 0.875}, 384, 1.0),
+        ("preprocessor_config.json", {"size": 32, "do_resize": True}, 32, 1.0),  # of years ago
+        ("preprocessor_config.json", {"size": 40, "crop_size": 32, "do_center_crop": True}, 32, 0.8),
+        ("preprocessor_config.json", {"size": {"height": 28, "width": 28}, "do_normalize": False}, 28, 1.0),
+    ],
+)
+def test_settings_of_preprocessors(
+    tmp_path: Path, file: str, settings: dict[str, object], size: int, crop_pct: float
+) -> None:
+    content = settings | {"image_mean": [0.5, 0.4, 0.3], "image_std": None}
+    (tmp_path / file).write_text(json.dumps({"image_processor": content} if file[:4] == "proc" else content))
+    transform = _preprocessor(tmp_path, 224)
+    assert transform is not None
+    assert (transform.image_size, transform.crop_pct) == (size, pytest.approx(crop_pct, abs=1e-9))
+    if settings.get("do_normalize") is False:
+        assert (transform.mean, transform.std) == ((0, 0, 0), (1, 1, 1))
+    else:
+        assert (transform.mean, transform.std) == ((0.5, 0.4, 0.3), (0.229, 0.224, 0.225))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"do_flip_channel_order": true}', "colours in reverse order"),
+        ('{"rescale_factor": 1.0}', "not scaled to 0..1"),
+        ('{"do_rescale": false}', "not scaled to 0..1"),
+        ('{"size": "large"}', "cannot be understood"),
+        ("{", r"preprocessor_config\.json is damaged"),
+    ],
+)
+def test_preprocessors_that_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        _preprocessor(tmp_path, 224)
+
+
+def test_equal_weights_pooled_otherwise_are_another_model(run: Path, tmp_path: Path) -> None:
+    network = timm.create_model("test_vit", num_classes=0)
+    hashes = set()
+    for pool in ("token", "avg"):
+        other = timm.create_model("test_vit", num_classes=0, global_pool=pool, fc_norm=False)
+        other.load_state_dict(network.state_dict())
+        save_for_hf(other, str(tmp_path / pool), model_args={"global_pool": pool, "fc_norm": False})
+        hashes.add(open_model(str(tmp_path / pool)).sha256)
+    assert len(hashes) == 2
+
+
+def test_damaged_and_foreign_models_are_one_line(tmp_path: Path) -> None:
+    Dinov2Model(Dinov2Config(**SMALL, image_size=28, patch_size=14)).save_pretrained(tmp_path / "a")
+    weights = tmp_path / "a" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+    with pytest.raises(UserError, match="cannot be loaded by transformers"):
+        open_model(str(tmp_path / "a"))
+    BertModel(BertConfig(**SMALL, vocab_size=50)).save_pretrained(tmp_path / "b")
+    with pytest.raises(UserError, match="transformers:bert is no encoder of images of 224 pixels"):
+        open_model(str(tmp_path / "b"))
