@@ -85,7 +85,7 @@ def _read(path: Path) -> Probe | None:
     """None where there is none, or a damaged one, which training writes again."""
     place = device()
     try:
-        with np.load(path) as data:
+        with path.open("rb") as file, np.load(file) as data:
             words = json.loads(str(data["words"]))
             arrays = {name: torch.from_numpy(data[name]).to(place) for name in ("mean", "scale", "weight")}
         return Probe(

@@ -210,6 +210,8 @@ def broken(folders: Path, data: Path, what: str) -> None:
     elif what == "torn tar":
         shutil.rmtree(data / "train")
         (data / "train.tar").write_bytes(b"x" * 700)
+    elif what == "dangling link":
+        (data / "val" / "class1" / "gone.jpg").symlink_to("nowhere.jpg")
 
 
 @pytest.mark.parametrize(
@@ -221,6 +223,7 @@ def broken(folders: Path, data: Path, what: str) -> None:
         ("foreign class", r"has the class 'zebra' \(5 pictures\), which .*train lacks \(1 such of 4\)"),
         ("one class", r"has one class, 'class0': a probe needs two"),
         ("torn tar", r"train\.tar is torn or no tar"),
+        ("dangling link", r"gone\.jpg cannot be looked at \(No such file or directory\): mend or delete it"),
     ],
 )
 def test_wrong_folders_are_one_line(folders: Path, tmp_path: Path, what: str, message: str) -> None:
@@ -239,6 +242,7 @@ def test_wrong_folders_are_one_line(folders: Path, tmp_path: Path, what: str, me
         (["--bench", "demo"], "the benchmark demo needs the shards demo and demo-test"),
         (["--bench", "demo", "--learning-rates", "a,b"], "--learning-rates takes numbers separated by commas"),
         (["--bench", "demo", "--learning-rates", "nan"], "are numbers, not nan or inf"),
+        (["--bench", "demo", "--learning-rates", "1e-300"], "a learning rate below 1e-09 trains nothing"),
         (["--bench", "demo", "--seed", "-1"], "the seed must lie in 0..2**32 - 1, not -1"),
         (["--bench", "demo", "--data", "."], "--data . is no folder of shards, such as data/demo"),
         (["--bench", "demo", "--solver", "lbfgs", "--learning-rates", "1"], "leave out --learning-rates"),

@@ -281,6 +281,10 @@ def test_what_is_missing_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest
         "no data/benchmarks/imagenet/train and no data/benchmarks/imagenet/val (imagenet: ILSVRC2012_img_train" in error
     )
     assert "\n" not in error
+    make_imagenet(tmp_path / "data" / "benchmarks" / "imagenet", each=1)
+    typed = xclr_eval("linear-probe", "--bench", "imagenet-real", "--partial", "--data", "typo").exception
+    assert "no typo/train" in str(typed)
+    shutil.rmtree(tmp_path / "data" / "benchmarks" / "imagenet")
     make_train(tmp_path / "data" / "benchmarks" / "imagenet", each=1)
     with pytest.raises(UserError, match=r"there is no \S*imagenet/val \(imagenet: "):
         open_imagenet(Source(root=tmp_path / "data/benchmarks/imagenet", benchmarks=tmp_path))

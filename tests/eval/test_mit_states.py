@@ -12,8 +12,10 @@ import pytest
 
 from eval.benchmarks.bench import LEFT_OUT, Bench, Source
 from eval.benchmarks.mit_states import SEEDS, even_split, open_mit_states, split_text
+from eval.report.gallery import image_strips, thumbnail
 from eval.report.published import published_rows
 from shards.errors import UserError
+from tests.eval.make_folders import make_model
 from tests.eval.trees import desk, picture, scored, xclr_eval
 
 KEYS = [f"broken_fence/{i:02d}.jpg" for i in range(11)]
@@ -107,6 +109,18 @@ def test_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "images: 48 of 53,753" in refused
 
 
+def test_the_gallery_keeps_the_halves_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk(tmp_path, monkeypatch)
+    bench = opened(make_states(tmp_path / "a"))
+    half = {key: label != LEFT_OUT for key, label in zip(bench.sets[0].keys, bench.tasks[0].labels, strict=True)}
+    pictures = {thumbnail(bench.sets[0], i): key for i, key in enumerate(bench.sets[0].keys)}
+    for strip in image_strips({"m": make_model()}, bench, tmp_path / "features"):
+        assert not half[strip.query.words]
+        for neighbour in strip.neighbours["m"]:
+            assert half[pictures[neighbour.source]]
+            assert neighbour.words
+
+
 def test_published_figures_name_its_columns(tmp_path: Path) -> None:
     bench = opened(make_states(tmp_path))
     assert len(published_rows([(bench.name, summary.name) for summary in bench.summaries])) == 3
@@ -133,6 +147,9 @@ def test_genuine_pictures_and_names(data_root: Path | None, tmp_path: Path, monk
 def test_wrong_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is no \S*states \(mit-states: release_dataset\.zip"):
         opened(tmp_path / "states")
+    (tmp_path / "states.zip").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"states\.zip is no folder: unpack it"):
+        opened(tmp_path / "states.zip")
     picture(tmp_path / "states" / "fence" / "1.jpg", 1)
     with pytest.raises(UserError, match="the folder 'fence': folders must be named ADJ_NOUN"):
         opened(tmp_path / "states")

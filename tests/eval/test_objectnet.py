@@ -125,6 +125,29 @@ def make_objectnet(root: Path) -> Path:
     return root
 
 
+def test_copies_without_anything_to_score_are_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    benchmarks = desk(tmp_path, monkeypatch)
+    make_imagenet(benchmarks / "imagenet", each=1)
+    png(benchmarks / "objectnet" / "images" / "air_freshener" / "0.png", 1)
+    monkeypatch.setattr("eval.evaluate.extract", lambda *_: pytest.fail("features are extracted"))
+    said = str(xclr_eval("linear-probe", "--bench", "objectnet", "--partial").exception)
+    assert "holds no picture of the 18,574 that are scored" in said
+    (tmp_path / "o.zip").write_bytes(b"PK")
+    said = str(xclr_eval("linear-probe", "--bench", "objectnet", "--partial", "--data", "o.zip").exception)
+    assert "o.zip is no folder: unpack it" in said
+
+
+def test_a_damaged_probe_is_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    benchmarks = desk(tmp_path, monkeypatch)
+    make_imagenet(benchmarks / "imagenet", each=1)
+    before = scored("imagenet", "--partial")
+    (probe,) = Path("data/features/probes").iterdir()
+    whole = probe.read_bytes()
+    for content in (b"", whole[:100], b"PK" + b"x" * 500, whole.replace(b"'descr'", b"'desc\n'")):
+        probe.write_bytes(content)
+        assert scored("imagenet", "--partial")["columns"] == before["columns"]
+
+
 def test_the_command_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Newest run, data/benchmarks, the probe that ImageNet's own benchmark trained."""
     benchmarks = desk(tmp_path, monkeypatch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ import eval.suite as module
 from eval.benchmarks.bench import Source
 from eval.benchmarks.demo import VARIANTS, open_demo
 from eval.report.claims import verdicts
+from eval.report.gallery import caption_strips
 from eval.suite import load_suite
 from shards.errors import UserError
 from shards.page import interval_chart, line_chart, ticks
+from shards.reader import Shards
 from tests.eval.demo_shards import make_demo
 from tests.eval.runs import run_eval, train_run
 
@@ -130,6 +133,52 @@ def test_checkpoints_can_be_named_instead(
     assert [row["method"] for row in rows] == ["xclr", "simclr"]
     assert rows[0]["knn"] == results["rows"][3]["knn"]
     assert rows[1]["linear_probe"] == results["rows"][1]["linear_probe"]
+
+
+def test_a_report_does_without_what_is_gone(
+    world: Path, results: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(world)
+
+    call = ["suite", "--config", "demo", "--out", str(tmp_path), "--checkpoint", "runs/demo/xclr"]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("eval.report.gallery._caption_strips", gone)
+        assert run_eval(call) == 0
+    assert "the report does without captions' neighbours: train-000000.tar is missing" in capsys.readouterr().err
+    assert (tmp_path / "report.html").exists()
+
+
+def gone(*_: object) -> None:
+    raise UserError("train-000000.tar is missing")
+
+
+def test_a_graph_that_lists_nothing_has_no_strips(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = Shards.open(world / "data/demo").graph()
+    empty = replace(
+        graph, indptr=np.zeros_like(graph.indptr), neighbours=graph.neighbours[:0], similarities=graph.similarities[:0]
+    )
+    monkeypatch.setattr(Shards, "graph", lambda *_: empty)
+    monkeypatch.setattr("eval.report.gallery.decode", lambda _: pytest.fail("decodes pictures for nothing"))
+    assert caption_strips(world / "data/demo") == []
+
+
+def test_few_shot_parts_that_are_too_small_are_refused_first(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(world)
+    monkeypatch.setattr(module, "evaluate", lambda *_: pytest.fail("evaluated before the others were looked at"))
+    (tmp_path / "few.toml").write_text("benches = ['demo']\nfew_shot = [2]\n")
+    call = ["suite", "--config", str(tmp_path / "few.toml"), "--checkpoint", "runs/demo/xclr"]
+    assert run_eval([*call, "--out", str(tmp_path / "out")]) == 2
+    assert "training images" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert run_eval([*call, "--out", str(tmp_path / "file")]) == 2
+    assert "is a file: give a folder" in capsys.readouterr().err
+
+
+def test_what_differs_from_row_to_row_is_kept(results: dict[str, Any]) -> None:
+    assert all(row["otherwise"] == {} for row in results["rows"])
 
 
 def table(**figures: tuple[float, float]) -> dict[str, Any]:

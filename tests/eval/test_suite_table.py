@@ -61,6 +61,8 @@ def test_one_benchmark_is_named_above_its_table(capsys: pytest.CaptureFixture[st
     ]
     table = gather("mine", "Mine", rows, [part])
     assert table["columns"] == ["overlap"]
+    rows[1]["evaluations"]["objectnet", "knn"] = value(part[1], 20.0) | {"protocol": {"k": 7, "t": 2}}
+    assert gather("mine", "Mine", rows, [part])["rows"][1]["otherwise"] == {"objectnet/knn": {"k": 7, "t": 2}}
     assert "kNN on objectnet, accuracy in percent, 95% interval" in markdown(table)
     assert f"- objectnet: {part[1].root}\n" in markdown(table)
     show_rows(table, tmp_path)
