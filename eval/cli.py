@@ -25,7 +25,10 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_
 Bench = Annotated[str, typer.Option(help=f"One of {', '.join(BENCHES)}.")]
 Data = Annotated[
     Path | None,
-    typer.Option(help="Folder of the benchmark. Default: $XCLR_BENCHMARKS/BENCH, or data/benchmarks/BENCH."),
+    typer.Option(
+        help="Folder of the benchmark (of a suite's only one). Default: $XCLR_BENCHMARKS/BENCH, or "
+        "data/benchmarks/BENCH; imagenet-real takes imagenet's, demo data/demo."
+    ),
 ]
 Checkpoint = Annotated[
     str | None,
@@ -34,7 +37,7 @@ Checkpoint = Annotated[
         "torchvision:NAME. Default: the newest run below runs/."
     ),
 ]
-Untrained = Annotated[bool, typer.Option("--untrained", help="The initial weights of that run.")]
+Untrained = Annotated[bool, typer.Option("--untrained", help="The initial weights of that run, or of a model by name.")]
 Out = Annotated[Path | None, typer.Option(help="JSON file of the result. Default: RUN/eval/NAME.json.")]
 Partial = Annotated[
     bool, typer.Option("--partial", help="Score an incomplete copy of a benchmark; the result is marked so.")
