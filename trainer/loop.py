@@ -72,11 +72,12 @@ def train(recipe: Recipe, run: Path, world: World, *, resume: bool = False) -> R
     Raises UserError for input that cannot work, for a run of another recipe, and where another process trains into
     the folder; Stopped after SIGTERM, SIGUSR1, SIGHUP or Ctrl-C.
     """
-    shards = open_shards(recipe.data.shards)
-    recipe = setup.settle(recipe, shards, world, run)
-    plan = setup.make_plan(recipe, shards)
-    total = plan.steps_per_epoch * recipe.epochs
-    data_id = sha256_file(shards.root / "manifest.json")
+    with setup.start_kept(run) if world.is_main else nullcontext():
+        shards = open_shards(recipe.data.shards)
+        recipe = setup.settle(recipe, shards, world, run)
+        plan = setup.make_plan(recipe, shards)
+        total = plan.steps_per_epoch * recipe.epochs
+        data_id = sha256_file(shards.root / "manifest.json")
     with setup.held(run) if world.is_main else nullcontext():
         return _train(recipe, run, world, shards, plan, total, data_id, resume=resume)
 

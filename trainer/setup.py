@@ -46,6 +46,7 @@ __all__ = [
     "resume_state",
     "set_status",
     "settle",
+    "start_kept",
     "status_kept",
     "status_of",
     "workers",
@@ -305,6 +306,19 @@ def held(run: Path) -> Iterator[None]:
     """The run's folder, from before anything is decided until the end, however it comes."""
     with alone(run), status_kept(run):
         yield
+
+
+@contextmanager
+def start_kept(run: Path) -> Iterator[None]:
+    """Before the folder is held: run.json of a stopped run says `failed` after an error, of one that another process
+    trains nothing new."""
+    try:
+        yield
+    except Exception:
+        with suppress(OSError, ValueError, KeyError):
+            if status_of(run) == "stopped":
+                set_status(run, "failed")
+        raise
 
 
 @contextmanager
