@@ -33,6 +33,7 @@ def test_a_cut_leaves_whole_characters() -> None:
     assert normalise(("\U0001f600" * 5000).encode(), 1999) == "\U0001f600" * 1999
     assert normalise(" " * 20_000 + "a cat", 1000) == normalise(b" " * 20_000 + b"a cat", 1000) == "a cat"
     assert normalise(b"torn \xf0\x9f", 100) == "torn \ufffd"
+    assert normalise(b"a" + b" " * 118 + "\u00e9".encode() + b"t" * 500, 10) == "a"  # the cut falls within the letter
 
 
 def test_a_huge_caption_costs_little() -> None:
