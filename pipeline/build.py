@@ -35,6 +35,7 @@ from shards.errors import SkipBudget, UserError
 from shards.index import write_texts
 from shards.machine import cores
 from shards.manifest import FileEntry, Layout, Manifest, ShardEntry
+from shards.remote import shown
 
 __all__ = ["BuildSettings", "build_shards", "is_built"]
 
@@ -184,8 +185,7 @@ def _forgiven(found: dict[str, Any], wanted: dict[str, Any]) -> set[str]:
 
 def _scan_all(source: Source, settings: BuildSettings, work: Path, workers: Workers) -> dict[str, int]:
     """Scan what is not scanned yet; returns reason -> samples left out. Raises OverBudget."""
-    for partition in source.partitions:
-        _drop_other_scan(source, work, partition)
+    _drop_other_scans(source, work)
     todo = [p for p in source.partitions if not _scan_path(work, p).exists()]
     function = partial(_scan_one, source, settings, work)
     with bar(f"scanning {source.dataset.name}", len(source.partitions)) as advance:
@@ -221,14 +221,19 @@ def _scan_one(source: Source, settings: BuildSettings, work: Path, partition: Pa
         pq.write_table(table.replace_schema_metadata(meta), file, compression="zstd")
 
 
-def _drop_other_scan(source: Source, work: Path, partition: Partition) -> None:
+def _drop_other_scans(source: Source, work: Path) -> None:
     """Files that were replaced since a stop are scanned again, and fetched again; the others' scans stay."""
-    path = _scan_path(work, partition)
-    if path.exists() and not _is_scan_of(source, partition, path):
-        path.unlink()
-    for spooled in path.parent.glob(f"{path.stem}-*"):
-        if not spooled.name.startswith(f"{path.stem}-{_scanned(source, partition)[:8]}."):
-            spooled.unlink()
+    wanted = {_scan_path(work, partition).stem: partition for partition in source.partitions}
+    for path in sorted((work / "scan").glob("[0-9]*")):
+        stem, _, rest = path.name.partition(".")
+        number, _, digest = stem.partition("-")
+        partition = wanted.get(number)
+        if rest == "parquet" and not digest:  # a scan
+            kept = partition is not None and _is_scan_of(source, partition, path)
+        else:  # what was fetched or written for one
+            kept = partition is not None and digest == _scanned(source, partition)[:8]
+        if not kept:
+            path.unlink()
 
 
 def _is_scan_of(source: Source, partition: Partition, path: Path) -> bool:
@@ -240,7 +245,7 @@ def _scanned(source: Source, partition: Partition) -> str:
     """What a scan is of: files, and the place where its rows say that they lie."""
     places = [] if partition.url else [str(partition.path.absolute()), *map(str, source.images)]
     fingerprints = [source.fingerprint(partition), source.captions_fingerprint(partition)]
-    text = "\n".join([*fingerprints, source.classes_fingerprint(partition), partition.url, *places])
+    text = "\n".join([*fingerprints, source.classes_fingerprint(partition), shown(partition.url), *places])
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 

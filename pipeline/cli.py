@@ -205,7 +205,7 @@ def graph(
         if kind is Kind.encoder:
             print("\n".join(lines(root, encoder, k, code_dim)))
         else:
-            print(f"a graph of kind {kind.value} has nothing to encode or search: a matter of seconds")
+            print(f"a graph of kind {kind.value} has nothing to encode or search")
         return
     build_graph(
         root,

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from typing import TypeVar
@@ -46,19 +46,19 @@ class Workers:
             # spawn: the parent runs threads (progress bars, Arrow), which a fork would copy in an unknown state.
             context = multiprocessing.get_context("spawn")
             self.pool = ProcessPoolExecutor(self.processes, mp_context=context, initializer=_die_with_parent)
-        waiting = [self.pool.submit(function, job) for job in jobs[: AHEAD * self.processes]]
+        waiting: list[Future[Result]] = []
         try:
+            waiting += [self.pool.submit(function, job) for job in jobs[: AHEAD * self.processes]]
             for following in range(len(waiting), len(jobs) + len(waiting)):
-                try:
-                    result = waiting.pop(0).result()
-                except BrokenProcessPool:
-                    raise UserError(
-                        "a process was killed, for lack of memory perhaps: run the same command again, it goes on; "
-                        "fewer --processes need less"
-                    ) from None
+                result = waiting.pop(0).result()
                 if following < len(jobs):
                     waiting.append(self.pool.submit(function, jobs[following]))
                 yield result
+        except BrokenProcessPool:
+            raise UserError(
+                "a process was killed, for lack of memory perhaps: run the same command again, it goes on; fewer "
+                "--processes need less"
+            ) from None
         finally:
             for future in waiting:
                 future.cancel()

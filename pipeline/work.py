@@ -17,6 +17,7 @@ from shards.errors import NO_LOCKS, UserError
 
 __all__ = ["WORK", "alone", "differing", "disk_errors", "read_settings"]
 
+TRIES = 100
 WORK = ".work"  # below the folder that is being made; holds what a stopped run had finished
 
 
@@ -36,14 +37,12 @@ def alone(folder: Path, instead: str) -> Iterator[Path]:
 
 @contextmanager
 def _locked(path: Path, busy: UserError) -> Iterator[None]:
-    while True:
+    for left in range(TRIES, -1, -1):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = path.open("w")
-        except FileNotFoundError:  # a process that was done has removed the folder
-            continue
-        except FileExistsError:
-            if path.parent.exists() and not path.parent.is_dir():
+        except (FileNotFoundError, FileExistsError):  # a process that was done removes the folder at this moment; or
+            if not left:  # a file or a link to nowhere lies there for good
                 raise
             continue
         with file:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import math
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import IO, Any
 
-from shards.errors import UserError
+from shards.errors import NO_LOCKS, UserError
 
-__all__ = ["cores", "prefetch", "shared_memory"]
+__all__ = ["cores", "lock_file", "prefetch", "shared_memory"]
 
 GROUPS, CONTROL = "/proc/self/cgroup", "/sys/fs/cgroup"
 AHEAD = 4 << 30  # bytes that the workers of one loader may hold ready
@@ -34,6 +36,15 @@ def _quota() -> float:
             quota, period = (Path(CONTROL) / folder / "cpu.max").read_text().split()
             least = min(least, int(quota) / int(period))
     return least
+
+
+def lock_file(file: IO[Any] | int) -> None:
+    """Wait for the file, and hold it until it is closed. Disks without locks are taken as they are."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
 
 
 def shared_memory() -> tuple[int, int]:

@@ -18,7 +18,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -26,6 +26,7 @@ from shards.atomic import atomic_file, sha256_file, sweep
 from shards.bars import bar
 from shards.errors import UserError
 from shards.graph import Graph
+from shards.machine import lock_file
 from shards.manifest import FileEntry, Manifest
 from shards.reader import Shards
 from shards.remote import fetch, is_remote, read, retried, shown, system_of
@@ -209,8 +210,9 @@ def _locked(path: Path) -> Iterator[None]:
     """Alone among all threads and processes of this machine."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        lock_file(descriptor)
         yield
     finally:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough where a forked process holds it too
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough where a forked process holds it too
         os.close(descriptor)

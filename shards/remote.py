@@ -27,8 +27,8 @@ WAIT = 1.0  # seconds before the second try; doubled each time
 CONNECT, STALLED = 20, 60  # seconds without an answer, without a byte
 SOURCE = "give SOURCE= (--source) a local folder of the data"
 PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-PASSWORD = re.compile(r"//[^/\s@]*@")
-QUERY = re.compile(r"(https?://[^\s?'\"]*)\?[^\s'\",)]*")
+PASSWORD = re.compile(r"//[^/\s]*@")
+QUERY = re.compile(r"(https?://[^\s?]*)\?.*")
 # Never the connection's fault. Network libraries raise whatever they like, many of it plain Exception.
 FATAL = (ImportError, MemoryError, TypeError, AttributeError, NameError, AssertionError)
 FINAL = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
@@ -163,8 +163,8 @@ def cause_of(error: Exception) -> BaseException:
 
 def _failed(url: str, error: Exception, instead: str) -> UserError:
     cause = cause_of(error)
-    # Libraries write the address in ways of their own, with %2F decoded, say.
-    reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+    reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0].replace(url, shown(url))
+    # Libraries write the address in ways of their own, with %2F and %20 decoded, say: all behind its ? may be secret.
     reason = QUERY.sub(r"\1", PASSWORD.sub("//", reason))
     if isinstance(cause, FileNotFoundError):
         return UserError(f"there is no {shown(url)} ({type(error.__cause__ or error).__name__}): check the address")

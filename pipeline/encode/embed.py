@@ -32,6 +32,7 @@ __all__ = [
     "BATCH",
     "HALF_FROM",
     "Captions",
+    "NotFinite",
     "Precision",
     "choose_precision",
     "embed",
@@ -110,7 +111,7 @@ def encode_captions(
     precision = _settle(captions, source, work, devices[0], precision)
     try:
         return _encode_all(captions, source, work, precision, devices)
-    except _NotFinite as error:
+    except NotFinite as error:
         if precision == FLOAT32:
             raise UserError(f"{source.id} gives no finite vector for {error}: use another --encoder") from None
         say(f"{precision.precision} is too narrow for {error}: all are encoded again in float32")
@@ -118,7 +119,7 @@ def encode_captions(
     return encode_captions(captions, source, work, FLOAT32)
 
 
-class _NotFinite(Exception):
+class NotFinite(Exception):
     """A caption's vector holds what is no number; one would spoil the lists of all."""
 
 
@@ -157,7 +158,7 @@ def choose_precision(captions: Sequence[str], source: EncoderSource, device: str
                 begin = time.perf_counter()
                 try:
                     vectors[which] = embed(encoder, sample[:size])
-                except _NotFinite:  # in float32 too, it may be: then the encoding says so
+                except NotFinite:  # in float32 too, it may be: then the encoding says so
                     return FLOAT32
                 quickest[which] = min(quickest[which], time.perf_counter() - begin)
         if quickest[0] < MIN_SPEEDUP * quickest[1]:
@@ -221,7 +222,7 @@ def embed(encoder: Encoder, captions: Sequence[str], advance: Callable[[int], No
         vectors[rows] = found = encoder.embed([captions[i] for i in rows])
         finite = np.isfinite(found).all(1)
         if not finite.all():
-            raise _NotFinite(repr(captions[rows[np.argmin(finite)]][:80]))
+            raise NotFinite(repr(captions[rows[np.argmin(finite)]][:80]))
         advance(len(rows))
 
     _in_lanes(batch_of, [order[start : start + batch] for start in range(0, len(order), batch)], encoder.device)

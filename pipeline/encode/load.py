@@ -6,6 +6,7 @@ should not wait for them.
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -32,16 +33,20 @@ def load_encoder(source: EncoderSource, device: str, precision: str) -> Encoder:
     precision: the torch dtype of weights and arithmetic, by name. Raises UserError where the folder is neither, and
     where weights or tokenizer are not all there.
     """
+    before = None if source in _checked else _load(source, device, precision).embed(ALIKE)
+    if before is not None:
+        gc.collect()  # models hold themselves in circles, and two may be more than a GPU's memory
     encoder = _load(source, device, precision)
-    if source not in _checked:
-        _check(source, encoder, _load(source, device, precision))
+    if before is not None:
+        _check(source, before, encoder.embed(ALIKE))
         _checked.add(source)
     return encoder
 
 
-def _check(source: EncoderSource, encoder: Encoder, again: Encoder) -> None:
+def _check(source: EncoderSource, first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -> None:
     """What a folder lacks the libraries make up, in silence: weights are drawn at random, a tokenizer is empty."""
-    first, second = encoder.embed(ALIKE), again.embed(ALIKE)
+    if not np.isfinite(first).all():
+        return  # the encoding says so
     if not np.allclose(first, second, atol=1e-3):
         raise UserError(
             f"{source.folder} lacks weights of its model, which would be drawn at random, anew each time: take the "
@@ -106,10 +111,10 @@ def _load_sentence_transformer(source: EncoderSource, device: str, dtype: torch.
 def _config(source: EncoderSource) -> dict[str, Any]:
     try:
         config: dict[str, Any] = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise UserError(f"{source.folder / 'config.json'} holds no settings: take the model's whole folder")
-        return config
     except FileNotFoundError:
         return {}  # sentence-transformers keeps it in a folder of the first module as well
     except ValueError as error:
         raise UserError(f"{source.folder / 'config.json'} is no JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{source.folder / 'config.json'} holds no settings: take the model's whole folder")
+    return config

@@ -102,7 +102,7 @@ def _encode_probe(captions: list[str], source: EncoderSource, count: float) -> t
     """The encoder's dimensions, and seconds a caption in the precisions that the build may choose."""
     import torch
 
-    from pipeline.encode.embed import BATCH, HALF_FROM, embed
+    from pipeline.encode.embed import BATCH, HALF_FROM, NotFinite, embed
     from pipeline.encode.load import load_encoder
 
     kind, devices = ("cuda", torch.cuda.device_count()) if torch.cuda.is_available() else ("cpu", 1)
@@ -113,9 +113,14 @@ def _encode_probe(captions: list[str], source: EncoderSource, count: float) -> t
     for precision in ["float32", *half]:
         encoder = load_encoder(source, "cuda:0" if kind == "cuda" else kind, precision)
         dim = encoder.dim
-        embed(encoder, chosen[:4])
-        begin = time.perf_counter()
-        embed(encoder, chosen)
+        try:
+            embed(encoder, chosen[:4])
+            begin = time.perf_counter()
+            embed(encoder, chosen)
+        except NotFinite as error:
+            if precision != "float32":
+                break  # too narrow: float32 stays
+            raise UserError(f"{source.id} gives no finite vector for {error}: use another --encoder") from None
         seconds.append(time.perf_counter() - begin)
     quickest = [value / len(chosen) / devices for value in seconds]
     # Half precision is taken only where it is quicker, so float32 is the most that a caption takes.

@@ -139,8 +139,9 @@ def _folders(dataset: Dataset, path: Path) -> Source:
 
 def _is_class(folder: Path) -> bool:
     """Shards that were built into their source are none of its classes."""
-    ours = (folder / "manifest.json").is_file() or (folder / ".work").is_dir()
-    return folder.is_dir() and folder.name[0] != "." and not ours
+    if folder.name[0] == "." or not folder.is_dir():
+        return False
+    return not ((folder / "manifest.json").is_file() or (folder / ".work").is_dir())
 
 
 def _tar_classes(path: Path) -> list[str]:

@@ -82,6 +82,8 @@ def _urls(where: str, patterns: Sequence[str]) -> tuple[list[str], set[str] | No
 
 def _listed_url(line: str, path: str) -> str:
     """A line of a list: a URL, or a path from the list's folder. Only local lists may name local files."""
+    while line.startswith("./"):
+        line = line[2:]
     if line.startswith("pipe:"):
         raise UserError(f"{shown(path)} names {line[:60]!r}: commands are not run")
     local = path.startswith("file://")
@@ -89,7 +91,7 @@ def _listed_url(line: str, path: str) -> str:
         return line
     if local and line.startswith("/"):
         return f"file://{line}"
-    return f"{path.rpartition('/')[0]}/{posixpath.normpath(line.lstrip('/'))}"
+    return f"{path.rpartition('/')[0]}/{line.lstrip('/')}"
 
 
 def _braced(url: str) -> list[str]:

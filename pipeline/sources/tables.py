@@ -7,8 +7,8 @@ into an Arrow file that every partition's process maps. Held in memory while gro
 from __future__ import annotations
 
 import codecs
-import fcntl
 import json
+import mmap
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -25,6 +25,7 @@ from pipeline.sources.datasets import CAPTIONS, Dataset
 from pipeline.sources.source import Source
 from shards.atomic import atomic_file
 from shards.errors import UserError
+from shards.machine import lock_file
 
 __all__ = ["columns", "grouped_rows", "holds_images"]
 
@@ -79,7 +80,7 @@ def _alone(lock: Path) -> Iterator[None]:
     lock.parent.mkdir(parents=True, exist_ok=True)
     try:
         with lock.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock_file(file)
             yield
     except BaseException:
         lock.unlink(missing_ok=True)
@@ -169,11 +170,17 @@ def _delimited(dataset: Dataset, path: Path) -> Columns:
     names, table, bad = _parsed(dataset, path, delimiter, quoted=quoted)
     if quoted and (lost := _lines(path) - 1 - bad - table.num_rows) > 0:
         # Cells hold line ends: as they may, or because a quote that is a mere character took whole rows for its cell.
-        plain = None if b'"' in header else _parsed(dataset, path, delimiter, quoted=False)
-        if plain and not plain[2]:
-            names, table, bad = plain
-        else:
-            _check_quotes(path, names, table, lost)
+        near, most, like_rows = _longest(names, table, delimiter, header)
+        well = _well_quoted(path, delimiter)
+        if not well or most > CELL_LINES:
+            plain = None if b'"' in header else _parsed(dataset, path, delimiter, quoted=False)
+            if plain and not plain[2]:
+                names, table, bad = plain
+            elif not well or like_rows:
+                raise UserError(
+                    f"{path}: a quote is opened and not closed, so {lost} lines were taken for parts of other rows "
+                    f'(near {near!r}): double the quotes within a cell (""), or save the table as JSON lines'
+                )
     return _whole(table[names[0]]), _whole(table[names[1]]), bad
 
 
@@ -209,19 +216,24 @@ def _lines(path: Path) -> int:
         return sum(1 for line in file if line.strip())
 
 
-def _check_quotes(path: Path, names: tuple[str, str], table: pa.Table, lost: int) -> None:
-    """Raises UserError where a quote is not closed: by their number, or by a cell of more lines than a caption has."""
-    with path.open("rb") as file:
-        odd = sum(block.count(b'"') for block in iter(lambda: file.read(1 << 24), b"")) % 2
+def _longest(names: tuple[str, str], table: pa.Table, delimiter: str, header: bytes) -> tuple[str, int, bool]:
+    """The image of the row with the most line ends, how many, and whether its lines are like the table's rows."""
     ends = pc.add(*(pc.count_substring(table[name], "\n") for name in names))
     most = pc.max(ends).as_py() or 0
-    if odd or most > CELL_LINES:
-        row = pc.index(ends, most).as_py()
-        near = table[names[0]][row].as_py().decode("utf-8", "replace").splitlines() if most else ["another column"]
-        raise UserError(
-            f"{path}: a quote is opened and not closed, so {lost} lines were taken for parts of other rows (near "
-            f'{near[0][:60]!r}): double the quotes within a cell (""), or save the table as JSON lines'
-        )
+    row = pc.index(ends, most).as_py() if most else 0
+    cells = [table[name][row].as_py() if table.num_rows else b"" for name in names]
+    inner = max(cells, key=lambda cell: cell.count(b"\n")).splitlines()[1:-1]
+    mark = delimiter.encode()
+    alike = sum(line.count(mark) == header.count(mark) for line in inner)
+    return (cells[0].decode("utf-8", "replace").splitlines() or [""])[0][:60], most, alike > 0.9 * len(inner)
+
+
+def _well_quoted(path: Path, delimiter: str) -> bool:
+    """Whether every cell that begins with a quote ends with one, before a delimiter or the end of its line."""
+    mark = re.escape(delimiter.encode())
+    cell = re.compile(rb"(?:\A|(?<=[\n\r" + mark + rb']))"(?:[^"]|"")*+("?)(?=(' + mark + rb"|\r|\n|\Z)?)")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return all(found[1] and found[2] is not None for found in cell.finditer(content))
 
 
 def _parquet(dataset: Dataset, path: Path) -> Columns:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import time
 import warnings
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -355,6 +356,22 @@ def test_options_that_would_be_ignored_are_refused(tmp_path: Path) -> None:
 def test_a_process_that_was_killed_is_one_line() -> None:
     with Workers(2) as workers, pytest.raises(UserError, match="a process was killed, for lack of memory perhaps"):
         list(workers.ordered(os._exit, [9, 9, 9]))
+    with Workers(2) as workers:
+        slow = (time.sleep(0.3) for _ in workers.ordered(end_at, list(range(40))))  # broken while this process is busy
+        with pytest.raises(UserError, match="a process was killed, for lack of memory perhaps"):
+            list(slow)
+
+
+def end_at(number: int) -> None:
+    if number == 3:
+        os._exit(9)
+
+
+def test_a_link_to_nowhere_is_no_place_to_build(tmp_path: Path) -> None:
+    (tmp_path / "data").symlink_to(tmp_path / "not" / "mounted")
+    for out in (tmp_path / "data", tmp_path / "data" / "made"):
+        with pytest.raises(FileExistsError):
+            build("flickr8k", img2dataset(tmp_path / "in"), out)
 
 
 def test_a_build_that_is_there_needs_no_lock(tmp_path: Path) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from sentence_transformers import SentenceTransformer
 
 import pipeline.encode.embed
+import pipeline.encode.load
 from pipeline.encode.embed import (
     FLOAT32,
     Precision,
@@ -235,6 +239,26 @@ def test_folders_that_are_no_encoders(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(UserError, match="holds no settings"):
         load_encoder(resolve_encoder(str(tmp_path)), "cpu", "float32")
+
+
+def test_two_models_are_never_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+    load = pipeline.encode.load._load
+
+    def models() -> int:
+        return sum(type(thing) is SentenceTransformer for thing in gc.get_objects())
+
+    def counted(*arguments: Any) -> Encoder:
+        encoder = load(*arguments)
+        held.append(models())
+        return encoder
+
+    monkeypatch.setattr(pipeline.encode.load, "_load", counted)
+    monkeypatch.setattr(pipeline.encode.load, "_checked", set())
+    gc.collect()
+    before = models()
+    load_encoder(resolve_encoder(None), "cpu", "float32")
+    assert [count - before for count in held] == [1, 1]
 
 
 @pytest.mark.parametrize(

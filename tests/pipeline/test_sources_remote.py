@@ -135,12 +135,40 @@ def test_secrets_stay_out_of_what_libraries_say(tmp_path: Path, handler: type[Fi
     with pytest.raises(UserError, match="403") as error:
         remote.retried(url, refused)
     assert "secret" not in str(error.value)
+    assert remote.shown("s3://u:p@secret@bucket/a") == "s3://bucket/a"
+    for query in ("name=a,b&sig=secret", "name='a'&sig=secret", "name=a b&sig=secret", "n=UTF-8''a (1).tar&sig=secret"):
+        for asked in (f"{served}/a.tar?{query}", "https://h/b.tar"):
+
+            def failed(said: str = f"no answer from {served}/a.tar?{query} within 5 s") -> bytes:
+                raise OSError(said)
+
+            with pytest.raises(UserError, match="no answer from") as error:
+                remote.retried(asked, failed)
+            assert "secret" not in str(error.value)
+
+
+def test_fresh_signatures_fetch_nothing_again(tmp_path: Path, served: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[str] = []
+    fetch = remote.fetch
+    monkeypatch.setattr("pipeline.scan.tars.fetch", lambda url, *rest: (fetched.append(url), fetch(url, *rest)))
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.build._number_samples", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build("flickr8k", f"{served}/00000.tar?signature=old", tmp_path / "out")
+    assert fetched
+    fetched.clear()
+    assert len(build("flickr8k", f"{served}/00000.tar?signature=new", tmp_path / "out")) == 6
+    assert fetched == []
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_lists_of_other_encodings_and_names_twice(encoding: str, tmp_path: Path) -> None:
     img2dataset(tmp_path / "in", samples=3, tars=1)
-    (tmp_path / "list.txt").write_text("in/00000.tar\n./in/00000.tar\nin/../in/00000.tar\n", encoding=encoding)
+    (tmp_path / "list.txt").write_text("in/00000.tar\n./in/00000.tar\n././in/00000.tar\n", encoding=encoding)
     if encoding == "utf-16":
         with pytest.raises(UserError, match=r"list\.txt is no UTF-8"):
             open_source(load_dataset("flickr8k"), str(tmp_path / "list.txt"))

@@ -338,6 +338,20 @@ def test_captions_of_several_lines_stay_so_and_unclosed_quotes_are_told(tmp_path
         grouped(path)
 
 
+def test_lines_within_quotes_that_look_like_rows(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('image,caption\na.jpg,"A dog\nruns, fast"\nb.jpg,a cat\n')
+    assert grouped(path) == {"a.jpg": ["A dog\nruns, fast"], "b.jpg": ["a cat"]}
+    path.write_text('image,caption\na.jpg,"A dog\nruns"\nb.jpg,a 19" monitor\n')  # an odd number of quotes
+    assert grouped(path)["b.jpg"] == ['a 19" monitor']
+    long = "\n".join(f"line {i} of many" for i in range(60))
+    path.write_text(f'image,caption\na.jpg,"{long}"\nb.jpg,"x ""y"", z"\n')
+    assert grouped(path) == {"a.jpg": [long], "b.jpg": ['x "y", z']}
+    path.write_text('image,caption\na.jpg,"hello, there\nb.jpg,"hi, x\nc.jpg,x\n')
+    with pytest.raises(UserError, match="a quote is opened and not closed"):
+        grouped(path)
+
+
 def test_bytes_of_any_kind_are_images() -> None:
     for kind in (pa.binary(), pa.large_binary(), pa.binary_view(), pa.struct([("bytes", pa.binary())])):
         assert holds_images(kind)
