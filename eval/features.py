@@ -37,7 +37,9 @@ from trainer.augment import BadImage, decode
 __all__ = ["DAMAGED", "Features", "device", "extract", "feature_hash", "features_root", "loader", "normalise"]
 
 # What numpy raises for files that are none, or damaged.
-DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, SyntaxError, NotImplementedError, TokenError, BadZipFile)
+DAMAGED = (
+    OSError, ValueError, KeyError, TypeError, EOFError, SyntaxError, RuntimeError, OverflowError, TokenError, BadZipFile
+)  # fmt: skip
 VERSION = 1  # of the arithmetic below: raise it when features change
 CHUNK = 8192  # rows of a part
 BATCH = 256

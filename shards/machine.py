@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from shards.errors import NO_LOCKS, UserError
 
-__all__ = ["cores", "lock_file", "prefetch", "shared_memory"]
+__all__ = ["cores", "free_shared_memory", "lock_file", "prefetch"]
 
 GROUPS, CONTROL = "/proc/self/cgroup", "/sys/fs/cgroup"
 AHEAD = 4 << 30  # bytes that the workers of one loader may hold ready
@@ -47,23 +47,23 @@ def lock_file(file: IO[Any] | int) -> None:
             raise
 
 
-def shared_memory() -> tuple[int, int]:
-    """Bytes of /dev/shm, through which processes hand each other tensors: free, and in all. Any number on systems
-    without it."""
+def free_shared_memory() -> int:
+    """Bytes in /dev/shm, through which processes hand each other tensors; any number on systems without it."""
     if not Path("/dev/shm").is_dir():
-        return 1 << 62, 1 << 62
+        return 1 << 62
     found = os.statvfs("/dev/shm")
-    return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
+    return found.f_bavail * found.f_frsize
 
 
-def prefetch(size: int, workers: int, remedy: str) -> int:
+def prefetch(size: int, workers: int, remedy: str, free: int | None = None) -> int:
     """Batches of `size` bytes that each of a loader's workers may have ready, 1 to 4.
+
+    free: bytes in /dev/shm before any loader of this machine began; None: now.
 
     Raises UserError, naming `remedy`, where the shared memory cannot hold one of each.
     """
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of this machine, each with a loader of its own
-    free, whole = shared_memory()
-    free = min(free, whole // ranks)  # the other ranks may have taken their shares before
+    free = (free_shared_memory() if free is None else free) // ranks
     if size * workers > free:
         raise UserError(
             f"{ranks * workers} loader processes with a batch of {size / 2**20:.0f} MiB each do not fit the "

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import errno
 import json
+import lzma
 import pickle
 import zipfile
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -38,7 +40,10 @@ __all__ = [
 ]
 
 VERSION = 1
-UNREADABLE = (RuntimeError, pickle.UnpicklingError, LookupError, EOFError, ValueError, zipfile.BadZipFile)
+UNREADABLE = (
+    RuntimeError, pickle.UnpicklingError, LookupError, EOFError, ValueError, zipfile.BadZipFile, zlib.error,
+    lzma.LZMAError,
+)  # fmt: skip
 PREFIX = "backbone."
 
 

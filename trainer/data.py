@@ -18,10 +18,11 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset
 
 from shards.errors import UserError
-from shards.machine import prefetch
+from shards.machine import free_shared_memory, prefetch
 from shards.reader import Shards
 from trainer.augment import AugmentConfig, BadImage, decode, sample_rng, two_views
 from trainer.plan import BatchPlan, StepSampler, Ticket
@@ -146,7 +147,7 @@ def make_loader(
     most_ahead: batches that each worker may have ready.
     Raises UserError where the workers' batches do not fit the shared memory through which they come.
     """
-    share = plan.batch_size // world.size
+    size = plan.batch_size // world.size * 2 * 3 * augment.image_size**2
     return DataLoader(
         ViewDataset(shards, augment, plan.seed),
         batch_sampler=StepSampler(plan, rank=world.rank, size=world.size, start=start, stop=stop),
@@ -154,11 +155,17 @@ def make_loader(
         collate_fn=_as_it_is,
         worker_init_fn=_prepare_worker,
         pin_memory=world.device.type == "cuda",
-        prefetch_factor=min(most_ahead, prefetch(share * 2 * 3 * augment.image_size**2, workers, "lower --workers"))
-        if workers
-        else None,
+        prefetch_factor=min(most_ahead, prefetch(size, workers, "lower --workers", _free(world))) if workers else None,
         multiprocessing_context="fork" if workers else None,
     )
+
+
+def _free(world: World) -> int:
+    """Shared memory before any rank's workers have taken theirs: none goes on before all have looked."""
+    free = torch.tensor(free_shared_memory(), device=world.device)
+    if world.size > 1 and dist.is_initialized():
+        dist.all_reduce(free, op=dist.ReduceOp.MIN)
+    return int(free)
 
 
 def to_views(batch: Batch, device: torch.device) -> torch.Tensor:

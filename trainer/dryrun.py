@@ -52,14 +52,15 @@ def estimate(recipe: Recipe, world: World) -> Estimate:
     total = plan.steps_per_epoch * recipe.epochs
     workers = setup.workers(recipe, world)
     # Each worker has a batch ready when the first step begins; how fast more come is seen behind those.
-    warm_up = min(WARM_UP + workers, total - 1)
-    count = min(warm_up + max(MEASURED, workers), total)
+    most = _of_rank_0(workers, world)  # all ranks make as many steps, whatever cores they have
+    warm_up = min(WARM_UP + most, total - 1)
+    count = min(warm_up + max(MEASURED, most), total)
     loader = make_loader(shards, plan, recipe.augment, world, start=0, stop=total, workers=workers, most_ahead=1)
     batches = batches_of(loader, None if recipe.data.chunk else world.device)
     whole, compute, start = list[float](), list[float](), time.perf_counter()
     with bar("measuring", count) if world.is_main else nullcontext(_unseen) as advance:
         for step in range(count):
-            if len(whole) >= WARM_UP + MEASURED and _agreed(time.perf_counter() - start > PATIENCE, world):
+            if len(whole) >= WARM_UP + MEASURED and _of_rank_0(time.perf_counter() - start > PATIENCE, world):
                 warm_up = min(warm_up, len(whole) - MEASURED)
                 break
             begin = time.perf_counter()
@@ -84,13 +85,12 @@ def estimate(recipe: Recipe, world: World) -> Estimate:
     )
 
 
-def _agreed(flag: bool, world: World) -> bool:
-    """Whether rank 0 says so: all ranks make as many steps."""
+def _of_rank_0(number: int, world: World) -> int:
     if world.size == 1:
-        return flag
-    said = torch.tensor(int(flag), device=world.device)
+        return number
+    said = torch.tensor(int(number), device=world.device)
     dist.broadcast(said, 0)
-    return bool(said)
+    return int(said)
 
 
 def _unseen(units: int) -> None:

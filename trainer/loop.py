@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -88,8 +88,9 @@ def _train(
     state = setup.resume_state(run, recipe, data_id, world, resume=resume)
     start = int(state["step"]) if state else 0
     if start >= total:
-        if world.is_main and setup.status_of(run) != "finished":  # killed before it was written
-            setup.set_status(run, "finished", start)
+        with suppress(OSError, ValueError, KeyError):  # without run.json it is finished all the same
+            if world.is_main and setup.status_of(run) != "finished":  # killed before it was written
+                setup.set_status(run, "finished", start)
         return Result(run=run, steps=total, already_done=True, loss=None)
     if state and world.is_main:
         say(f"going on from step {start} of {total}")

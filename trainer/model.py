@@ -144,7 +144,9 @@ def _backbone_state(path: Path) -> dict[str, torch.Tensor]:
     for key in ("encoder", "state_dict", "model"):  # ours, and what other trainers call it
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+    if isinstance(state, dict) and all(isinstance(name, str) for name in state):
+        state = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    else:
         raise UserError(f"{path} holds no weights by name: give a run folder, or a file of a model's state_dict")
     if any(name.startswith("backbone.") for name in state):
         return {name.removeprefix("backbone."): v for name, v in state.items() if name.startswith("backbone.")}

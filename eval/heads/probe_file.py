@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from shards.bars import bar, say
 
 __all__ = ["kept_probes"]
 
+ARRAYS = ("mean", "scale", "weight")
 VERSION = 5  # of the arithmetic in eval/heads/solvers.py: raise it when weights change
 
 
@@ -76,24 +77,23 @@ def _write(path: Path, probe: Probe) -> None:
         "trained_on": probe.trained_on,
         "held_out": probe.held_out,
     }
-    arrays = {name: getattr(probe, name).cpu().numpy() for name in ("mean", "scale", "weight")}
+    arrays = {name: getattr(probe, name).cpu().numpy() for name in ARRAYS}
     with atomic_file(path) as file:
         np.savez(file, words=np.array(json.dumps(words)), **arrays)
 
 
 def _read(path: Path) -> Probe | None:
     """None where there is none, or a damaged one, which training writes again."""
-    place = device()
     try:
         with path.open("rb") as file, np.load(file) as data:
             words = json.loads(str(data["words"]))
-            arrays = {name: torch.from_numpy(data[name]).to(place) for name in ("mean", "scale", "weight")}
-        return Probe(
-            chosen=Candidate(**words["chosen"]),
-            table=words["table"],
-            trained_on=words["trained_on"],
-            held_out=words["held_out"],
-            **arrays,
-        )
+            found = Probe(
+                chosen=Candidate(**words["chosen"]),
+                table=words["table"],
+                trained_on=words["trained_on"],
+                held_out=words["held_out"],
+                **{name: torch.from_numpy(data[name]) for name in ARRAYS},
+            )
     except DAMAGED:
         return None
+    return replace(found, **{name: getattr(found, name).to(device()) for name in ARRAYS})

@@ -86,13 +86,23 @@ def _open_export(folder: Path) -> Model:
         plain = timm.create_model(name, num_classes=0)
     except (RuntimeError, OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"{folder} cannot be loaded by timm: {_first_line(error)}") from None
-    # What makes another network of the same weights; the size of pictures is the transform's.
-    other = {key: value for key, value in config.get("model_args", {}).items() if key != "img_size"}
-    pool, usual = (getattr(one, "global_pool", None) for one in (network, plain))
-    if isinstance(pool, str) and pool != usual:
-        other["global_pool"] = pool
+    # What makes another network of the same weights. The size of pictures is the transform's, and the rest of these
+    # timm writes into every export.
+    usual = {"img_size", "num_classes", "in_chans", "global_pool"}
+    other = {key: value for key, value in config.get("model_args", {}).items() if key not in usual}
+    if _pool(network) != _pool(plain):
+        other["global_pool"] = _pool(network)
     about: dict[str, object] = {"objective": folder.name, "checkpoint": str(folder)}
     return _of_timm(network, name, about, json.dumps(other, sort_keys=True) if other else "")
+
+
+def _pool(network: nn.Module) -> str | None:
+    """How a timm model pools, by its own name for it: avg, token, ..."""
+    for place in (network, getattr(network, "head", None)):
+        pool = getattr(place, "global_pool", None)
+        if isinstance(name := getattr(pool, "pool_type", pool), str):
+            return name
+    return None
 
 
 def _open_transformers(folder: Path, config: dict[str, Any]) -> Model:
@@ -107,8 +117,10 @@ def _open_transformers(folder: Path, config: dict[str, Any]) -> Model:
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"{folder} cannot be loaded by transformers: {_first_line(error)}") from None
     network = network.float()  # transformers takes the precision of the file
+    marks = ""  # of what these features are, where they were others once: kept ones must not stand for them
     if hasattr(network.config, "mask_ratio"):  # a masked autoencoder would look at a random quarter of its patches
         network.config.mask_ratio = 0.0
+        marks += " whole"
     # A classifier's checkpoint has no pooler, and transformers draws one at random: then its first token counts.
     missing = {key for key in loading["missing_keys"] if "vision_model" in key or not hasattr(network, "vision_model")}
     pooler = {key for key in missing if "pooler." in key}
@@ -124,12 +136,15 @@ def _open_transformers(folder: Path, config: dict[str, Any]) -> Model:
     if transform is None:
         say(f"{folder} has no preprocessor_config.json: pictures are cut and normalised as for ImageNet's models")
         transform = Transform(image_size=size, crop_pct=0.875, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    pooled = _Pooled(vision, pooler=not pooler)
+    if pooler or getattr(vision, "pooler", None) is None:
+        marks += "" if pooled.class_token else " mean"
     return _model(
-        _Pooled(vision, pooler=not pooler),
+        pooled,
         f"transformers:{kind}",
         transform,
         {"objective": folder.name, "checkpoint": str(folder)},
-        config=json.dumps(config, sort_keys=True),
+        config=json.dumps(config, sort_keys=True) + marks,
     )
 
 
@@ -163,14 +178,19 @@ def _preprocessor(folder: Path, size: int) -> Transform | None:
         return None
     if config.get("do_flip_channel_order"):
         raise UserError(f"{folder} wants pictures with their colours in reverse order, which is not done here")
-    if config.get("do_rescale") is False or abs(config.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-3:
-        raise UserError(f"{folder} wants pictures that are not scaled to 0..1, which is not done here")
+    kind = str(config.get("image_processor_type", ""))
+    if kind.startswith("EfficientNet") and config.get("include_top"):
+        raise UserError(f"{folder} wants pictures divided by their deviation twice, which is not done here")
     plain = config.get("do_normalize") is False
     try:
+        if config.get("do_rescale") is False or abs(float(config.get("rescale_factor") or 1 / 255) * 255 - 1) > 1e-3:
+            raise UserError(f"{folder} wants pictures that are not scaled to 0..1, which is not done here")
         wanted, cut = _side(config.get("size"), size), config.get("crop_size")
         if cut is not None and config.get("do_center_crop") is not False:
-            crop = _side(cut, size)
+            crop, share = _side(cut, size), config.get("crop_pct")
             resize = max(wanted, crop)
+            if share or kind.startswith("Levit"):
+                resize = round(wanted / (share or 224 / 256))
         else:
             # ConvNeXt's way: cut from more below 384 pixels, resized to the square from there on.
             crop, share = wanted, config.get("crop_pct")
@@ -182,6 +202,8 @@ def _preprocessor(folder: Path, size: int) -> Transform | None:
             std=(1.0, 1.0, 1.0) if plain else _three(config.get("image_std") or IMAGENET_STD),
         )
     except (TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{folder}: its preprocessor's settings cannot be understood ({error})") from None
 
 
@@ -233,7 +255,7 @@ def _model(network: nn.Module, name: str, transform: Transform, about: dict[str,
     dim = tuple(once.shape)
     if len(dim) != 2:
         raise UserError(f"{name} gives no pooled features (its output has the shape {dim}): choose another")
-    if not torch.allclose(once, again, rtol=1e-3, atol=1e-4):
+    if not torch.allclose(once, again, rtol=1e-3, atol=1e-4, equal_nan=True):
         raise UserError(f"{name} gives one picture other features each time, so it has none to be scored by")
     return Model(
         name=name,

@@ -24,6 +24,7 @@ __all__ = ["Neighbour", "Strip", "caption_strips", "image_strips"]
 SEED = 0  # of the choice of pictures
 THUMBNAIL = 128  # pixels of the shorter side, at most
 STRIPS = 6
+BLOCK = 8192  # test pictures asked for at once
 LENGTH = 6  # neighbours of a strip
 
 
@@ -78,10 +79,11 @@ def image_strips(models: dict[str, Model], bench: Bench, features: Path) -> list
     """Test pictures of the first column beside the training pictures whose features are nearest, by model."""
     column, task = bench.columns[0], bench.tasks[0]
     train, test = bench.by_name[task.images], bench.by_name[column.images]
-    everything = np.arange(len(test), dtype=np.int64)
     classes = next(len(task.classes) for task in bench.tasks if task.name == column.task)
-    counted = ~np.isnan(column.score(np.zeros((len(test), classes), np.float32), everything))
-    chosen = np.sort(np.random.default_rng(SEED).permutation(np.flatnonzero(counted))[:STRIPS]).astype(np.int64)
+    blocks = np.array_split(np.arange(len(test), dtype=np.int64), 1 + len(test) // BLOCK)
+    hits = np.concatenate([column.score(np.zeros((len(rows), classes), np.float32), rows) for rows in blocks])
+    counted = np.flatnonzero(~np.isnan(hits))
+    chosen = np.sort(np.random.default_rng(SEED).permutation(counted)[:STRIPS]).astype(np.int64)
     near: dict[str, list[list[Neighbour]]] = {}
     for name, model in models.items():
         bank = extract(model, train, features)

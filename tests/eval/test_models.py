@@ -56,6 +56,7 @@ def test_an_export_is_its_checkpoint(run: Path, tmp_path: Path) -> None:
     images = IMAGES[..., :16, :16]
     torch.testing.assert_close(features(exported, images), features(checkpoint, images))
     assert exported.transform == checkpoint.transform
+    assert exported.sha256 == checkpoint.sha256  # so they share what was extracted
 
 
 def test_timm_models_come_without_their_classifier() -> None:
@@ -207,6 +208,14 @@ def test_half_precision_is_widened_and_tokens_without_a_class_are_averaged(tmp_p
         ("preprocessor_config.json", {"size": {"shortest_edge": 384}, "crop_pct": 0.875}, 384, 1.0),
         ("preprocessor_config.json", {"size": 32, "do_resize": True}, 32, 1.0),  # of years ago
         ("preprocessor_config.json", {"size": 40, "crop_size": 32, "do_center_crop": True}, 32, 0.8),
+        ("preprocessor_config.json", {"size": 224, "crop_size": 224, "crop_pct": 0.9}, 224, 224 / 249),  # PoolFormer
+        (
+            "preprocessor_config.json",
+            {"size": {"shortest_edge": 224}, "crop_size": 224, "image_processor_type": "LevitImageProcessor"},
+            224,
+            0.875,
+        ),
+        ("preprocessor_config.json", {"size": 32, "rescale_factor": None}, 32, 1.0),
         ("preprocessor_config.json", {"size": {"height": 28, "width": 28}, "do_normalize": False}, 28, 1.0),
     ],
 )
@@ -231,6 +240,8 @@ def test_settings_of_preprocessors(
         ('{"rescale_factor": 1.0}', "not scaled to 0..1"),
         ('{"do_rescale": false}', "not scaled to 0..1"),
         ('{"size": "large"}', "cannot be understood"),
+        ('{"rescale_factor": "x"}', "cannot be understood"),
+        ('{"image_processor_type": "EfficientNetImageProcessor", "include_top": true}', "deviation twice"),
         ("{", r"preprocessor_config\.json is damaged"),
     ],
 )

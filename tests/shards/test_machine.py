@@ -23,18 +23,18 @@ from shards.errors import UserError
 def test_what_workers_hold_ready_fits_the_shared_memory(
     monkeypatch: pytest.MonkeyPatch, size: int, workers: int, free: int, expected: int
 ) -> None:
-    monkeypatch.setattr(machine, "shared_memory", lambda: (free, free))
+    monkeypatch.setattr(machine, "free_shared_memory", lambda: free)
     assert machine.prefetch(size, workers, "") == expected
 
 
 def test_ranks_of_a_machine_share_its_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "shared_memory", lambda: (8 << 30, 8 << 30))
+    monkeypatch.setattr(machine, "free_shared_memory", lambda: 8 << 30)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     assert machine.prefetch(36 << 20, 12, "") == 1
     with pytest.raises(UserError, match=r"96 loader processes with a batch of 100 MiB each do not fit the 8192 MiB"):
         machine.prefetch(100 << 20, 12, "lower --workers")
-    monkeypatch.setattr(machine, "shared_memory", lambda: (2 << 30, 8 << 30))  # six ranks have taken their shares
-    assert machine.prefetch(36 << 20, 12, "") == 1
+    monkeypatch.setattr(machine, "free_shared_memory", lambda: 2 << 30)  # six ranks have taken their shares since
+    assert machine.prefetch(36 << 20, 12, "", free=8 << 30) == 1
 
 
 @pytest.mark.parametrize(

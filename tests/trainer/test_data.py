@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from shards import machine
 from shards.errors import UserError
 from shards.reader import Shards
 from tests.make import make_shards
+from trainer import data
 from trainer.augment import AugmentConfig
 from trainer.data import IMAGENET_MEAN, IMAGENET_STD, Batch, make_loader, to_views
 from trainer.plan import BatchPlan
@@ -86,7 +86,7 @@ def test_views_are_normalised_with_first_views_first(tmp_path: Path) -> None:
 def test_too_little_shared_memory_is_said_before_a_worker_dies_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "shared_memory", lambda: (10_000, 10_000))
+    monkeypatch.setattr(data, "free_shared_memory", lambda: 10_000)
     with pytest.raises(UserError, match=r"2 loader processes .* /dev/shm: lower --workers, or .*shm-size"):
         batches(make_shards(tmp_path), 2)
     assert len(batches(tmp_path, 0)) == 6

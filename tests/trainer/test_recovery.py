@@ -29,7 +29,7 @@ from shards.verify import verify
 from tests.make import make_graph, make_shards
 from tests.trainer.ranks import Ranks
 from tests.trainer.test_loop import ALONE, SIZES, command, lines_of, recipe, weights
-from trainer import checkpoint, setup
+from trainer import checkpoint, dryrun, setup
 from trainer.checkpoint import checkpoints, read_checkpoint
 from trainer.cli import app
 from trainer.loop import Stopped, _Loop, train
@@ -153,6 +153,9 @@ def test_run_json_tells_stopped_from_failed(shards: Path, tmp_path: Path, monkey
     setup.set_status(tmp_path / "stopped", "running")  # killed between the last checkpoint and this line
     assert train(recipe(shards), tmp_path / "stopped", ALONE, resume=True).already_done
     assert status(tmp_path / "stopped") == "finished"
+    for content in ("{}", "torn"):
+        (tmp_path / "stopped" / "run.json").write_text(content)
+        assert train(recipe(shards, data__graph="made"), tmp_path / "stopped", ALONE, resume=True).already_done
 
 
 def test_a_loss_that_is_not_finite_is_found_before_the_online_knn(shards: Path, tmp_path: Path) -> None:
@@ -444,6 +447,22 @@ def test_damage_on_any_rank_is_counted(tmp_path: Path, ranks: Ranks) -> None:
         counts[size] = [line["bad_images"] for line in lines_of(tmp_path / f"run{size}") if "loss" in line]
     assert counts[1] == counts[2]
     assert counts[1][-1] > 4
+
+
+def steps_measured(world: World, shards: Path, workers: list[int]) -> int:
+    steps: list[int] = []
+    step, loader = Stepper.step, dryrun.make_loader
+    with (
+        mock.patch.object(Stepper, "step", lambda self, *rest: (steps.append(1), step(self, *rest))[1]),
+        mock.patch.object(dryrun, "make_loader", lambda *rest, **options: loader(*rest, **options | {"workers": 0})),
+    ):
+        dryrun.estimate(recipe(shards, epochs=50, run__workers=workers[world.rank]), world)
+    return len(steps)
+
+
+def test_ranks_of_unlike_machines_measure_as_many_steps(shards: Path, ranks: Ranks) -> None:
+    assert ranks(2, steps_measured, shards, [0, 2]) == [7, 7]
+    assert ranks(2, steps_measured, shards, [2, 0]) == [9, 9]
 
 
 def test_every_start_of_the_ranks_has_one_name_of_its_own(tmp_path: Path) -> None:
