@@ -146,10 +146,11 @@ def graph_name(recipe: Recipe, shards: Shards, run: Path | None) -> str:
     if recipe.data.graph or recipe.objective.name != "xclr":
         return recipe.data.graph
     names = shards.graph_names()
-    if run and len(names) > 1 and (run / "run.json").is_file():
-        known = json.loads((run / "run.json").read_text(encoding="utf-8"))["recipe"]["data"]["graph"]
-        if known in names:
-            return str(known)
+    if run and len(names) > 1:
+        with suppress(OSError, ValueError, KeyError, TypeError):  # none yet, or torn: then it has to be said
+            known = json.loads((run / "run.json").read_text(encoding="utf-8"))["recipe"]["data"]["graph"]
+            if known in names:
+                return str(known)
     return shards.graph_name(None)
 
 

@@ -96,6 +96,14 @@ def test_a_run_keeps_its_graph_when_others_come(shards: Path, tmp_path: Path, mo
     assert all(torch.equal(weights(tmp_path / "run")[name], v) for name, v in weights(tmp_path / "whole").items())
 
 
+def test_a_torn_description_of_a_run_asks_for_the_graph(shards: Path, tmp_path: Path) -> None:
+    train(recipe(shards, epochs=1), tmp_path / "run", ALONE)
+    add_graph(shards, "second")
+    (tmp_path / "run" / "run.json").write_text('{"recipe": ')
+    with pytest.raises(UserError, match="several graphs"):
+        train(recipe(shards, epochs=1), tmp_path / "run", ALONE, resume=True)
+
+
 def test_files_of_another_size_are_found_before_the_first_step(shards: Path, tmp_path: Path) -> None:
     texts = shards / "texts.parquet"
     texts.write_bytes(texts.read_bytes() + b"x")
