@@ -271,6 +271,9 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
             kills += 1
         _, errors = process.communicate()
         assert process.returncode in (0, -signal.SIGKILL), errors.decode()
+        if process.returncode == 0 and not kills:  # the machine is less busy than it was when the clock ran
+            shutil.rmtree(out)
+            length /= 2
     subprocess.run(command(out), check=True, capture_output=True, env=environment)
     assert kills
     assert contents(out) == contents(tmp_path / "whole")
