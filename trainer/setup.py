@@ -53,10 +53,9 @@ __all__ = [
 ]
 
 
-SMALL = (
-    32  # pixels: below, strided convolutions meet maps of one pixel, where PyTorch's bfloat16 gradients on CPUs hold
-)
-# memory that was never written (torch 2.14, oneDNN; docs/decisions.md)
+# Pixels. Below, strided convolutions meet maps of one pixel, where PyTorch's bfloat16 gradients on CPUs hold memory that
+# was never written (torch 2.14, oneDNN; docs/decisions.md).
+SMALL = 32
 
 
 def make_plan(recipe: Recipe, shards: Shards) -> BatchPlan:
