@@ -53,8 +53,8 @@ __all__ = [
 ]
 
 
-# Pixels. Below, strided convolutions meet maps of one pixel, where PyTorch's bfloat16 gradients on CPUs hold memory that
-# was never written (torch 2.14, oneDNN; docs/decisions.md).
+# Pixels. Below, strided convolutions meet maps of one pixel, where PyTorch's bfloat16 gradients on CPUs hold memory
+# that was never written (torch 2.14, oneDNN; docs/decisions.md).
 SMALL = 32
 
 
