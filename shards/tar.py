@@ -126,10 +126,8 @@ def scan(file: BinaryIO, content: memoryview | None = None, *, links: bool = Fal
             count += 1
         if kind == ord("1") and links:
             earlier = _members(file) if earlier is None else earlier
-            target = header[157:257].partition(b"\0")[0].decode("utf-8", "surrogateescape")
-            if member := earlier.get(pax.get("linkpath", target)):
+            if member := earlier.get(pax.get("linkpath", _text(header[157:257]))):
                 yield Member(pax.get("path", name), member.offset, member.size)
-                count += 1
         if pax:
             pax = {}
 
@@ -274,9 +272,13 @@ def _plain_members(content: memoryview, position: int) -> list[Member]:
     count = len(positions) if plain.all() else int(plain.argmin())
     names = np.ascontiguousarray(headers[:count, :100]).view("S100").ravel().tolist()
     return [
-        Member(name.partition(b"\0")[0].decode("utf-8", "surrogateescape"), start + BLOCK, size)
-        for name, start, size in zip(names, positions, sizes, strict=False)
+        Member(_text(name), start + BLOCK, size) for name, start, size in zip(names, positions, sizes, strict=False)
     ]
+
+
+def _text(field: bytes) -> str:
+    """Up to the first zero byte."""
+    return field.partition(b"\0")[0].decode("utf-8", "surrogateescape")
 
 
 def _after(data: int, size: int) -> int:

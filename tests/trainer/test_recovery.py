@@ -100,16 +100,6 @@ def test_a_torn_description_of_a_run_asks_for_the_graph(shards: Path, tmp_path: 
         train(recipe(shards, epochs=1), tmp_path / "run", ALONE, resume=True)
 
 
-def test_files_of_another_size_are_found_before_the_first_step(shards: Path, tmp_path: Path) -> None:
-    texts = shards / "texts.parquet"
-    texts.write_bytes(texts.read_bytes() + b"x")
-    with pytest.raises(UserError, match=r"texts\.parquet has [\d,]+ bytes, not [\d,]+: run `xclr-shards verify"):
-        train(recipe(shards), tmp_path / "run", ALONE)
-    texts.unlink()
-    with pytest.raises(UserError, match=r"texts\.parquet is missing: run `xclr-shards verify"):
-        train(recipe(shards), tmp_path / "run", ALONE)
-
-
 def test_a_run_does_not_go_on_with_a_graph_that_was_replaced(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

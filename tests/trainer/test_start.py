@@ -108,3 +108,13 @@ print(_start_of(store, int(sys.argv[1]), 3))
         assert [other.communicate(timeout=60)[0].strip() for other in others] == [mine, mine]
         names.add(mine)
     assert len(names) == 2
+
+
+def test_files_of_another_size_are_found_before_the_first_step(shards: Path, tmp_path: Path) -> None:
+    texts = shards / "texts.parquet"
+    texts.write_bytes(texts.read_bytes() + b"x")
+    with pytest.raises(UserError, match=r"texts\.parquet has [\d,]+ bytes, not [\d,]+: run `xclr-shards verify"):
+        train(recipe(shards), tmp_path / "run", ALONE)
+    texts.unlink()
+    with pytest.raises(UserError, match=r"texts\.parquet is missing: run `xclr-shards verify"):
+        train(recipe(shards), tmp_path / "run", ALONE)
