@@ -41,7 +41,6 @@ from torch.nn import functional
 from shards.graph import Graph
 from trainer.block import SimilarityBlock, TextTable
 from trainer.loss import TILE_ENTRIES, Implementation, contrastive_loss
-from trainer.world import World
 
 DIM, CODE, TEXTS, LISTED, TAU = 128, 384, 100_000, 32, 0.1
 METHODS = ("dense", "tiled", "fused", "lightly", "clip", "matmul")
@@ -73,15 +72,15 @@ def table() -> TextTable:
 
 def soft(how: Implementation, rows: int, texts: TextTable | None) -> Step:
     """X-CLR's loss of one batch, block included."""
-    world, b = World(device=device()), rows // 2
+    assert texts is not None
+    b = rows // 2
     z = torch.randn(rows, DIM, device=device(), requires_grad=True)
     ids = torch.randint(TEXTS, (b,), device=device())
-    samples = torch.arange(b, device=device())
 
     def step() -> None:
         z.grad = None
-        block = SimilarityBlock.build("xclr", samples, ids, None, texts, 0.1, world)
-        contrastive_loss(z, block, tau=TAU, world=world, implementation=how).backward()  # type: ignore[no-untyped-call]
+        block = SimilarityBlock.of_texts(ids, texts)
+        contrastive_loss(z, block, tau=TAU, implementation=how).backward()  # type: ignore[no-untyped-call]
 
     return step
 

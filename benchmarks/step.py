@@ -97,11 +97,11 @@ def parts(texts: TextTable, batch: Batch) -> dict[str, float]:
     z = torch.randn(2 * count, 128, device=device, requires_grad=True)
 
     def build(objective: Objective) -> SimilarityBlock:
-        return SimilarityBlock.build(objective, samples, ids, None, texts, 0.1, world())
+        return SimilarityBlock.of_texts(ids, texts) if objective == "xclr" else SimilarityBlock.of_keys(samples)
 
     def whole(objective: Objective) -> None:
         z.grad = None
-        contrastive_loss(z, build(objective), world=world()).backward()  # type: ignore[no-untyped-call]
+        contrastive_loss(z, build(objective)).backward()  # type: ignore[no-untyped-call]
 
     found = {}
     for objective in ("simclr", "xclr"):

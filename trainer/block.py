@@ -8,7 +8,7 @@ Both views of a sample have the same similarities, so the block is one of sample
 reads, [2b, 2B]. The target of a row is softmax(G / tau_s) over all views but the row itself: every other sample counts
 twice, and its own once, as the sibling view. Nothing here holds a gradient, and nothing holds the whole block unless
 asked for: `similarities` gives any slice of it. simclr and supcon are the same block with G = 1 on the sample itself,
-or on all samples of the same label, and nothing elsewhere.
+or on all samples of the same label, and nothing elsewhere. docs/library.md shows its use in a loop of one's own.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from shards.errors import UserError
 from shards.graph import Graph
 from trainer.collectives import gather
-from trainer.world import World
+from trainer.world import World, this_world
 
 __all__ = ["Objective", "SimilarityBlock", "Tail", "TextTable"]
 
@@ -118,72 +119,107 @@ class Weights:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimilarityBlock:
-    """G between this rank's b samples and the B of all ranks, slice by slice."""
+    """G between this rank's b samples and the B of all ranks, slice by slice.
 
+    Made by one of four: `of_texts` (X-CLR by a graph), `of_vectors` and `of_matrix` (X-CLR by what a caller has),
+    `of_keys` (SimCLR, SupCon). Every rank calls the same one, with equally many samples. `world` is for all of them
+    this process's place among the ranks; None takes it from torch.distributed.
+    """
+
+    world: World
     tau_s: float
-    offset: int
-    """Column of local sample 0: sample i is column offset + i."""
     row_key: torch.Tensor
     """[b] int64: samples of equal key have G = 1. Text id (xclr), sample id (simclr), label (supcon)."""
     column_key: torch.Tensor
     """[B] int64."""
-    listed: Pairs | None
+    listed: Pairs | None = None
     """Listed pairs, in no pair of equal key."""
-    row_code: torch.Tensor | None
-    """[b, dim] float32, dequantised."""
-    column_code: torch.Tensor | None
+    row_code: torch.Tensor | None = None
+    """[b, dim] float32: codes, dequantised, or a caller's own vectors."""
+    column_code: torch.Tensor | None = None
     """[B, dim] float32."""
-    row_tail: torch.Tensor | None
+    row_tail: torch.Tensor | None = None
     """[b] float64: the constant of a row (tail `background`)."""
     matrix: torch.Tensor | None = None
-    """[n, n] float16 similarities of all texts, by key; stands for lists and tail."""
+    """[b, n] similarities to samples of key 0..n-1; stands for lists and tail."""
 
     @classmethod
     @torch.no_grad()
-    def build(
-        cls,
-        objective: Objective,
-        sample_ids: torch.Tensor,
-        text_ids: torch.Tensor,
-        labels: torch.Tensor | None,
-        table: TextTable | None,
-        tau_s: float,
-        world: World,
+    def of_texts(
+        cls, text_ids: torch.Tensor, table: TextTable, *, tau_s: float = 0.1, world: World | None = None
     ) -> SimilarityBlock:
-        """The block of this rank's samples [b] against those of all ranks; every rank calls it.
-
-        sample_ids, text_ids, labels: [b] int64 on the device. table: needed for xclr. labels: needed for supcon.
-        """
-        key = {"xclr": text_ids, "simclr": sample_ids, "supcon": labels}[objective]
-        assert key is not None
-        columns = gather(key, world)
-        listed = row_code = column_code = row_tail = None
-        if objective == "xclr":
-            assert table is not None
-            listed = _listed(key, columns, table) if table.matrix is None else None
-            if table.codes is not None and table.code_scale is not None:
-                code, scale = table.codes[key], table.code_scale[key]
-                row_code = code.float().mul_(scale[:, None])
-                # int8 over the wire: a quarter of the bytes
-                column_code = row_code if world.size == 1 else gather(code, world).float()
-                if world.size > 1:
-                    column_code.mul_(gather(scale, world)[:, None])
-            elif table.tail == "background":
-                row_tail = background(table.background_mean[key], table.background_std[key], tau_s)
+        """By the graph of `table`. text_ids: [b] int64, on the table's device."""
+        world = world or this_world(text_ids.device)
+        columns = gather(text_ids, world)
+        row_code = column_code = row_tail = None
+        if table.codes is not None and table.code_scale is not None:
+            code, scale = table.codes[text_ids], table.code_scale[text_ids]
+            row_code = code.float().mul_(scale[:, None])
+            # int8 over the wire: a quarter of the bytes
+            column_code = row_code if world.size == 1 else gather(code, world).float()
+            if world.size > 1:
+                column_code.mul_(gather(scale, world)[:, None])
+        elif table.tail == "background":
+            row_tail = background(table.background_mean[text_ids], table.background_std[text_ids], tau_s)
         return cls(
+            world=world,
             tau_s=tau_s,
-            offset=world.rank * len(key),
-            row_key=key,
+            row_key=text_ids,
             column_key=columns,
-            listed=listed,
+            listed=_listed(text_ids, columns, table) if table.matrix is None else None,
             row_code=row_code,
             column_code=column_code,
             row_tail=row_tail,
-            matrix=table.matrix if objective == "xclr" and table is not None else None,
+            matrix=None if table.matrix is None else table.matrix[text_ids],
         )
+
+    @classmethod
+    @torch.no_grad()
+    def of_vectors(cls, vectors: torch.Tensor, *, tau_s: float = 0.1, world: World | None = None) -> SimilarityBlock:
+        """G is the cosine of the samples' vectors, such as embeddings of their captions: [b, dim] of any float type.
+
+        Exact, and in memory of B x dim.
+        """
+        world = world or this_world(vectors.device)
+        rows = functional.normalize(vectors.float(), dim=1)
+        key, columns = _places(len(rows), world, rows.device)
+        column_code = gather(rows, world)
+        return cls(world=world, tau_s=tau_s, row_key=key, column_key=columns, row_code=rows, column_code=column_code)
+
+    @classmethod
+    @torch.no_grad()
+    def of_matrix(
+        cls, similarities: torch.Tensor, *, tau_s: float = 0.1, world: World | None = None
+    ) -> SimilarityBlock:
+        """G as it is: [b, B], this rank's samples against those of rank 0, then of rank 1, ...
+
+        -inf is no target at all; a sample's similarity to itself counts as 1, whatever stands there. Raises ValueError
+        for another shape.
+        """
+        world = world or this_world(similarities.device)
+        if similarities.ndim != 2 or similarities.shape[1] != world.size * similarities.shape[0]:
+            raise ValueError(
+                f"similarities are [samples of this rank, samples of all {world.size} ranks], "
+                f"not {list(similarities.shape)}"
+            )
+        key, columns = _places(len(similarities), world, similarities.device)
+        return cls(world=world, tau_s=tau_s, row_key=key, column_key=columns, matrix=similarities)
+
+    @classmethod
+    @torch.no_grad()
+    def of_keys(cls, keys: torch.Tensor, *, world: World | None = None) -> SimilarityBlock:
+        """G = 1 where two samples' keys [b] int64 are equal, no target elsewhere: labels for SupCon, or, for SimCLR,
+        what no two samples share."""
+        world = world or this_world(keys.device)
+        return cls(world=world, tau_s=1.0, row_key=keys, column_key=gather(keys, world))
 
     def __len__(self) -> int:
         return len(self.row_key)
+
+    @property
+    def offset(self) -> int:
+        """Column of local sample 0: sample i is column offset + i."""
+        return self.world.rank * len(self)
 
     @torch.no_grad()
     def similarities(self, start: int, stop: int, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -194,7 +230,7 @@ class SimilarityBlock:
         if out is None:
             out = torch.empty(stop - start, len(self.column_key), device=self.row_key.device)
         if self.matrix is not None:
-            out.copy_(self.matrix[self.row_key[start:stop]][:, self.column_key])
+            out.copy_(self.matrix[start:stop][:, self.column_key])
         elif self.row_code is not None and self.column_code is not None:
             torch.mm(self.row_code[start:stop].to(out.dtype), self.column_code.to(out.dtype).T, out=out)
         elif self.row_tail is not None:
@@ -270,6 +306,12 @@ def background(mean: torch.Tensor, deviation: torch.Tensor, tau_s: float) -> tor
     m, s = mean.double(), deviation.double().clamp_min(1e-6)
     cut: torch.Tensor = torch.special.log_ndtr((1 - m) / s - s / tau_s) - torch.special.log_ndtr((1 - m) / s)
     return m + s.square() / (2 * tau_s) + tau_s * cut
+
+
+def _places(count: int, world: World, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys of samples that share none: their columns. Of this rank's [b] and of all [B]."""
+    columns = torch.arange(world.size * count, device=device)
+    return columns[world.rank * count : (world.rank + 1) * count], columns
 
 
 def _matrix(graph: Graph) -> torch.Tensor:

@@ -22,7 +22,6 @@ from torch.nn import functional
 from shards.errors import UserError
 from trainer.block import SimilarityBlock
 from trainer.collectives import gather_with_gradient
-from trainer.world import World
 
 __all__ = ["Implementation", "contrastive_loss"]
 
@@ -40,19 +39,21 @@ def contrastive_loss(
     block: SimilarityBlock,
     *,
     tau: float = 0.1,
-    world: World,
     implementation: Implementation = "auto",
 ) -> torch.Tensor:
     """Mean loss over this rank's rows; averaged over ranks it is the loss of the global batch.
 
     z: [2b, dim] projections of any float type, first views then second views; they are normalised here. All is
     computed in float32 (float64 if z is), under autocast too. Every rank calls it: features are gathered, with
-    gradient. implementation: `auto` is `tiled`, which was slower than `dense` at no size (docs/loss.md); `dense` is
-    the one to read, and to differentiate twice; `fused` raises UserError where its kernels do not run.
+    gradient, over the ranks of `block.world`. implementation: `auto` is `tiled`, which was slower than `dense` at no
+    size (docs/loss.md); `dense` is the one to read, and to differentiate twice; `fused` raises UserError where its
+    kernels do not run. Raises ValueError where z does not hold two views of each of the block's samples.
     """
+    if z.ndim != 2 or len(z) != 2 * len(block):
+        raise ValueError(f"z is [2 x {len(block)}, dim], first views then second views, not {list(z.shape)}")
     with torch.autocast(z.device.type, enabled=False):
         rows = functional.normalize(z if z.dtype == torch.float64 else z.float(), dim=1)
-        columns = gather_with_gradient(rows, world)
+        columns = gather_with_gradient(rows, block.world)
         if implementation == "dense":
             return _dense(rows, columns, block, tau)
         repel = _fused(rows) if implementation == "fused" else _repel

@@ -160,18 +160,13 @@ class Stepper:
         if objective.name == "clip":
             assert text is not None
             return clip_loss(z, text, world), None
-        block = SimilarityBlock.build(
-            objective=objective.name,
-            sample_ids=batch.samples.to(device, non_blocking=True),
-            text_ids=batch.texts.to(device, non_blocking=True),
-            labels=batch.labels.to(device, non_blocking=True),
-            table=self.table,
-            tau_s=objective.tau_s,
-            world=world,
-        )
-        return contrastive_loss(
-            z, block, tau=objective.tau, world=world, implementation=objective.implementation
-        ), block
+        if self.table is not None:
+            texts = batch.texts.to(device, non_blocking=True)
+            block = SimilarityBlock.of_texts(texts, self.table, tau_s=objective.tau_s, world=world)
+        else:
+            keys = batch.labels if objective.name == "supcon" else batch.samples
+            block = SimilarityBlock.of_keys(keys.to(device, non_blocking=True), world=world)
+        return contrastive_loss(z, block, tau=objective.tau, implementation=objective.implementation), block
 
     def _set_rate(self, step: int, total: int) -> None:
         optimiser = self.recipe.optimiser

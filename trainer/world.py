@@ -20,7 +20,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from shards.errors import UserError
 
-__all__ = ["World", "join_world"]
+__all__ = ["World", "join_world", "this_world"]
 
 TIMEOUT = timedelta(minutes=30)
 GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # what gloo says of another's end
@@ -36,6 +36,18 @@ class World:
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+
+def this_world(device: torch.device) -> World:
+    """In a loop that is not ours: the ranks of the process group that is there, or this process alone."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return World(device=device)
+    return World(
+        rank=dist.get_rank(),
+        size=dist.get_world_size(),
+        local_rank=int(os.environ.get("LOCAL_RANK", 0)),
+        device=device,
+    )
 
 
 @contextmanager

@@ -64,9 +64,11 @@ def build(
     """This rank's share of the batch: samples rank * b ... of it."""
     b = len(batch.texts) // world.size
     mine = slice(world.rank * b, (world.rank + 1) * b)
-    table = TextTable.from_graph(graph, torch.device("cpu"), tail)
-    ids = batch.samples[mine], batch.texts[mine], batch.labels[mine]
-    return SimilarityBlock.build(objective, *ids, table, tau_s, world)
+    if objective == "xclr":
+        table = TextTable.from_graph(graph, world.device, tail)
+        return SimilarityBlock.of_texts(batch.texts[mine].to(world.device), table, tau_s=tau_s, world=world)
+    keys = batch.labels if objective == "supcon" else batch.samples
+    return SimilarityBlock.of_keys(keys[mine].to(world.device), world=world)
 
 
 def similarity(graph: Graph, tail: Tail, tau_s: float, one: int, other: int) -> float:

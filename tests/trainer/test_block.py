@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from shards.errors import UserError
 from shards.graph import Graph
 from tests.trainer.reference import (
-    ALONE,
     Samples,
     build,
     mean_weight,
@@ -34,7 +33,7 @@ def by_lists(graph: Graph) -> TextTable:
 
 
 def block_of(batch: Samples, table: TextTable) -> SimilarityBlock:
-    return SimilarityBlock.build("xclr", batch.samples, batch.texts, batch.labels, table, 0.1, ALONE)
+    return SimilarityBlock.of_texts(batch.texts, table)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -166,7 +165,7 @@ def test_text_similarities_never_receive_gradient(how: block_module.Objective) -
     }
     block = block_of(batch, replace(table, **learnt))
     z = batch.z.flatten(0, 1).requires_grad_()
-    contrastive_loss(z, block, world=ALONE, implementation=how).backward()  # type: ignore[no-untyped-call,arg-type]
+    contrastive_loss(z, block, implementation=how).backward()  # type: ignore[no-untyped-call,arg-type]
     assert z.grad is not None
     assert len(learnt) == 4
     assert block.row_code is not None
@@ -198,5 +197,5 @@ def test_a_complete_graph_needs_no_tail() -> None:
     table = TextTable.from_graph(whole, torch.device("cpu"), "code")
     assert (table.tail, table.codes) == ("none", None)
     ids = torch.arange(12)
-    block = SimilarityBlock.build("xclr", ids, ids, None, table, 0.1, ALONE)
+    block = SimilarityBlock.of_texts(ids, table)
     torch.testing.assert_close(block.similarities(0, 12), torch.full((12, 12), 0.5).fill_diagonal_(1.0))

@@ -53,7 +53,7 @@ def share_of_loss(world: World, seed: int, objective: Objective, tail: Tail, how
     dtype = torch.float32 if how == "fused" else torch.float64
     z = batch.z[:, world.rank * b : (world.rank + 1) * b].to(dtype, copy=True).requires_grad_()
     block = build(batch, graph, objective, tail, 0.1, world)
-    value = contrastive_loss(z.flatten(0, 1), block, tau=0.1, world=world, implementation=how)
+    value = contrastive_loss(z.flatten(0, 1), block, tau=0.1, implementation=how)
     value.backward()  # type: ignore[no-untyped-call]
     assert z.grad is not None
     return float(value.detach()), (z.grad / world.size).numpy()

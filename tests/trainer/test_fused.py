@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from shards.errors import UserError
 from tests.trainer.interpreted import DEVICE, TRITON
-from tests.trainer.reference import ALONE, build, random_graph, random_samples, targets, value_and_gradient
-from trainer.block import Objective, SimilarityBlock, Tail, TextTable
+from tests.trainer.reference import build, random_graph, random_samples, targets, value_and_gradient
+from trainer.block import Objective, Tail
 from trainer.loss import _repel, contrastive_loss
 from trainer.world import World
 
@@ -79,14 +79,12 @@ def test_on_a_gpu_equals_the_formula(objective: Objective, tail: Tail, how: str,
     graph, batch = random_graph(rng, 60), random_samples(rng, 150, 60, dim=100)
     value, gradient = value_and_gradient(batch, targets(batch, graph, objective, tail, 0.1), 0.1)
     world = World(device=DEVICE)
-    table = TextTable.from_graph(graph, DEVICE, tail)
     z = batch.z.float().to(DEVICE).requires_grad_()
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
-        ids = (batch.samples.to(DEVICE), batch.texts.to(DEVICE), batch.labels.to(DEVICE))
-        block = SimilarityBlock.build(objective, *ids, table, 0.1, world)
-        found = contrastive_loss(z.flatten(0, 1), block, tau=0.1, world=world, implementation=how)  # type: ignore[arg-type]
+        block = build(batch, graph, objective, tail, 0.1, world)
+        found = contrastive_loss(z.flatten(0, 1), block, tau=0.1, implementation=how)  # type: ignore[arg-type]
         found.backward()  # type: ignore[no-untyped-call]
     finally:
         torch.set_float32_matmul_precision(before)
@@ -164,4 +162,4 @@ def test_without_triton_the_error_says_what_to_use(monkeypatch: pytest.MonkeyPat
     batch, graph = random_samples(rng, 4, 4), random_graph(rng, 4)
     block = build(batch, graph, "simclr", "none", 0.1)
     with pytest.raises(UserError, match=r"needs Triton"):
-        contrastive_loss(batch.z.float().flatten(0, 1), block, world=ALONE, implementation="fused")
+        contrastive_loss(batch.z.float().flatten(0, 1), block, implementation="fused")

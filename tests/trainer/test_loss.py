@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from tests.trainer.interpreted import INTERPRETED
 from tests.trainer.reference import (
-    ALONE,
     Samples,
     build,
     loss,
@@ -41,7 +40,7 @@ def computed(
     """Loss, and its gradient as [2, B, dim] float64; `entries` of a tile decide how uneven the last one is."""
     z = batch.z.to(dtype).clone().requires_grad_()
     with mock.patch.dict(loss_module.TILE_ENTRIES, cpu=entries):
-        value = contrastive_loss(z.flatten(0, 1), block, tau=tau, world=ALONE, implementation=how)
+        value = contrastive_loss(z.flatten(0, 1), block, tau=tau, implementation=how)
     assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     value.backward()  # type: ignore[no-untyped-call]
     assert z.grad is not None
@@ -175,7 +174,7 @@ def test_autocast_changes_nothing(how: Implementation) -> None:
         z = batch.z.float().flatten(0, 1).clone().requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             block = build(batch, graph, "xclr", "code", 0.1)
-            value = contrastive_loss(z, block, world=ALONE, implementation=how)
+            value = contrastive_loss(z, block, implementation=how)
         value.backward()  # type: ignore[no-untyped-call]
         assert z.grad is not None
         found.append((value.detach(), z.grad))
@@ -190,7 +189,7 @@ def test_gradient_scales_with_what_comes_from_above() -> None:
     found = []
     for factor in (1.0, 3.0):
         z = batch.z.flatten(0, 1).clone().requires_grad_()
-        (factor * contrastive_loss(z, block, world=ALONE, implementation="tiled")).backward()  # type: ignore[no-untyped-call]
+        (factor * contrastive_loss(z, block, implementation="tiled")).backward()  # type: ignore[no-untyped-call]
         assert z.grad is not None
         found.append(z.grad)
     torch.testing.assert_close(found[1], 3 * found[0])
@@ -204,7 +203,7 @@ def test_what_is_asked_for_is_what_runs(how: Implementation, other: str) -> None
     batch, graph = random_samples(rng, 5, 4), random_graph(rng, 4)
     block = build(batch, graph, "xclr", "code", 0.1)
     with mock.patch.object(loss_module, other) as not_taken:
-        contrastive_loss(batch.z.flatten(0, 1), block, world=ALONE, implementation=how)
+        contrastive_loss(batch.z.flatten(0, 1), block, implementation=how)
     assert not not_taken.called
 
 

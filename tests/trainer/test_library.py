@@ -1,0 +1,90 @@
+"""docs/library.md: its code runs as it stands, and blocks of a caller's own similarities give the paper's loss."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+
+from tests.make import make_shards
+from tests.trainer.ranks import Ranks
+from tests.trainer.reference import Samples, random_samples, value_and_gradient
+from trainer.block import SimilarityBlock
+from trainer.loss import Implementation, contrastive_loss
+from trainer.world import World, this_world
+
+PAGE = Path(__file__).parents[2] / "docs" / "library.md"
+Source = Literal["vectors", "matrix"]
+
+
+def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_shards(tmp_path / "data" / "mine", (40, 24))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for code in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL):
+        exec(compile(code, PAGE.name, "exec"), names)
+    assert torch.isfinite(names["loss"])
+    steps = {int(state["step"]) for state in names["optimiser"].state.values()}
+    assert steps == {2 * (64 // 16)}
+    shards = names["shards"]
+    assert names["ids"][shards.index.key[41]] == shards.index.text_id[41]
+
+
+def similarities(batch: Samples, source: Source) -> torch.Tensor:
+    """[B, B] float64; the matrix is not symmetric, and has a pair that is no target."""
+    rng = np.random.default_rng(1)
+    n = len(batch.texts)
+    if source == "vectors":
+        vectors = torch.nn.functional.normalize(vectors_of(n).double(), dim=1)
+        return vectors @ vectors.T
+    matrix = torch.from_numpy(rng.uniform(-1, 1, (n, n)))
+    matrix[0, 1] = -torch.inf
+    return matrix
+
+
+def vectors_of(count: int) -> torch.Tensor:
+    """[count, 5] of any length; two are the same text's."""
+    vectors = torch.from_numpy(np.random.default_rng(2).normal(size=(count, 5)) * 7).float()
+    vectors[3] = vectors[0]
+    return vectors
+
+
+def share(world: World, seed: int, source: Source, how: Implementation) -> tuple[float, Any]:
+    """This rank's loss and the gradient of the mean of all; who it is, the block finds out."""
+    assert (this_world(world.device).rank, this_world(world.device).size) == (world.rank, world.size)
+    batch = random_samples(np.random.default_rng(seed), 12, 8)
+    mine = slice(world.rank * 12 // world.size, (world.rank + 1) * 12 // world.size)
+    if source == "vectors":
+        block = SimilarityBlock.of_vectors(vectors_of(12)[mine], tau_s=0.2)
+    else:
+        block = SimilarityBlock.of_matrix(similarities(batch, source)[mine], tau_s=0.2)
+    z = batch.z[:, mine].clone().requires_grad_()
+    value = contrastive_loss(z.flatten(0, 1), block, tau=0.1, implementation=how)
+    value.backward()  # type: ignore[no-untyped-call]
+    assert z.grad is not None
+    return float(value.detach()), (z.grad / world.size).numpy()
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("how", ["dense", "tiled"])
+@pytest.mark.parametrize("source", ["vectors", "matrix"])
+def test_similarities_of_ones_own(ranks: Ranks, source: Source, how: Implementation, size: int) -> None:
+    batch = random_samples(np.random.default_rng(5), 12, 8)
+    g = similarities(batch, source).fill_diagonal_(1.0).repeat(2, 2).fill_diagonal_(-torch.inf)
+    value, gradient = value_and_gradient(batch, torch.softmax(g / 0.2, 1).tolist(), 0.1)
+    shares = ranks(size, share, 5, source, how)
+    assert np.mean([each for each, _ in shares]) == pytest.approx(value, abs=2e-6)
+    found = np.concatenate([each for _, each in shares], axis=1)
+    np.testing.assert_allclose(found, gradient.numpy(), atol=2e-6 * float(gradient.abs().max()))
+
+
+def test_shapes_that_do_not_fit_are_told() -> None:
+    with pytest.raises(ValueError, match=r"samples of this rank.*not \[4, 5\]"):
+        SimilarityBlock.of_matrix(torch.zeros(4, 5))
+    block = SimilarityBlock.of_keys(torch.arange(4))
+    with pytest.raises(ValueError, match=r"z is \[2 x 4, dim\].*not \[4, 3\]"):
+        contrastive_loss(torch.randn(4, 3), block)
