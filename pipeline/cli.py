@@ -177,7 +177,8 @@ def graph(
     source: Annotated[
         Path | None,
         typer.Option(
-            help="file: matrix .npy, or .parquet of edges (a, b: text ids, similarity). wordnet: folder of data.noun."
+            help="file: .npy of vectors or of a square matrix, or .parquet of edges (a, b: text ids, similarity). "
+            "wordnet: folder of data.noun."
         ),
     ] = None,
     k: KOption = 32,
@@ -194,16 +195,19 @@ def graph(
     xclr-shards graph data/imagenet --kind class          SupCon's graph
     xclr-shards graph data/imagenet --kind random         one number a pair of classes: the paper's control
     xclr-shards graph data/imagenet --kind wordnet        Wu-Palmer similarity of the synsets
+    xclr-shards graph data/cc12m --kind file --source vectors.npy     row i: the embedding of text i
 
     Train on it with xclr-train --graph NAME.
     """
     from pipeline.graph.build import build_graph, check_options
     from pipeline.graph.estimate import lines
+    from pipeline.graph.file import holds_vectors
 
     if dry_run:
         check_options(kind.value, encoder, source, k, code_dim, recall)
-        if kind is Kind.encoder:
-            print("\n".join(lines(root, encoder, k, code_dim)))
+        vectors = source if kind is Kind.file and source and holds_vectors(source) else None
+        if kind is Kind.encoder or vectors:
+            print("\n".join(lines(root, encoder, vectors, k, code_dim)))
         else:
             print(f"a graph of kind {kind.value} has nothing to encode or search")
         return

@@ -12,10 +12,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from shards.bars import say
 from shards.errors import NO_LOCKS, UserError
 
-__all__ = ["WORK", "alone", "differing", "disk_errors", "read_settings"]
+__all__ = ["WORK", "alone", "differing", "disk_errors", "mapped_zeros", "read_settings"]
 
 TRIES = 100
 WORK = ".work"  # below the folder that is being made; holds what a stopped run had finished
@@ -97,6 +100,16 @@ def differing(found: dict[str, Any], wanted: dict[str, Any], forgiven: Set[str] 
         for name in sorted({*found, *wanted} - forgiven)
         if found.get(name) != wanted.get(name)
     ]
+
+
+def mapped_zeros(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """A new .npy file to be written through memory, its room on the disk taken beforehand."""
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        # A mapped file is sparse, and a page that finds the disk full would end the process by SIGBUS, without a word.
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import queue
 import shutil
 import time
@@ -24,6 +23,7 @@ import numpy.typing as npt
 
 from pipeline.encode.encoder import Encoder, EncoderSource
 from pipeline.encode.load import load_encoder
+from pipeline.work import mapped_zeros
 from shards.atomic import atomic_file, write_json
 from shards.bars import bar, say
 from shards.errors import UserError
@@ -262,11 +262,7 @@ def _text_means(captions: Captions, chunks: Sequence[Path], path: Path) -> Vecto
     text = np.repeat(np.arange(n), np.diff(captions.indptr))[order]
     member = captions.member[order]
     dim = np.load(chunks[0], mmap_mode="r").shape[1]
-    sums = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(n, dim))
-    if hasattr(os, "posix_fallocate"):
-        # A mapped file is sparse, and a page that finds the disk full would end the process by SIGBUS, without a word.
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    sums = mapped_zeros(path, (n, dim))
     for position, chunk in enumerate(chunks):
         vectors = np.load(chunk)
         first, last = np.searchsorted(member, [position * CHUNK, position * CHUNK + len(vectors)])

@@ -45,9 +45,9 @@ def build_graph(
 
     kind: `encoder` (cosine of caption embeddings), `class` (1 within a class, 0 otherwise), `random` (one number a
     pair of classes), `wordnet` (Wu-Palmer similarity of classes) or `file`. encoder: a name or folder, None for the
-    bundled one. source: for `file` the matrix or edges, for `wordnet` the folder of WordNet's files if not where
-    Debian or NLTK put them. k: nearest texts a text lists; the lists are made symmetric. code_dim: dimensions of the
-    int8 code at most; fewer than the encoder's are a projection. recall: least recall on a sample that decides how
+    bundled one. source: for `file` the vectors, matrix or edges, for `wordnet` the folder of WordNet's files if not
+    where Debian or NLTK put them. k: nearest texts a text lists; the lists are made symmetric. code_dim: dimensions of
+    the int8 code at most; fewer than the encoder's are a projection. recall: least recall on a sample that decides how
     large sets of texts are searched. memory: bytes the search may hold beside the embeddings.
 
     The same settings again return at once; a stopped run goes on from its finished parts. Raises UserError where
@@ -107,7 +107,9 @@ def _make(
     if kind == "random":
         return kinds.random_graph(shards, settings)
     assert source is not None
-    return (kinds.wordnet_graph if kind == "wordnet" else kinds.file_graph)(shards, source, settings)
+    if kind == "wordnet":
+        return kinds.wordnet_graph(shards, source, settings)
+    return kinds.file_graph(shards, source, settings, folder, folder / WORK)
 
 
 def check_options(
@@ -126,7 +128,7 @@ def check_options(
         raise UserError(f"a graph of kind {kind} is made from the shards alone: leave --source {source} out")
     if kind == "file":
         if source is None:
-            raise UserError("a graph of kind file needs --source, a .npy or .parquet file")
+            raise UserError("a graph of kind file needs --source, a .npy or .parquet file (docs/sources.md)")
         if not source.is_file():
             raise UserError(f"there is no file {source} to make a graph of")
 

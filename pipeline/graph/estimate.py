@@ -1,4 +1,4 @@
-"""What an encoder's graph will cost: some captions are encoded, some random vectors searched; nothing of it stays."""
+"""What a graph of vectors will cost: some captions are encoded, some random vectors searched; nothing of it stays."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.encode.encoder import EncoderSource, resolve_encoder
+from pipeline.graph.file import open_array
 from pipeline.ranges import Range, disk_line
 from shards.errors import UserError
 from shards.reader import Shards
@@ -55,15 +56,38 @@ def estimate_graph(
     per_text = len(captions) / len(texts)
     dim, seconds = _encode_probe(captions, source, count.high * per_text)
     counts = count.times(per_text)
-    search, method, held = _search_probe(count, dim, k)
     characters = sum(map(len, captions)) / len(captions) * per_text
+    return _cost(
+        count,
+        dim,
+        k,
+        code_dim,
+        encode=Range(low=counts.low * seconds.low, high=SLOWER * counts.high * seconds.high),
+        work=8.0 * count.high * dim * max(1.0, per_text),
+        characters=characters,
+        written=characters if texts_file else 0.0,
+    )
+
+
+def _cost(
+    count: Range,
+    dim: int,
+    k: int,
+    code_dim: int,
+    *,
+    encode: Range | None,
+    work: float,
+    characters: float = 0.0,
+    written: float = 0.0,
+) -> GraphCost:
+    """work: bytes of all vectors. characters, written: of a text, in memory and in texts.parquet."""
+    search, method, held = _search_probe(count, dim, k)
     listed = Range(low=1.0, high=2.0).times(k * 6.0)  # union of lists; ids compress to some 4 bytes, similarities 2
     row = min(code_dim, dim) + 20
-    written = characters if texts_file else 0
     return GraphCost(
         disk=Range(low=count.low * (row + listed.low), high=count.high * (row + listed.high + written)),
-        work=8.0 * count.high * dim * max(1.0, per_text) + 4.0 * count.high * k,
-        encode=Range(low=counts.low * seconds.low, high=SLOWER * counts.high * seconds.high),
+        work=work + 4.0 * count.high * k,
+        encode=encode,
         search=search,
         method=method,
         memory=1.5e9 + held + count.high * (characters + 100 + 2 * k * 14 + dim),
@@ -77,17 +101,21 @@ def step_lines(cost: GraphCost) -> dict[str, str]:
     }
 
 
-def lines(root: Path, encoder: str | None, k: int, code_dim: int) -> list[str]:
-    """One screen on the encoder's graph of finished shards."""
+def lines(root: Path, encoder: str | None, vectors: Path | None, k: int, code_dim: int) -> list[str]:
+    """One screen on a graph of finished shards, of the encoder's vectors or of those of a file."""
     shards = Shards.open(root)
-    if not shards.manifest.texts:
+    n = shards.manifest.texts
+    if not n:
         raise UserError(f"{root} has no texts, so it can have no graph: build it from a source with captions")
-    texts = shards.texts()
-    n = len(texts)
-    chosen = [texts[i] for i in np.unique(np.linspace(0, n - 1, TEXTS).astype(int))]
-    del texts
-    count = Range(low=n, high=n)
-    cost = estimate_graph(chosen, count, resolve_encoder(encoder), min(k, n - 1), code_dim, texts_file=False)
+    count, k = Range(low=n, high=n), min(k, n - 1)
+    if vectors is not None:
+        dim = open_array(vectors).shape[1]
+        cost = _cost(count, dim, k, code_dim, encode=None, work=4.0 * n * dim)
+    else:
+        texts = shards.texts()
+        chosen = [texts[i] for i in np.unique(np.linspace(0, n - 1, TEXTS).astype(int))]
+        del texts
+        cost = estimate_graph(chosen, count, resolve_encoder(encoder), k, code_dim, texts_file=False)
     rows = {
         "texts": count.as_count(),
         "disk": disk_line(cost.disk, cost.work, shutil.disk_usage(root).free),

@@ -1,8 +1,9 @@
-"""Similarities from a file: a square matrix (.npy), or the edges of a graph (.parquet)."""
+"""Similarities from a file: vectors or a square matrix (.npy), or the edges of a graph (.parquet)."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,26 +12,65 @@ import pyarrow.parquet as pq
 
 from pipeline.search.exact import Doubles, Similarity
 from pipeline.search.neighbours import Lists
+from pipeline.work import mapped_zeros
 from shards.errors import UserError
 
-__all__ = ["edge_background", "edge_similarity", "read_edges", "read_matrix"]
+__all__ = [
+    "edge_background",
+    "edge_similarity",
+    "holds_vectors",
+    "open_array",
+    "read_edges",
+    "read_matrix",
+    "unit_vectors",
+]
 
 Matrix = npt.NDArray[np.float32]
 COLUMNS = ("a", "b", "similarity")
+ROWS = 1 << 14  # of vectors, normalised at a time
 
 
-def read_matrix(path: Path) -> Matrix:
-    """[m, m] symmetric, finite, within -1..1; the diagonal is the similarity within a class. Pickles are not read."""
+def open_array(path: Path) -> npt.NDArray[Any]:
+    """[rows, columns] numbers, mapped from the file. Pickles are not read."""
     try:
-        matrix = np.load(path, allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "numpy.save writes such files"
         raise UserError(f"{path} is no .npy file of numbers ({reason})") from None
-    if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-        raise UserError(f"{path} holds no square matrix but shape {getattr(matrix, 'shape', None)}")
-    if matrix.dtype.kind not in "fiu":
-        raise UserError(f"{path} holds {matrix.dtype}, not numbers")
-    matrix = matrix.astype(np.float32)
+    if not isinstance(array, np.ndarray) or array.ndim != 2 or 0 in array.shape:
+        raise UserError(f"{path} holds no table of numbers but shape {getattr(array, 'shape', None)}")
+    if array.dtype.kind not in "fiu":
+        raise UserError(f"{path} holds {array.dtype}, not numbers")
+    return array
+
+
+def holds_vectors(path: Path) -> bool:
+    """Whether the file holds rows to be compared; a square array says itself how alike the rows are."""
+    if path.suffix != ".npy":
+        return False
+    rows, columns = open_array(path).shape
+    return bool(rows != columns)
+
+
+def unit_vectors(path: Path, given: npt.NDArray[Any], rows: npt.NDArray[np.int64], out: Path) -> Matrix:
+    """[n, dim] the vectors given[rows[i]], of length 1, mapped from the file `out`."""
+    n = len(rows)
+    vectors = mapped_zeros(out, (n, given.shape[1]))
+    for start in range(0, n, ROWS):
+        part = given[rows[start : start + ROWS]].astype(np.float32)
+        length = np.linalg.norm(part, axis=1, keepdims=True)
+        usable = np.isfinite(length[:, 0]) & (length[:, 0] > 0)
+        if not usable.all():
+            out.unlink()
+            row = rows[start + int(np.argmin(usable))]
+            raise UserError(f"{path}: row {row} has no direction, since it is all zeros, or not finite")
+        vectors[start : start + ROWS] = part / length
+    return vectors
+
+
+def read_matrix(path: Path, array: npt.NDArray[Any]) -> Matrix:
+    """[m, m] symmetric, finite, within -1..1; the diagonal is the similarity within a class."""
+    matrix = array.astype(np.float32)
     _check_range(path, matrix)
     if not np.array_equal(matrix, matrix.T):
         row, column = np.argwhere(matrix != matrix.T)[0]

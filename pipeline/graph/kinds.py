@@ -67,6 +67,10 @@ class Found:
 def search_texts(texts: Sequence[str], source: EncoderSource, settings: Settings, work: Path) -> Found:
     """Embed texts and find the nearest of each; a later call with the same ones goes on from what is in `work`."""
     vectors, encoding = encode_texts(texts, source, work / "encoding")
+    return _search(vectors, encoding, settings, work)
+
+
+def _search(vectors: npt.NDArray[np.float32], encoding: dict[str, Any], settings: Settings, work: Path) -> Found:
     ids, similarities, search = nearest(
         vectors, settings.k, work / "search", target=settings.target, memory=settings.memory, seed=settings.seed
     )
@@ -76,18 +80,7 @@ def search_texts(texts: Sequence[str], source: EncoderSource, settings: Settings
 def encoder_graph(shards: Shards, source: EncoderSource, settings: Settings, folder: Path, work: Path) -> Graph:
     """Cosine of caption embeddings: top-k lists, and a code for every other pair."""
     found = search_texts(shards.texts(), source, settings, work)
-    vectors = found.vectors
-    dim = min(settings.code_dim, vectors.shape[1])
-    basis = codes.principal_basis(vectors, dim) if dim < vectors.shape[1] else None
-    meta = {
-        "source": source.record() | {"kind": "encoder"} | found.encoding,
-        "metric": "cosine",
-        "search": found.search,
-        "code": {"dim": dim, "basis": _write_basis(folder, basis)},
-    }
-    background = audit.background(vectors, settings.seed)
-    lists = symmetric_lists(found.ids, found.similarities)
-    return _graph(lists, background, codes.encode(vectors, basis), dot_products(vectors), settings, meta)
+    return _vector_graph(found, source.record() | {"kind": "encoder"} | found.encoding, settings, folder)
 
 
 def class_graph(shards: Shards, settings: Settings) -> Graph:
@@ -135,22 +128,25 @@ def wordnet_graph(shards: Shards, folder: Path, settings: Settings) -> Graph:
     return matrix_graph(wu_palmer(found, nouns), labels, settings, source, "Wu-Palmer")
 
 
-def file_graph(shards: Shards, path: Path, settings: Settings) -> Graph:
-    """A matrix of the classes or of the texts (.npy), or edges between texts (.parquet)."""
+def file_graph(shards: Shards, path: Path, settings: Settings, folder: Path, work: Path) -> Graph:
+    """A matrix or vectors (.npy) of the classes or of the texts, or edges between texts (.parquet)."""
     n = shards.manifest.texts
     source = {"kind": "file", "name": path.name, "sha256": sha256_file(path)}
     if path.suffix == ".parquet":
         return edge_graph(file.read_edges(path, n), n, settings, source)
     if path.suffix != ".npy":
-        raise UserError(f"{path} is neither .npy (a square matrix) nor .parquet (edges a, b, similarity)")
-    matrix, count = file.read_matrix(path), len(shards.manifest.classes)
-    if len(matrix) == count:
-        labels = classes.text_classes(shards)
-    elif len(matrix) == n:
-        labels = np.arange(n)
+        raise UserError(f"{path} is neither .npy (vectors, or a square matrix) nor .parquet (edges a, b, similarity)")
+    array, count = file.open_array(path), len(shards.manifest.classes)
+    if len(array) == count:
+        rows = classes.text_classes(shards)
+    elif len(array) == n:
+        rows = np.arange(n)
     else:
-        raise UserError(f"{path} is of {len(matrix)} rows; {shards.root} has {count} classes and {n} texts")
-    return matrix_graph(matrix, labels, settings, source, "as given")
+        raise UserError(f"{path} is of {len(array)} rows; {shards.root} has {count} classes and {n} texts")
+    if not file.holds_vectors(path):
+        return matrix_graph(file.read_matrix(path, array), rows, settings, source, "as given")
+    vectors = file.unit_vectors(path, array, rows, work / "vectors.npy")
+    return _vector_graph(_search(vectors, {}, settings, work), source | {"dim": array.shape[1]}, settings, folder)
 
 
 def matrix_graph(
@@ -170,6 +166,22 @@ def edge_graph(lists: Lists, n: int, settings: Settings, source: dict[str, Any])
     meta = {"source": source, "metric": "as given, 0 without an edge", "search": {"method": "as given"}, "code": None}
     return _graph(lists, file.edge_background(n), None, file.edge_similarity(lists), settings, meta,
                   least=0.0)  # fmt: skip
+
+
+def _vector_graph(found: Found, source: dict[str, Any], settings: Settings, folder: Path) -> Graph:
+    """Cosine: top-k lists, and a code for every other pair."""
+    vectors = found.vectors
+    dim = min(settings.code_dim, vectors.shape[1])
+    basis = codes.principal_basis(vectors, dim) if dim < vectors.shape[1] else None
+    meta = {
+        "source": source,
+        "metric": "cosine",
+        "search": found.search,
+        "code": {"dim": dim, "basis": _write_basis(folder, basis)},
+    }
+    background = audit.background(vectors, settings.seed)
+    lists = symmetric_lists(found.ids, found.similarities)
+    return _graph(lists, background, codes.encode(vectors, basis), dot_products(vectors), settings, meta)
 
 
 def _graph(

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import pipeline.graph.file
 from pipeline.build import BuildSettings, build_shards
 from pipeline.graph.build import build_graph
 from pipeline.graph.wordnet import find_wordnet, read_nouns, synset_of, wu_palmer
@@ -18,6 +19,7 @@ from pipeline.sources.find import open_source
 from shards.errors import UserError
 from shards.graph import Graph, read_graph
 from shards.reader import Shards
+from shards.verify import verify
 from tests.pipeline.sources import class_folders, data_set
 from tests.pipeline.texts import text_shards
 
@@ -158,6 +160,44 @@ def test_matrix_of_classes_or_of_texts(tmp_path: Path) -> None:
     assert sorted(Shards.open(root).graph_names()) == ["by-class", "texts"]
 
 
+def test_vectors_of_texts_or_of_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an encoder's, of any length and number format; written a few rows at a time."""
+    monkeypatch.setattr(pipeline.graph.file, "ROWS", 3)
+    root = text_shards(tmp_path / "s", [f"text {i}" for i in range(50)], [i % 10 for i in range(50)],
+                       [f"class {i}" for i in range(10)])  # fmt: skip
+    rng = np.random.default_rng(0)
+    given = (rng.normal(size=(50, 12)) * rng.uniform(0.1, 30, (50, 1))).astype(np.float16)
+    np.save(tmp_path / "v.npy", given)
+    graph = read_graph(build_graph(root, kind="file", source=tmp_path / "v.npy", k=4))
+    unit = given.astype(np.float64)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    cosine = unit @ unit.T
+    np.fill_diagonal(cosine, -np.inf)
+    for row in range(50):
+        span = slice(graph.indptr[row], graph.indptr[row + 1])
+        assert {*np.argsort(-cosine[row])[:4].tolist()} <= {*graph.neighbours[span].tolist()}
+        np.testing.assert_allclose(graph.similarities[span], cosine[row, graph.neighbours[span]], atol=1e-3)
+    assert graph.codes is not None
+    assert graph.meta["source"].items() >= {"kind": "file", "name": "v.npy", "dim": 12}.items()
+    assert graph.meta["audit"]["recall"] == 1
+    assert graph.meta["fidelity"]["code"]["kl"] < 1e-3
+    assert verify(root) == []
+    np.save(tmp_path / "c.npy", rng.normal(size=(10, 6)))
+    graph = read_graph(build_graph(root, kind="file", source=tmp_path / "c.npy", k=4))
+    near = {int(other) for other in graph.neighbours[graph.indptr[3] : graph.indptr[4]]}
+    assert near == {13, 23, 33, 43}
+    assert (graph.similarities[graph.indptr[3] : graph.indptr[4]] == 1).all()
+
+
+def test_wrong_vectors_can_be_mended_under_the_same_name(tmp_path: Path) -> None:
+    root = text_shards(tmp_path / "s", ["a", "b", "c"])
+    np.save(tmp_path / "v.npy", np.array([[1, 0], [0, 1], [0, np.nan]]))
+    with pytest.raises(UserError, match="row 2"):
+        build_graph(root, kind="file", source=tmp_path / "v.npy")
+    np.save(tmp_path / "v.npy", np.array([[1, 0], [0, 1], [1, 1]]))
+    assert len(read_graph(build_graph(root, kind="file", source=tmp_path / "v.npy"))) == 3
+
+
 def test_edges(tmp_path: Path) -> None:
     root = text_shards(tmp_path / "s", ["a", "b", "c", "d"])
     edges = {"a": [0, 1, 2, 3, 3], "b": [1, 0, 1, 0, 3], "similarity": [0.5, 0.5, 0.25, 0.75, 1.0]}
@@ -173,8 +213,12 @@ def test_edges(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("m.npy", np.zeros((2, 3)), "no square matrix"),
+        ("m.npy", np.zeros((2, 3, 1)), "no table of numbers"),
+        ("m.npy", np.zeros((3, 0)), "no table of numbers"),
         ("m.npy", np.zeros((4, 4)), "4 rows; .* 2 classes and 3 texts"),
+        ("m.npy", np.zeros((4, 9)), "4 rows; .* 2 classes and 3 texts"),
+        ("m.npy", np.array([[1, 0, 0, 0], [0, 0, 0, 0], [1, 1, 0, 0]]), "row 1 has no direction"),
+        ("m.npy", np.array([[1, 0, 0, 0], [0, 2, 0, 0], [1, np.inf, 0, 0]]), "row 2 has no direction"),
         ("m.npy", np.array([[1, 0.5], [0.25, 1]]), "not symmetric"),
         ("m.npy", np.array([[1, 2], [2, 1.0]]), "2 similarities outside -1..1"),
         ("m.npy", np.array([[1, np.nan], [np.nan, 1]]), "outside"),
