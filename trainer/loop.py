@@ -135,7 +135,7 @@ class _Loop:
         )
         remedy = f"take them out and build {shards.root} again"
         self.budget = SkipBudget("training images", BAD_IMAGES, remedy=remedy)
-        self.best = float("-inf")
+        self.best, self.bad_before = float("-inf"), 0
         self.saver = Saver()
         self.asked: _Later | None = None
 
@@ -143,6 +143,7 @@ class _Loop:
         self.stepper.encoder.load_state_dict(state["encoder"])
         self.stepper.optimiser.load_state_dict(state["optimiser"])
         self.best = float(state.get("best", self.best))
+        self.bad_before = int(state.get("bad_images", 0))
 
     def go(self, start: int, total: int) -> Result:
         recipe, world = self.recipe, self.world
@@ -226,23 +227,30 @@ class _Loop:
         self.budget.ok(len(batch.samples) - len(batch.bad))
 
     def _log(self, metrics: Metrics | None, done: int, outcome: Outcome, clock: _Clock) -> None:
-        sums = torch.stack([outcome.loss.double(), outcome.loss.new_tensor(self.budget.reasons.total()).double()])
+        bad, loss = self._bad_images(), outcome.loss.double()
         if self.world.size > 1:
-            dist.all_reduce(sums)
+            dist.all_reduce(loss)
         if not metrics:
             return
         rate, wait = clock.read()
         values = {
             "step": done,
             "epoch": done / self.plan.steps_per_epoch,
-            "loss": float(sums[0]) / self.world.size,
+            "loss": float(loss) / self.world.size,
             "lr": self.stepper.optimiser.param_groups[0]["lr"],
             "samples_per_s": rate,
             "data_wait": wait,
-            "bad_images": int(sums[1]),
+            "bad_images": bad,
             **outcome.statistics(),
         }
         self._write(metrics, values)
+
+    def _bad_images(self) -> int:
+        """Of all ranks, and of the run before it was stopped; every rank calls it."""
+        count = torch.tensor(self.budget.reasons.total(), device=self.world.device)
+        if self.world.size > 1:
+            dist.all_reduce(count)
+        return self.bad_before + int(count)
 
     def _watch(self, metrics: Metrics | None, done: int) -> None:
         """Online kNN and RankMe; the best encoder so far is kept."""
@@ -294,9 +302,10 @@ class _Loop:
         return bool(value)
 
     def _save(self, step: int, total: int) -> None:
+        bad = self._bad_images()
         if not self.world.is_main:
             return
-        state = {**self._encoder_state(), "optimiser": self.stepper.optimiser.state_dict()}
+        state = {**self._encoder_state(), "optimiser": self.stepper.optimiser.state_dict(), "bad_images": bad}
         status = "finished" if step == total else "running"
 
         def write(copy: dict[str, Any]) -> None:

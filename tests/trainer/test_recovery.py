@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -50,8 +51,8 @@ def status(run: Path) -> str:
     return str(json.loads((run / "run.json").read_text())["status"])
 
 
-def trained(world: World, chosen: Recipe, run: Path) -> None:
-    train(chosen, run, world)
+def trained(world: World, chosen: Recipe, run: Path, resume: bool = False) -> None:
+    train(chosen, run, world, resume=resume)
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
@@ -389,7 +390,7 @@ def test_bad_images_are_named(tmp_path: Path) -> None:
         train(recipe(none), tmp_path / "none-run", ALONE)
 
 
-def test_damage_on_any_rank_is_counted(tmp_path: Path, ranks: Ranks) -> None:
+def test_damage_on_any_rank_is_counted(tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = make_shards(tmp_path / "bad", sizes=SIZES, classes=6, bad=(3, 20, 41, 60))
     chosen = recipe(bad, epochs=2, run__knn_every=0, run__log_every=1)
     counts = {}
@@ -398,3 +399,11 @@ def test_damage_on_any_rank_is_counted(tmp_path: Path, ranks: Ranks) -> None:
         counts[size] = [line["bad_images"] for line in lines_of(tmp_path / f"run{size}") if "loss" in line]
     assert counts[1] == counts[2]
     assert counts[1][-1] > 4
+    run = tmp_path / "run1"  # the same, stopped and gone on with
+    shutil.rmtree(run)
+    with monkeypatch.context() as patch:
+        stop_at(patch, counts[1].index(counts[1][-1] - 2) + 1)
+        with pytest.raises(Stopped):
+            train(replace(chosen, run=replace(chosen.run, checkpoint_every=1)), run, ALONE)
+    ranks(2, trained, chosen, run, True)
+    assert [line["bad_images"] for line in lines_of(run) if "loss" in line] == counts[1]
