@@ -75,7 +75,7 @@ def soft(how: Implementation, rows: int, texts: TextTable | None) -> Step:
     assert texts is not None
     b = rows // 2
     z = torch.randn(rows, DIM, device=device(), requires_grad=True)
-    ids = torch.randint(TEXTS, (b,), device=device())
+    ids = torch.randint(TEXTS, (b,))
 
     def step() -> None:
         z.grad = None

@@ -116,6 +116,7 @@ def stand_in_gpu() -> Iterator[list[str]]:
             mock.patch.object(torch.cuda, "_lazy_init"),
             mock.patch.object(torch.cuda, "mem_get_info", return_value=(1 << 33, 1 << 33)),
             mock.patch.object(torch, "tensor", tensor),
+            mock.patch.object(torch.Tensor, "pin_memory", lambda self: self),  # needs a driver
             mock.patch.object(torch.cuda, "Stream", Stream),
             mock.patch.object(torch.cuda, "stream", Stream.entered),
             mock.patch.object(torch.cuda, "current_stream", Stream.current),

@@ -34,8 +34,14 @@ Tail = Literal["code", "background", "none"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextTable:
-    """A graph on a device: what the block looks up for the texts of a batch."""
+    """A graph: what the block looks up for the texts of a batch.
 
+    Its rows stay in the host's memory (12 M captions: 8 GB, which a GPU has better use for), and those of a batch are
+    sent to `device`, 0.7 KB a sample.
+    """
+
+    device: torch.device
+    """Where blocks are made."""
     tail: Tail
     indptr: torch.Tensor
     """[n + 1] int64."""
@@ -52,7 +58,7 @@ class TextTable:
     code_scale: torch.Tensor | None
     """[n] float32."""
     matrix: torch.Tensor | None = None
-    """[n, n] float16, of a complete graph alone: its lists would be a batch's whole block, pair by pair."""
+    """[n, n] float16 on `device`, of a complete graph alone: its lists would be a batch's whole block, pair by pair."""
 
     @classmethod
     def from_graph(cls, graph: Graph, device: torch.device, tail: Tail = "code") -> TextTable:
@@ -72,16 +78,15 @@ class TextTable:
                 "this graph has no codes for the pairs that it does not list: use --tail background or --tail none"
             )
         return cls(
+            device=device,
             tail=tail,
-            indptr=torch.from_numpy(graph.indptr).to(device),
-            neighbours=torch.from_numpy(graph.neighbours[listed]).to(device),
-            similarities=torch.from_numpy(graph.similarities[listed]).to(device),
-            background_mean=torch.from_numpy(graph.background_mean).to(device),
-            background_std=torch.from_numpy(graph.background_std).to(device),
-            codes=torch.from_numpy(graph.codes).to(device) if coded and graph.codes is not None else None,
-            code_scale=torch.from_numpy(graph.code_scale).to(device)
-            if coded and graph.code_scale is not None
-            else None,
+            indptr=torch.from_numpy(graph.indptr),
+            neighbours=torch.from_numpy(graph.neighbours[listed]),
+            similarities=torch.from_numpy(graph.similarities[listed]),
+            background_mean=torch.from_numpy(graph.background_mean),
+            background_std=torch.from_numpy(graph.background_std),
+            codes=torch.from_numpy(graph.codes) if coded and graph.codes is not None else None,
+            code_scale=torch.from_numpy(graph.code_scale) if coded and graph.code_scale is not None else None,
             matrix=_matrix(graph).to(device) if complete else None,
         )
 
@@ -148,29 +153,31 @@ class SimilarityBlock:
     def of_texts(
         cls, text_ids: torch.Tensor, table: TextTable, *, tau_s: float = 0.1, world: World | None = None
     ) -> SimilarityBlock:
-        """By the graph of `table`. text_ids: [b] int64, on the table's device."""
-        world = world or this_world(text_ids.device)
-        columns = gather(text_ids, world)
+        """By the graph of `table`. text_ids: [b] int64 on the CPU, as loaders give them; a GPU's are waited for."""
+        device = table.device
+        world = world or this_world(device)
+        ids, key = text_ids.cpu(), text_ids.to(device, non_blocking=True)
+        columns = gather(key, world)
         row_code = column_code = row_tail = None
         if table.codes is not None and table.code_scale is not None:
-            code, scale = table.codes[text_ids], table.code_scale[text_ids]
+            code, scale = _send(table.codes[ids], device), _send(table.code_scale[ids], device)
             row_code = code.float().mul_(scale[:, None])
             # int8 over the wire: a quarter of the bytes
             column_code = row_code if world.size == 1 else gather(code, world).float()
             if world.size > 1:
                 column_code.mul_(gather(scale, world)[:, None])
         elif table.tail == "background":
-            row_tail = background(table.background_mean[text_ids], table.background_std[text_ids], tau_s)
+            row_tail = _send(background(table.background_mean[ids], table.background_std[ids], tau_s), device)
         return cls(
             world=world,
             tau_s=tau_s,
-            row_key=text_ids,
+            row_key=key,
             column_key=columns,
-            listed=_listed(text_ids, columns, table) if table.matrix is None else None,
+            listed=_listed(ids, columns, table) if table.matrix is None else None,
             row_code=row_code,
             column_code=column_code,
             row_tail=row_tail,
-            matrix=None if table.matrix is None else table.matrix[text_ids],
+            matrix=None if table.matrix is None else table.matrix[key],
         )
 
     @classmethod
@@ -323,34 +330,41 @@ def _matrix(graph: Graph) -> torch.Tensor:
 
 
 def _listed(rows: torch.Tensor, columns: torch.Tensor, table: TextTable) -> Pairs:
-    """The pairs (row, column) whose texts the graph lists, by a sorted look-up.
+    """The pairs (row, column) whose texts the graph lists, by a sorted look-up on the device.
 
-    rows [b], columns [B]: text ids. Every listed neighbour of every row's text is searched for among the batch's
-    sorted texts; the few that are there are spread over all columns of that text.
+    rows [b] on the CPU, columns [B] on the device: text ids. Every listed neighbour of every row's text is searched for
+    among the batch's sorted texts; the few that are there are spread over all columns of that text.
     """
+    device = columns.device
     texts, which = torch.unique(rows, return_inverse=True)  # a text's list is looked up once
-    order = torch.argsort(columns, stable=True)
-    present, many = torch.unique_consecutive(columns[order], return_counts=True)
-    first = many.cumsum(0) - many  # text present[p] fills the columns order[first[p] : first[p] + many[p]]
     begin = table.indptr[texts]
     owner, within = _spread(table.indptr[texts + 1] - begin)
     flat = begin[owner] + within
-    neighbour = table.neighbours[flat].long()
+    neighbour, value = _send(table.neighbours[flat], device).long(), _send(table.similarities[flat], device)
+    owner, which = _send(owner, device), _send(which, device)
+    order = torch.argsort(columns, stable=True)
+    present, many = torch.unique_consecutive(columns[order], return_counts=True)
+    first = many.cumsum(0) - many  # text present[p] fills the columns order[first[p] : first[p] + many[p]]
     place = torch.searchsorted(present, neighbour).clamp_(max=len(present) - 1)
     found = torch.nonzero(present[place] == neighbour).squeeze(1)  # [hits] listed neighbours that are in the batch
-    owner, flat, place = owner[found], flat[found], place[found]
+    owner, value, place = owner[found], value[found], place[found]
     # One entry a (text, column).
     entry, within = _spread(many[place])
     text, column = owner[entry], order[first[place[entry]] + within]
-    value = table.similarities[flat[entry]].float()
+    value = value[entry].float()
     # One entry a (row, column): entries are sorted by text, so a row copies its text's run.
-    run = torch.searchsorted(text, torch.arange(len(texts) + 1, device=rows.device))
+    run = torch.searchsorted(text, torch.arange(len(texts) + 1, device=device))
     length = (run[1:] - run[:-1])[which]
     row, within = _spread(length)
     source = run[which][row] + within
     start = torch.zeros(len(rows) + 1, dtype=torch.int64)
     start[1:] = length.cumsum(0).cpu()
     return Pairs(row=row, column=column[source], value=value[source], start=start)
+
+
+def _send(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """To a GPU from memory that it may read by itself, else the step would wait for all that it has been told to do."""
+    return x if device.type == "cpu" else x.pin_memory().to(device, non_blocking=True)
 
 
 def _spread(counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -101,7 +101,7 @@ def _train(
         setup.describe_run(run, recipe, shards, start=start, total=total)
     if state:
         loop.load(state)
-    del state, graph  # gigabytes, which the device holds now
+    del state  # gigabytes, which the device holds now
     return loop.go(start, total)
 
 

@@ -161,8 +161,7 @@ class Stepper:
             assert text is not None
             return clip_loss(z, text, world), None
         if self.table is not None:
-            texts = batch.texts.to(device, non_blocking=True)
-            block = SimilarityBlock.of_texts(texts, self.table, tau_s=objective.tau_s, world=world)
+            block = SimilarityBlock.of_texts(batch.texts, self.table, tau_s=objective.tau_s, world=world)
         else:
             keys = batch.labels if objective.name == "supcon" else batch.samples
             block = SimilarityBlock.of_keys(keys.to(device, non_blocking=True), world=world)

@@ -66,7 +66,7 @@ def build(
     mine = slice(world.rank * b, (world.rank + 1) * b)
     if objective == "xclr":
         table = TextTable.from_graph(graph, world.device, tail)
-        return SimilarityBlock.of_texts(batch.texts[mine].to(world.device), table, tau_s=tau_s, world=world)
+        return SimilarityBlock.of_texts(batch.texts[mine], table, tau_s=tau_s, world=world)
     keys = batch.labels if objective == "supcon" else batch.samples
     return SimilarityBlock.of_keys(keys[mine].to(world.device), world=world)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from shards.reader import Shards
 from tests.make import make_shards
 from tests.standin import GPU, StandIn, Stream, WrongDevice, stand_in_gpu
 from trainer import setup
+from trainer.block import SimilarityBlock, TextTable
 from trainer.checkpoint import checkpoints, read_checkpoint
 from trainer.data import batches_of, make_loader
 from trainer.loop import train
@@ -87,6 +88,17 @@ def test_a_step_on_the_gpu_is_a_step_on_the_cpu(made: Path, options: dict[str, A
         assert set(waits) == allowed
     assert found.pop("losses") == expected.pop("losses")
     assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_graph_of_lists_leaves_the_gpus_memory_alone(made: Path) -> None:
+    graph = Shards.open(made).graph()
+    with stand_in_gpu():
+        table = TextTable.from_graph(graph, GPU)
+        block = SimilarityBlock.of_texts(torch.arange(6), table, world=World(device=GPU))
+    assert not any(isinstance(getattr(table, field.name), StandIn) for field in fields(table))
+    assert isinstance(block.row_code, StandIn)
+    assert block.listed is not None
+    assert isinstance(block.listed.value, StandIn)
 
 
 def test_a_batch_is_copied_beside_the_step_before(made: Path) -> None:
