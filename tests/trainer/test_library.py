@@ -31,7 +31,7 @@ def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     steps = {int(state["step"]) for state in names["optimiser"].state.values()}
     assert steps == {2 * (64 // 16)}
     shards = names["shards"]
-    assert names["ids"][shards.index.key[41]] == shards.index.text_id[41]
+    assert names["ids"][str(shards.index.key[41])] == shards.index.text_id[41]
 
 
 def similarities(batch: Samples, source: Source) -> torch.Tensor:
