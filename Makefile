@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-export DATASET SOURCE OUT MODEL OBJECTIVE  # the shell reads them from its environment: any character may be in a path
+export DATASET SOURCE OUT MODEL OBJECTIVE RANKS  # the shell reads them from its environment: any character may be in a path
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo shards train eval test test-fast check bench
@@ -11,6 +11,7 @@ help:  ## this list
 	@echo "make demo                             shards, three training runs, a table and a page, from nothing (no data needed)"
 	@echo "make shards DATASET=NAME [SOURCE=DIR] build shards and graph into data/NAME (OUT=DIR elsewhere)"
 	@echo "make train [DATASET=NAME] [MODEL=NAME] train on them; without DATASET on the shards built last"
+	@echo "           [RANKS=8]                   on eight GPUs of this machine; RANKS=0 on all of them"
 	@echo "make eval [ARGS='...']                xclr-eval suite"
 	@echo "make test | test-fast | check         all tests | those under ten seconds | ruff and mypy"
 	@echo "make bench                            every script in benchmarks/"
@@ -39,9 +40,9 @@ shards: setup  ## DATASET=NAME [SOURCE=DIR] [OUT=DIR]
 	@test -n "$$DATASET" || { echo "error: say which data set, e.g. make shards DATASET=demo"; exit 2; }
 	@$(BIN)/xclr-shards build "$$DATASET" $(if $(SOURCE),--source "$$SOURCE") $(if $(OUT),--out "$$OUT") $(ARGS)
 
-train: setup  ## [DATASET=NAME] [MODEL=NAME] [OBJECTIVE=xclr|simclr|supcon]
+train: setup  ## [DATASET=NAME] [MODEL=NAME] [OBJECTIVE=xclr|simclr|supcon] [RANKS=8]
 	@$(BIN)/xclr-train $(if $(DATASET),--shards "$${OUT:-data/$$(basename "$$DATASET" .toml)}") $(if $(MODEL),--model "$$MODEL") \
-	  $(if $(OBJECTIVE),--objective "$$OBJECTIVE") --resume $(ARGS)
+	  $(if $(OBJECTIVE),--objective "$$OBJECTIVE") $(if $(RANKS),--ranks "$$RANKS") --resume $(ARGS)
 
 eval: setup  ## [ARGS='...']
 	@$(BIN)/xclr-eval suite $(ARGS)

@@ -21,13 +21,11 @@ from trainer.recipe import Recipe, builtin_recipes, changed, load_recipe
 
 if TYPE_CHECKING:
     from trainer.dryrun import Estimate
+    from trainer.world import World
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-BY_HAND = 130  # 128 + SIGINT
-INTERRUPTED = 143  # 128 + SIGTERM: what schedulers take for "was told to stop", and requeue
 
 
 @app.callback(invoke_without_command=True)
@@ -96,6 +94,13 @@ def command(
         str | None, typer.Option(help="Send the metrics to wandb or mlflow as well, where that is installed.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    ranks: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Processes of this machine that share each batch, started by torchrun; 0: one for each GPU.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only measure a few steps: parameters, memory, hours on this device.")
     ] = False,
@@ -107,7 +112,7 @@ def command(
     xclr-train --model vit_small_patch16_224     another backbone on them
     xclr-train --objective simclr                without the similarity graph
     xclr-train --dry-run                         what it would take here
-    torchrun --nproc-per-node 8 -m trainer.cli   eight GPUs share each batch
+    xclr-train --ranks 8                         eight GPUs share each batch
     xclr-train export runs/NAME --out DIR        the backbone for timm
 
     The run goes to a folder with run.json, metrics.jsonl, checkpoints/ and
@@ -148,6 +153,12 @@ def command(
         },
     )
     open_shards(chosen.data.shards)  # before PyTorch is loaded: whether they are there
+    if ranks is not None:
+        from trainer.launch import launch, ranks_wanted
+
+        count = ranks_wanted(ranks, chosen.data.batch_size, device)
+        if count > 1:
+            sys.exit(launch(count, sys.argv[1:], restart=resume))
     _train(chosen, device, out, resume=resume, dry_run=dry_run)
 
 
@@ -156,6 +167,7 @@ def _train(chosen: Recipe, device: str, out: Path | None, *, resume: bool, dry_r
     from torch import OutOfMemoryError
 
     from trainer.dryrun import estimate
+    from trainer.launch import BY_HAND, INTERRUPTED
     from trainer.loop import Stopped, train
     from trainer.world import join_world
 
@@ -163,6 +175,7 @@ def _train(chosen: Recipe, device: str, out: Path | None, *, resume: bool, dry_r
         run = None if dry_run else out or _default_run(chosen)
         if world.is_main:
             _announce(chosen, run, world.size, str(world.device))
+            _say_idle(world, device)
         try:
             if run is None:
                 found = estimate(chosen, world)
@@ -286,6 +299,13 @@ def _announce(recipe: Recipe, run: Path | None, ranks: int, device: str) -> None
     Console(stderr=True).print(table, highlight=False)
     for text in at_start(recipe, texts=manifest.texts, classes=len(manifest.classes)):
         say(f"warning: {text}")
+
+
+def _say_idle(world: World, device: str) -> None:
+    from torch import cuda
+
+    if world.size == 1 and world.device.type == "cuda" and ":" not in device and cuda.device_count() > 1:
+        say(f"note: one of {cuda.device_count()} GPUs is used; --ranks 0 shares each batch between all of them")
 
 
 def _objective_line(recipe: Recipe, shards: Shards, run: Path | None) -> str:

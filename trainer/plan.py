@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from shards.errors import UserError
 
-__all__ = ["BatchPlan", "StepSampler", "Ticket"]
+__all__ = ["BatchPlan", "StepSampler", "Ticket", "check_share"]
 
 Ticket = tuple[int, int]  # (epoch, sample): all that a sample's augmentation may depend on, besides the seed
 Order = npt.NDArray[np.int64]
@@ -114,6 +114,11 @@ class BatchPlan:
         return np.concatenate([batches.ravel(), first[steps * each :], second[steps * rest :]])
 
 
+def check_share(batch_size: int, ranks: int) -> None:
+    if batch_size % ranks:
+        raise UserError(f"a batch of {batch_size} does not divide over {ranks} ranks: change --batch-size")
+
+
 class StepSampler:
     """Batch sampler for PyTorch's DataLoader: this rank's share of batches start, start + 1, ..., stop - 1.
 
@@ -121,8 +126,7 @@ class StepSampler:
     """
 
     def __init__(self, plan: BatchPlan, *, rank: int, size: int, start: int, stop: int) -> None:
-        if plan.batch_size % size:
-            raise UserError(f"a batch of {plan.batch_size} does not divide over {size} ranks: change --batch-size")
+        check_share(plan.batch_size, size)
         self.plan, self.rank, self.size, self.start, self.stop = plan, rank, size, start, stop
 
     def __len__(self) -> int:
