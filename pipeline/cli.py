@@ -172,7 +172,9 @@ def build(
 def graph(
     root: RootArgument,
     kind: Annotated[Kind, typer.Option(help="What the similarities come from.")] = Kind.encoder,
-    name: Annotated[str | None, typer.Option(help="Folder below graphs/. Default: after kind or encoder.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Folder below graphs/. Default: the kind's, encoder's or file's.")
+    ] = None,
     encoder: EncoderOption = None,
     source: Annotated[
         Path | None,

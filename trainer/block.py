@@ -126,9 +126,10 @@ class Weights:
 class SimilarityBlock:
     """G between this rank's b samples and the B of all ranks, slice by slice.
 
-    Made by one of four: `of_texts` (X-CLR by a graph), `of_vectors` and `of_matrix` (X-CLR by what a caller has),
-    `of_keys` (SimCLR, SupCon). Every rank calls the same one, with equally many samples. `world` is for all of them
-    this process's place among the ranks; None takes it from torch.distributed.
+    Made by one of five: `of_texts` (X-CLR by a graph), `of_vectors` and `of_matrix` (X-CLR by what a caller has),
+    `of_keys` (SupCon), `of_samples` (SimCLR). Every rank calls the same one, with equally many samples. `world` is for
+    all of them this process's place among the ranks; None takes it from torch.distributed. All raise ValueError for
+    what they are not given, and for what requires a gradient, since none would come: similarities are targets.
     """
 
     world: World
@@ -154,9 +155,12 @@ class SimilarityBlock:
         cls, text_ids: torch.Tensor, table: TextTable, *, tau_s: float = 0.1, world: World | None = None
     ) -> SimilarityBlock:
         """By the graph of `table`. text_ids: [b] int64 on the CPU, as loaders give them; a GPU's are waited for."""
-        device = table.device
+        _check_keys("text ids", text_ids)
+        device, texts = table.device, len(table.indptr) - 1
         world = world or this_world(device)
         ids, key = text_ids.cpu(), text_ids.to(device, non_blocking=True)
+        if len(ids) and not (int(ids.min()) >= 0 and int(ids.max()) < texts):
+            raise ValueError(f"text ids lie in 0..{texts - 1}, not in {int(ids.min())}..{int(ids.max())}")
         columns = gather(key, world)
         row_code = column_code = row_tail = None
         if table.codes is not None and table.code_scale is not None:
@@ -185,10 +189,11 @@ class SimilarityBlock:
     def of_vectors(cls, vectors: torch.Tensor, *, tau_s: float = 0.1, world: World | None = None) -> SimilarityBlock:
         """G is the cosine of the samples' vectors, such as embeddings of their captions: [b, dim] of any float type.
 
-        Exact, and in memory of B x dim.
+        Exact, and in memory of B x dim. A vector of zeros is like nothing but itself.
         """
+        _check_targets("vectors are [samples, dim]", vectors)
         world = world or this_world(vectors.device)
-        rows = functional.normalize(vectors.float(), dim=1)
+        rows = functional.normalize(vectors.double(), dim=1, eps=1e-300).float()  # float32's squares would overflow
         key, columns = _places(len(rows), world, rows.device)
         column_code = gather(rows, world)
         return cls(world=world, tau_s=tau_s, row_key=key, column_key=columns, row_code=rows, column_code=column_code)
@@ -200,25 +205,35 @@ class SimilarityBlock:
     ) -> SimilarityBlock:
         """G as it is: [b, B], this rank's samples against those of rank 0, then of rank 1, ...
 
-        -inf is no target at all; a sample's similarity to itself counts as 1, whatever stands there. Raises ValueError
-        for another shape.
+        -inf is no target at all; a sample's similarity to itself counts as 1, whatever stands there. The matrix is
+        kept, not copied.
         """
         world = world or this_world(similarities.device)
-        if similarities.ndim != 2 or similarities.shape[1] != world.size * similarities.shape[0]:
-            raise ValueError(
-                f"similarities are [samples of this rank, samples of all {world.size} ranks], "
-                f"not {list(similarities.shape)}"
-            )
+        shape = f"similarities are [samples of this rank, samples of all {world.size} ranks]"
+        _check_targets(shape, similarities)
+        if similarities.shape[1] != world.size * similarities.shape[0]:
+            raise ValueError(f"{shape}, not {list(similarities.shape)}")
         key, columns = _places(len(similarities), world, similarities.device)
         return cls(world=world, tau_s=tau_s, row_key=key, column_key=columns, matrix=similarities)
 
     @classmethod
     @torch.no_grad()
     def of_keys(cls, keys: torch.Tensor, *, world: World | None = None) -> SimilarityBlock:
-        """G = 1 where two samples' keys [b] int64 are equal, no target elsewhere: labels for SupCon, or, for SimCLR,
-        what no two samples share."""
+        """G = 1 where two samples' keys [b] are equal, on whatever ranks; no target elsewhere. SupCon's are labels."""
+        _check_keys("keys", keys)
         world = world or this_world(keys.device)
         return cls(world=world, tau_s=1.0, row_key=keys, column_key=gather(keys, world))
+
+    @classmethod
+    def of_samples(cls, count: int, device: torch.device, *, world: World | None = None) -> SimilarityBlock:
+        """SimCLR: of this rank's `count` samples each is like itself alone."""
+        world = world or this_world(device)
+        key, columns = _places(count, world, device)
+        return cls(world=world, tau_s=1.0, row_key=key, column_key=columns)
+
+    def __post_init__(self) -> None:
+        if not self.tau_s > 0:
+            raise ValueError(f"tau_s is a temperature above 0, not {self.tau_s}")
 
     def __len__(self) -> int:
         return len(self.row_key)
@@ -313,6 +328,18 @@ def background(mean: torch.Tensor, deviation: torch.Tensor, tau_s: float) -> tor
     m, s = mean.double(), deviation.double().clamp_min(1e-6)
     cut: torch.Tensor = torch.special.log_ndtr((1 - m) / s - s / tau_s) - torch.special.log_ndtr((1 - m) / s)
     return m + s.square() / (2 * tau_s) + tau_s * cut
+
+
+def _check_keys(what: str, keys: torch.Tensor) -> None:
+    if keys.ndim != 1 or keys.is_floating_point() or keys.is_complex():
+        raise ValueError(f"{what} are [samples] whole numbers, not {list(keys.shape)} of {keys.dtype}")
+
+
+def _check_targets(what: str, x: torch.Tensor) -> None:
+    if x.ndim != 2 or x.is_complex():
+        raise ValueError(f"{what}, not {list(x.shape)} of {x.dtype}")
+    if x.requires_grad:
+        raise ValueError(f"{what.partition(' ')[0]} are targets, which no gradient flows to: detach() them")
 
 
 def _places(count: int, world: World, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -38,7 +38,7 @@ def contrastive_loss(
     z: torch.Tensor,
     block: SimilarityBlock,
     *,
-    tau: float = 0.1,
+    tau: float | torch.Tensor = 0.1,
     implementation: Implementation = "auto",
 ) -> torch.Tensor:
     """Mean loss over this rank's rows; averaged over ranks it is the loss of the global batch.
@@ -47,8 +47,15 @@ def contrastive_loss(
     computed in float32 (float64 if z is), under autocast too. Every rank calls it: features are gathered, with
     gradient, over the ranks of `block.world`. implementation: `auto` is `tiled`, which was slower than `dense` at no
     size (docs/loss.md); `dense` is the one to read, and to differentiate twice; `fused` raises UserError where its
-    kernels do not run. Raises ValueError where z does not hold two views of each of the block's samples.
+    kernels do not run. Raises ValueError where z does not hold two views of each of the block's samples, and for a tau
+    that is not above 0 or, but with `dense`, is to be learnt; RuntimeError in a backward pass with create_graph=True.
     """
+    if isinstance(tau, torch.Tensor) and tau.requires_grad and implementation != "dense":
+        raise ValueError("a tau that is to be learnt needs implementation='dense': the others give it no gradient")
+    if not tau > 0:
+        raise ValueError(f"tau is a temperature above 0, not {float(tau)}")
+    if not len(block):
+        raise ValueError("a rank needs at least one sample")
     if z.ndim != 2 or len(z) != 2 * len(block):
         raise ValueError(f"z is [2 x {len(block)}, dim], first views then second views, not {list(z.shape)}")
     with torch.autocast(z.device.type, enabled=False):
@@ -57,10 +64,12 @@ def contrastive_loss(
         if implementation == "dense":
             return _dense(rows, columns, block, tau)
         repel = _fused(rows) if implementation == "fused" else _repel
-        return cast(torch.Tensor, _Sweep.apply(rows, columns, block, tau, repel))
+        return cast(torch.Tensor, _Sweep.apply(rows, columns, block, float(tau), repel))
 
 
-def _dense(rows: torch.Tensor, columns: torch.Tensor, block: SimilarityBlock, tau: float) -> torch.Tensor:
+def _dense(
+    rows: torch.Tensor, columns: torch.Tensor, block: SimilarityBlock, tau: float | torch.Tensor
+) -> torch.Tensor:
     logits = rows @ columns.T / tau  # [2b, 2B]
     row = torch.arange(len(rows), device=rows.device)
     diagonal = torch.zeros_like(logits, dtype=torch.bool)
@@ -89,6 +98,8 @@ class _Sweep(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True: what it led to would lack the loss's own second derivative
+            raise RuntimeError("this loss is differentiable once: use implementation='dense' for second derivatives")
         row, column = (None if saved is None else saved * gradients[0] for saved in ctx.saved_tensors)
         return row, column, None, None, None
 

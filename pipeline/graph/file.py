@@ -14,11 +14,13 @@ from pipeline.search.exact import Doubles, Similarity
 from pipeline.search.neighbours import Lists
 from pipeline.work import mapped_zeros
 from shards.errors import UserError
+from shards.reader import Shards
 
 __all__ = [
     "edge_background",
     "edge_similarity",
     "holds_vectors",
+    "of_classes",
     "open_array",
     "read_edges",
     "read_matrix",
@@ -28,20 +30,28 @@ __all__ = [
 Matrix = npt.NDArray[np.float32]
 COLUMNS = ("a", "b", "similarity")
 ROWS = 1 << 14  # of vectors, normalised at a time
+ROUNDING = 1e-3  # of cosines, in half precision too
 
 
 def open_array(path: Path) -> npt.NDArray[Any]:
     """[rows, columns] numbers, mapped from the file. Pickles are not read."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "numpy.save writes such files"
-        raise UserError(f"{path} is no .npy file of numbers ({reason})") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} is no whole .npy file of numbers, as numpy.save writes them ({error})") from None
     if not isinstance(array, np.ndarray) or array.ndim != 2 or 0 in array.shape:
         raise UserError(f"{path} holds no table of numbers but shape {getattr(array, 'shape', None)}")
     if array.dtype.kind not in "fiu":
         raise UserError(f"{path} holds {array.dtype}, not numbers")
     return array
+
+
+def of_classes(path: Path, array: npt.NDArray[Any], shards: Shards) -> bool:
+    """Whether the rows are classes, not texts. Raises UserError where they are neither."""
+    classes, texts = len(shards.manifest.classes), shards.manifest.texts
+    if len(array) not in (classes, texts):
+        raise UserError(f"{path} is of {len(array)} rows; {shards.root} has {classes} classes and {texts} texts")
+    return len(array) == classes
 
 
 def holds_vectors(path: Path) -> bool:
@@ -69,15 +79,17 @@ def unit_vectors(path: Path, given: npt.NDArray[Any], rows: npt.NDArray[np.int64
 
 
 def read_matrix(path: Path, array: npt.NDArray[Any]) -> Matrix:
-    """[m, m] symmetric, finite, within -1..1; the diagonal is the similarity within a class."""
-    matrix = array.astype(np.float32)
-    _check_range(path, matrix)
-    if not np.array_equal(matrix, matrix.T):
-        row, column = np.argwhere(matrix != matrix.T)[0]
+    """[m, m] symmetric, finite, within -1..1, all to rounding; the diagonal is the similarity within a class."""
+    matrix = _in_range(path, array.astype(np.float32))
+    if (odd := np.abs(matrix - matrix.T) > ROUNDING).any():
+        row, column = np.argwhere(odd)[0]
         raise UserError(
-            f"{path} is not symmetric: [{row}, {column}] is {matrix[row, column]}, [{column}, {row}] is"
-            f" {matrix[column, row]}"
+            f"{path} is not symmetric: [{row}, {column}] is {matrix[row, column]}, [{column}, {row}] is "
+            f"{matrix[column, row]}. A square array is taken for similarities; vectors of as many dimensions as rows "
+            "need one more column, of zeros"
         )
+    matrix += matrix.T.copy()
+    matrix /= 2
     return matrix
 
 
@@ -95,7 +107,7 @@ def read_edges(path: Path, n: int) -> Lists:
         raise UserError(f"cannot read {path} as edges (columns {', '.join(COLUMNS)}): {reason}") from None
     if len(a) and not (min(a.min(), b.min()) >= 0 and max(a.max(), b.max()) < n):
         raise UserError(f"{path} names text {max(a.max(), b.max())}; text ids go from 0 to {n - 1}")
-    _check_range(path, similarity)
+    similarity = _in_range(path, similarity)
     rows, others = np.concatenate([a, b])[(loop := np.tile(a != b, 2))], np.concatenate([b, a])[loop]
     near = np.tile(similarity, 2)[loop].astype(np.float16)
     pairs, first, inverse = np.unique(rows * n + others, return_index=True, return_inverse=True)
@@ -132,7 +144,8 @@ def edge_background(n: int) -> tuple[Matrix, Matrix]:
     return np.zeros(n, np.float32), np.zeros(n, np.float32)
 
 
-def _check_range(path: Path, values: Matrix) -> None:
-    if not np.isfinite(values).all() or (np.abs(values) > 1).any():
-        strange = values[~(np.isfinite(values) & (np.abs(values) <= 1))]
+def _in_range(path: Path, values: Matrix) -> Matrix:
+    strange = values[~(np.abs(values) <= 1 + ROUNDING)]  # or no numbers
+    if len(strange):
         raise UserError(f"{path} has {len(strange)} similarities outside -1..1, such as {strange[0]}: scale them")
+    return np.clip(values, -1, 1)

@@ -136,13 +136,8 @@ def file_graph(shards: Shards, path: Path, settings: Settings, folder: Path, wor
         return edge_graph(file.read_edges(path, n), n, settings, source)
     if path.suffix != ".npy":
         raise UserError(f"{path} is neither .npy (vectors, or a square matrix) nor .parquet (edges a, b, similarity)")
-    array, count = file.open_array(path), len(shards.manifest.classes)
-    if len(array) == count:
-        rows = classes.text_classes(shards)
-    elif len(array) == n:
-        rows = np.arange(n)
-    else:
-        raise UserError(f"{path} is of {len(array)} rows; {shards.root} has {count} classes and {n} texts")
+    array = file.open_array(path)
+    rows = classes.text_classes(shards) if file.of_classes(path, array, shards) else np.arange(n)
     if not file.holds_vectors(path):
         return matrix_graph(file.read_matrix(path, array), rows, settings, source, "as given")
     vectors = file.unit_vectors(path, array, rows, work / "vectors.npy")

@@ -128,16 +128,15 @@ def test_a_graph_alone(tmp_path: Path) -> None:
     assert 0.5 * least < size / 1e6 < 2 * most
     other = CliRunner().invoke(app, ["graph", str(root), "--kind", "class", "--dry-run"])
     assert "nothing to encode or search" in other.stdout
+    of_file = ["graph", str(root), "--kind", "file", "--dry-run", "--source"]
     np.save(tmp_path / "v.npy", np.zeros((200, 24), np.float16))
-    own = CliRunner().invoke(
-        app, ["graph", str(root), "--kind", "file", "--source", str(tmp_path / "v.npy"), "--dry-run"]
-    )
+    own = CliRunner().invoke(app, [*of_file, str(tmp_path / "v.npy")])
     assert "method exact" in own.stdout
     assert "nothing to encode" in own.stdout
+    np.save(tmp_path / "few.npy", np.zeros((199, 24)))
+    assert "199 rows" in str(CliRunner().invoke(app, [*of_file, str(tmp_path / "few.npy")]).exception)
     np.save(tmp_path / "m.npy", np.eye(200))
-    own = CliRunner().invoke(
-        app, ["graph", str(root), "--kind", "file", "--source", str(tmp_path / "m.npy"), "--dry-run"]
-    )
+    own = CliRunner().invoke(app, [*of_file, str(tmp_path / "m.npy")])
     assert "nothing to encode or search" in own.stdout
     wrong = CliRunner().invoke(app, ["graph", str(root), "--kind", "file", "--dry-run"])
     assert isinstance(wrong.exception, UserError)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ TAXONOMY = [
     (9, ["crane"], [("@", 2)]),
     (10, ["Crane", "Hart_Crane"], [("@i", 2)]),
 ]
+NPY = (lambda file: (np.save(file, np.zeros((3, 4))), file.getvalue())[1])(BytesIO())
 SENSES = {"crane": [10, 8, 9]}
 
 
@@ -189,6 +191,15 @@ def test_vectors_of_texts_or_of_classes(tmp_path: Path, monkeypatch: pytest.Monk
     assert (graph.similarities[graph.indptr[3] : graph.indptr[4]] == 1).all()
 
 
+def test_cosines_are_taken_with_their_rounding(tmp_path: Path) -> None:
+    root = text_shards(tmp_path / "s", ["a", "b", "c"])
+    exact = np.array([[1, 0.5, 0.25], [0.5, 1, -1], [0.25, -1, 1]])
+    rounded = exact + np.array([[2e-7, 1e-7, 0], [0, 1e-7, -1e-7], [0, 0, 3e-4]])
+    np.save(tmp_path / "cosines.npy", rounded)
+    graph = read_graph(build_graph(root, kind="file", source=tmp_path / "cosines.npy"))
+    np.testing.assert_array_equal(listed_matrix(graph), exact)
+
+
 def test_wrong_vectors_can_be_mended_under_the_same_name(tmp_path: Path) -> None:
     root = text_shards(tmp_path / "s", ["a", "b", "c"])
     np.save(tmp_path / "v.npy", np.array([[1, 0], [0, 1], [0, np.nan]]))
@@ -219,7 +230,10 @@ def test_edges(tmp_path: Path) -> None:
         ("m.npy", np.zeros((4, 9)), "4 rows; .* 2 classes and 3 texts"),
         ("m.npy", np.array([[1, 0, 0, 0], [0, 0, 0, 0], [1, 1, 0, 0]]), "row 1 has no direction"),
         ("m.npy", np.array([[1, 0, 0, 0], [0, 2, 0, 0], [1, np.inf, 0, 0]]), "row 2 has no direction"),
-        ("m.npy", np.array([[1, 0.5], [0.25, 1]]), "not symmetric"),
+        ("m.npy", np.array([[1, 0.5], [0.25, 1]]), "not symmetric.*need one more column"),
+        ("m.npy", b"", "no whole .npy file"),
+        ("m.npy", NPY[:-9], "no whole .npy file.*mmap length is greater"),
+        ("m.npy", np.array([[{}]]), "no whole .npy file.*Python objects"),
         ("m.npy", np.array([[1, 2], [2, 1.0]]), "2 similarities outside -1..1"),
         ("m.npy", np.array([[1, np.nan], [np.nan, 1]]), "outside"),
         ("m.npy", np.array([["a", "b"], ["b", "a"]]), "not numbers"),
@@ -232,7 +246,9 @@ def test_edges(tmp_path: Path) -> None:
 def test_wrong_files(name: str, content: object, message: str, tmp_path: Path) -> None:
     root = text_shards(tmp_path / "s", ["a", "b", "c"], [0, 1, 1], ["x", "y"])
     path = tmp_path / name
-    if isinstance(content, np.ndarray):
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif isinstance(content, np.ndarray):
         np.save(path, content)
     elif isinstance(content, dict):
         pq.write_table(pa.table(content), path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +13,8 @@ import torch
 
 from tests.make import make_shards
 from tests.trainer.ranks import Ranks
-from tests.trainer.reference import Samples, random_samples, value_and_gradient
-from trainer.block import SimilarityBlock
+from tests.trainer.reference import Samples, random_graph, random_samples, value_and_gradient
+from trainer.block import SimilarityBlock, TextTable
 from trainer.loss import Implementation, contrastive_loss
 from trainer.world import World, this_world
 
@@ -31,7 +32,7 @@ def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     steps = {int(state["step"]) for state in names["optimiser"].state.values()}
     assert steps == {2 * (64 // 16)}
     shards = names["shards"]
-    assert names["ids"][str(shards.index.key[41])] == shards.index.text_id[41]
+    assert names["text_of"][str(shards.index.key[41])] == shards.index.text_id[41]
 
 
 def similarities(batch: Samples, source: Source) -> torch.Tensor:
@@ -82,9 +83,79 @@ def test_similarities_of_ones_own(ranks: Ranks, source: Source, how: Implementat
     np.testing.assert_allclose(found, gradient.numpy(), atol=2e-6 * float(gradient.abs().max()))
 
 
-def test_shapes_that_do_not_fit_are_told() -> None:
-    with pytest.raises(ValueError, match=r"samples of this rank.*not \[4, 5\]"):
-        SimilarityBlock.of_matrix(torch.zeros(4, 5))
-    block = SimilarityBlock.of_keys(torch.arange(4))
-    with pytest.raises(ValueError, match=r"z is \[2 x 4, dim\].*not \[4, 3\]"):
-        contrastive_loss(torch.randn(4, 3), block)
+def distinct(world: World) -> list[list[float]]:
+    return SimilarityBlock.of_samples(3, world.device).similarities(0, 3).tolist()
+
+
+def test_samples_are_themselves_alone_on_all_ranks(ranks: Ranks) -> None:
+    found = torch.tensor([row for rows in ranks(2, distinct) for row in rows])
+    assert torch.equal(found, torch.full((6, 6), -torch.inf).fill_diagonal_(1.0))
+
+
+def test_large_and_small_vectors_keep_their_direction() -> None:
+    vectors = vectors_of(12)
+    expected = SimilarityBlock.of_vectors(vectors).similarities(0, 12)
+    for factor in (1e30, 1e-30):
+        torch.testing.assert_close(SimilarityBlock.of_vectors(factor * vectors).similarities(0, 12), expected)
+
+
+TABLE = TextTable.from_graph(random_graph(np.random.default_rng(0), 9), torch.device("cpu"))
+SAMPLES = SimilarityBlock.of_samples(4, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: SimilarityBlock.of_matrix(torch.zeros(4, 5)), r"samples of this rank.*not \[4, 5\]"),
+        (lambda: SimilarityBlock.of_matrix(torch.zeros(4)), r"samples of this rank.*not \[4\]"),
+        (lambda: SimilarityBlock.of_matrix(torch.zeros(4, 4, requires_grad=True)), "similarities are targets.*detach"),
+        (lambda: SimilarityBlock.of_vectors(torch.zeros(4, 3, requires_grad=True)), "vectors are targets.*detach"),
+        (lambda: SimilarityBlock.of_vectors(torch.zeros(4)), r"vectors are \[samples, dim\], not \[4\]"),
+        (lambda: SimilarityBlock.of_vectors(torch.zeros(4, 3), tau_s=0.0), "tau_s is a temperature above 0, not 0.0"),
+        (lambda: SimilarityBlock.of_keys(torch.zeros(4)), "keys are .* whole numbers, not .*float32"),
+        (lambda: SimilarityBlock.of_keys(torch.zeros(4, 1, dtype=torch.int64)), r"keys are .* not \[4, 1\]"),
+        (lambda: SimilarityBlock.of_texts(torch.tensor([0, 9]), TABLE), r"text ids lie in 0\.\.8, not in 0\.\.9"),
+        (lambda: SimilarityBlock.of_texts(torch.tensor([0, -2]), TABLE), r"text ids lie in 0\.\.8, not in -2\.\.0"),
+        (lambda: contrastive_loss(torch.randn(4, 3), SAMPLES), r"z is \[2 x 4, dim\].*not \[4, 3\]"),
+        (lambda: contrastive_loss(torch.randn(8, 3), SAMPLES, tau=-0.1), "tau is a temperature above 0, not -0.1"),
+        (lambda: contrastive_loss(torch.randn(8, 3), SAMPLES, tau=float("nan")), "tau is a temperature above 0"),
+        (
+            lambda: contrastive_loss(torch.randn(8, 3), SAMPLES, tau=torch.tensor(0.1, requires_grad=True)),
+            "a tau that is to be learnt needs implementation='dense'",
+        ),
+        (
+            lambda: contrastive_loss(torch.randn(0, 3), SimilarityBlock.of_samples(0, torch.device("cpu"))),
+            "at least one sample",
+        ),
+    ],
+)
+def test_what_cannot_be_meant_is_told(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_second_derivative_is_dense_or_none() -> None:
+    z = torch.randn(8, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda z: contrastive_loss(z, SAMPLES, implementation="dense"), z)
+    with pytest.raises(RuntimeError, match="implementation='dense'"):
+        torch.autograd.grad(contrastive_loss(z, SAMPLES), z, create_graph=True)
+    tau = torch.tensor(0.1, requires_grad=True)
+    contrastive_loss(z, SAMPLES, tau=tau, implementation="dense").backward()  # type: ignore[no-untyped-call]
+    assert tau.grad
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # of PyTorch's compiler about itself
+def test_block_and_loss_can_be_compiled() -> None:
+    vectors, z = vectors_of(12), torch.randn(24, 5)
+
+    def loss(z: torch.Tensor) -> torch.Tensor:
+        return contrastive_loss(z, SimilarityBlock.of_vectors(vectors))
+
+    compiled = torch.compile(loss, backend="aot_eager")
+    first, second = z.clone().requires_grad_(), z.clone().requires_grad_()
+    value = loss(first)
+    torch.testing.assert_close(compiled(second), value)
+    value.backward()  # type: ignore[no-untyped-call]
+    compiled(second).backward()
+    assert first.grad is not None
+    torch.testing.assert_close(second.grad, first.grad)
