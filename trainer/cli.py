@@ -96,10 +96,7 @@ def command(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     ranks: Annotated[
         int | None,
-        typer.Option(
-            min=0,
-            help="Processes of this machine that share each batch, started by torchrun; 0: one for each GPU.",
-        ),
+        typer.Option(help="Processes of this machine that share each batch, started by torchrun; 0: one for each GPU."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only measure a few steps: parameters, memory, hours on this device.")

@@ -43,6 +43,8 @@ def ranks_wanted(ranks: int, batch_size: int, device: str) -> int:
     """
     if "RANK" in os.environ:
         raise UserError("torchrun has started the ranks already: leave --ranks out, or call xclr-train by itself")
+    if ranks < 0:
+        raise UserError(f"--ranks is a number of processes, or 0 for one on each GPU, not {ranks}")
     gpus = 0 if device == "cpu" else torch.cuda.device_count()
     count = ranks or max(1, gpus)
     if gpus and count > (1 if ":" in device else gpus):

@@ -73,6 +73,7 @@ def test_how_many_ranks(gpus: int, ranks: int, device: str, count: int, monkeypa
     [
         (2, 4, "auto", "PyTorch sees 2 GPUs, too few for --ranks 4"),
         (8, 2, "cuda:1", "--device cuda:1 is one GPU, too few for --ranks 2"),
+        (8, -1, "auto", "--ranks is a number of processes"),
         (8, 5, "auto", "a batch of 24 does not divide over 5 ranks"),
     ],
 )
