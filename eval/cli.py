@@ -33,8 +33,8 @@ Data = Annotated[
 Checkpoint = Annotated[
     str | None,
     typer.Option(
-        help="A run folder or checkpoint file, an exported folder, a folder in transformers' format, timm:NAME or "
-        "torchvision:NAME. Default: the newest run below runs/."
+        help="A run folder or checkpoint file, an exported folder, a folder in transformers' format, timm:NAME, "
+        "torchvision:NAME or FILE.py:FUNCTION, which gives a network. Default: the newest run below runs/."
     ),
 ]
 Untrained = Annotated[bool, typer.Option("--untrained", help="The initial weights of that run, or of a model by name.")]

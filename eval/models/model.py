@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-__all__ = ["Model", "Transform", "transform_table", "weights_hash"]
+from shards.errors import UserError
+
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "Model",
+    "Transform",
+    "first_line",
+    "model_of",
+    "transform_table",
+    "weights_hash",
+]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,9 +33,9 @@ class Transform:
 
     image_size: int
     """Pixels."""
-    crop_pct: float
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    crop_pct: float = 0.875
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
     """Of pixels in 0..1."""
 
 
@@ -44,6 +59,49 @@ class Model:
     """What it was trained on."""
     graph: str | None = None
     """The graph it was trained with, by name; None: the only one."""
+
+
+def model_of(
+    network: nn.Module,
+    name: str,
+    transform: Transform,
+    about: Mapping[str, object] | None = None,
+    config: str | None = None,
+) -> Model:
+    """A network, [n, 3, size, size] -> [n, dim], as something to evaluate; it is put into eval mode.
+
+    config: what decides the outputs besides the name, the weights and the transform, for the hash that kept features
+    go by; None takes an output itself, which code may have changed where weights did not. Raises UserError where it
+    gives no features, or other ones each time.
+    """
+    network = network.eval()
+    size = transform.image_size
+    place = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    noise = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(place)
+    try:
+        with torch.inference_mode():
+            once, again = network(noise), network(noise)
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(f"{name} is no encoder of images of {size} pixels: {first_line(error)}") from None
+    shape = tuple(once.shape) if isinstance(once, torch.Tensor) else type(once).__name__
+    if not isinstance(once, torch.Tensor) or once.ndim != 2:
+        raise UserError(f"{name} gives no pooled features, [n, dim], but {shape}: choose another, or pool them")
+    if not torch.allclose(once, again, rtol=1e-3, atol=1e-4, equal_nan=True):
+        raise UserError(f"{name} gives one picture other features each time, so it has none to be scored by")
+    if config is None:
+        config = hashlib.sha256(once.float().cpu().numpy().tobytes()).hexdigest()
+    return Model(
+        name=name,
+        network=network,
+        feature_dim=once.shape[1],
+        transform=transform,
+        sha256=weights_hash(network, name + config),
+        about={"model": name, "step": None, **(about or {})},
+    )
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def weights_hash(network: nn.Module, name: str) -> str:

@@ -3,6 +3,7 @@
 runs/NAME, or a file in it       a checkpoint of xclr-train
 DIR with config.json             an export of ours (timm's format), or a model in transformers' format
 timm:NAME, torchvision:NAME      their pretrained weights
+FILE.py:FUNCTION                 what the function gives, a network of the user's own
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from eval.models.model import Model, Transform, weights_hash
+from eval.models.own import open_own
 from shards.errors import UserError
 from trainer.checkpoint import find_checkpoint, load_backbone, read_checkpoint, run_of
 
@@ -29,6 +31,11 @@ def open_model(spec: str | None, *, untrained: bool = False) -> Model:
     for prefix, opener in openers.items():
         if spec and spec.startswith(prefix):
             return opener(spec.removeprefix(prefix))
+    file, _, function = (spec or "").rpartition(":")
+    if file.endswith(".py"):
+        if untrained:
+            raise UserError(f"{spec} says itself which weights it has: leave out --untrained")
+        return open_own(Path(file), function)
     path = Path(spec) if spec else None
     if path and (path / "config.json").is_file():
         if untrained:

@@ -12,14 +12,12 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from eval.models.model import Model, Transform, weights_hash
+from eval.models.model import IMAGENET_MEAN, IMAGENET_STD, Model, Transform, first_line, model_of
 from shards.bars import say
 from shards.errors import UserError
 
 __all__ = ["open_folder", "open_timm", "open_torchvision"]
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 SEED = 0  # of the initial weights of an untrained model
 
 
@@ -34,7 +32,7 @@ def open_timm(name: str, *, untrained: bool = False) -> Model:
     try:
         network = timm.create_model(name, pretrained=not untrained, num_classes=0)
     except Exception as error:  # the hub, safetensors and urllib each raise their own when weights are out of reach
-        raise UserError(f"timm's weights of {name} cannot be had ({_first_line(error)}): check the network") from None
+        raise UserError(f"timm's weights of {name} cannot be had ({first_line(error)}): check the network") from None
     return _of_timm(network, f"timm:{name}", {"objective": "untrained" if untrained else "timm's weights"})
 
 
@@ -49,7 +47,7 @@ def open_torchvision(name: str, *, untrained: bool = False) -> Model:
     try:
         network = models.get_model(name, weights=None if untrained else weights)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:  # a damaged file in its cache
-        raise UserError(f"torchvision's weights of {name} cannot be had ({_first_line(error)})") from None
+        raise UserError(f"torchvision's weights of {name} cannot be had ({first_line(error)})") from None
     linear = [key for key, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
         raise UserError(f"torchvision:{name} does not end in a linear layer, whose input would be its features")
@@ -60,7 +58,7 @@ def open_torchvision(name: str, *, untrained: bool = False) -> Model:
     size, resize = int(preset.crop_size[0]), int(preset.resize_size[0])
     transform = Transform(image_size=size, crop_pct=size / resize, mean=_three(preset.mean), std=_three(preset.std))
     objective = "untrained" if untrained else str(weights)
-    return _model(network, f"torchvision:{name}", transform, {"objective": objective})
+    return model_of(network, f"torchvision:{name}", transform, {"objective": objective})
 
 
 def open_folder(folder: Path) -> Model:
@@ -85,7 +83,7 @@ def _open_export(folder: Path) -> Model:
         network = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
         plain = timm.create_model(name, num_classes=0)
     except (RuntimeError, OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(f"{folder} cannot be loaded by timm: {_first_line(error)}") from None
+        raise UserError(f"{folder} cannot be loaded by timm: {first_line(error)}") from None
     # What makes another network of the same weights. The size of pictures is the transform's, and the rest of these
     # timm writes into every export.
     usual = {"img_size", "num_classes", "in_chans", "global_pool"}
@@ -115,7 +113,7 @@ def _open_transformers(folder: Path, config: dict[str, Any]) -> Model:
     try:
         network, loading = AutoModel.from_pretrained(str(folder), local_files_only=True, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(f"{folder} cannot be loaded by transformers: {_first_line(error)}") from None
+        raise UserError(f"{folder} cannot be loaded by transformers: {first_line(error)}") from None
     network = network.float()  # transformers takes the precision of the file
     marks = ""  # of what these features are, where they were others once: kept ones must not stand for them
     if hasattr(network.config, "mask_ratio"):  # a masked autoencoder would look at a random quarter of its patches
@@ -139,7 +137,7 @@ def _open_transformers(folder: Path, config: dict[str, Any]) -> Model:
     pooled = _Pooled(vision, pooler=not pooler)
     if pooler or getattr(vision, "pooler", None) is None:
         marks += "" if pooled.class_token else " mean"
-    return _model(
+    return model_of(
         pooled,
         f"transformers:{kind}",
         transform,
@@ -239,38 +237,9 @@ def _of_timm(network: nn.Module, name: str, about: dict[str, object], config: st
         mean=_three(data["mean"]),
         std=_three(data["std"]),
     )
-    return _model(network, name, transform, about, config)
-
-
-def _model(network: nn.Module, name: str, transform: Transform, about: dict[str, object], config: str = "") -> Model:
-    """config: what decides the outputs besides the name, the weights and the transform."""
-    network = network.eval()
-    size = transform.image_size
-    noise = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(SEED))
-    try:
-        with torch.inference_mode():
-            once, again = network(noise), network(noise)
-    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(f"{name} is no encoder of images of {size} pixels: {_first_line(error)}") from None
-    dim = tuple(once.shape)
-    if len(dim) != 2:
-        raise UserError(f"{name} gives no pooled features (its output has the shape {dim}): choose another")
-    if not torch.allclose(once, again, rtol=1e-3, atol=1e-4, equal_nan=True):
-        raise UserError(f"{name} gives one picture other features each time, so it has none to be scored by")
-    return Model(
-        name=name,
-        network=network,
-        feature_dim=int(dim[1]),
-        transform=transform,
-        sha256=weights_hash(network, name + config),
-        about={"model": name, "step": None, **about},
-    )
+    return model_of(network, name, transform, about, config)
 
 
 def _three(values: Any) -> tuple[float, float, float]:
     red, green, blue = (float(value) for value in values)
     return red, green, blue
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -25,9 +25,9 @@ from transformers import (
     ViTMAEModel,
 )
 
-from eval.models.model import Model, Transform
+from eval.models.model import Model, Transform, model_of
 from eval.models.open import open_model
-from eval.models.rivals import _model, _preprocessor
+from eval.models.rivals import _preprocessor
 from shards.errors import UserError
 from tests.eval.make_folders import make_folders
 from tests.eval.runs import run_eval, train_run
@@ -188,7 +188,7 @@ def test_a_model_that_draws_is_refused() -> None:
 
     transform = Transform(image_size=32, crop_pct=1.0, mean=(0, 0, 0), std=(1, 1, 1))
     with pytest.raises(UserError, match="draws gives one picture other features each time"):
-        _model(Draws(), "draws", transform, {})
+        model_of(Draws(), "draws", transform, {})
 
 
 def test_half_precision_is_widened_and_tokens_without_a_class_are_averaged(tmp_path: Path) -> None:

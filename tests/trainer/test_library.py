@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.eval.make_folders import make_folders
 from tests.make import make_shards
 from tests.trainer.ranks import Ranks
 from tests.trainer.reference import Samples, random_graph, random_samples, value_and_gradient
@@ -24,6 +25,7 @@ Source = Literal["vectors", "matrix"]
 
 def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_shards(tmp_path / "data" / "mine", (40, 24))
+    make_folders(tmp_path / "data" / "pictures")
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     for code in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL):
@@ -31,6 +33,7 @@ def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert torch.isfinite(names["loss"])
     steps = {int(state["step"]) for state in names["optimiser"].state.values()}
     assert steps == {2 * (64 // 16)}
+    assert names["result"]["columns"]["top1"]["n"] == 20
     shards = names["shards"]
     assert names["text_of"][str(shards.index.key[41])] == shards.index.text_id[41]
 
