@@ -25,6 +25,7 @@ from shards.config import from_table
 from shards.errors import UserError
 from trainer.data import IMAGENET_MEAN, IMAGENET_STD
 from trainer.model import build_encoder, feature_dim
+from trainer.own import is_own, short
 from trainer.recipe import Recipe
 
 __all__ = [
@@ -177,20 +178,32 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def load_backbone(path: Path, *, untrained: bool = False) -> tuple[nn.Module, BackboneInfo]:
+def load_backbone(path: Path, *, untrained: bool = False, own: str | None = None) -> tuple[nn.Module, BackboneInfo]:
     """The backbone of a checkpoint in eval mode, on the CPU: [n, 3, size, size] -> [n, feature_dim].
 
-    untrained: the same architecture at the initial weights of that very run.
+    untrained: the same architecture at the initial weights of that very run. own: FILE.py:FUNCTION of a run that
+    trained such a network. Raises UserError where one is needed: a checkpoint has no code run that it names itself.
     """
     state = read_checkpoint(path)
     recipe = from_table(Recipe, json.loads(state["recipe"]), where=str(path))
     model = recipe.model if untrained else replace(recipe.model, pretrained=False, start="")  # nothing to fetch
+    if own and not is_own(model.backbone):
+        raise UserError(f"{path} is of timm's {model.backbone}: leave out {own}@")
+    if is_own(model.backbone) and not own:
+        raise UserError(
+            f"{path} is of a network of your own, which timm cannot build: for xclr-eval --checkpoint name its code "
+            f"as well, {model.backbone}@{run_of(path)}"
+        )
+    model = replace(model, backbone=own or model.backbone)
     encoder = build_encoder(model, recipe.augment.image_size, recipe.seed)
     if not untrained:
         names = [name for name in state["encoder"] if name.startswith(PREFIX)]
-        encoder.backbone.load_state_dict({name.removeprefix(PREFIX): state["encoder"][name] for name in names})
+        try:
+            encoder.backbone.load_state_dict({name.removeprefix(PREFIX): state["encoder"][name] for name in names})
+        except RuntimeError as error:
+            raise UserError(f"{path} does not fit {model.backbone}: {str(error).splitlines()[-1].strip()}") from None
     info = BackboneInfo(
-        model=recipe.model.backbone,
+        model=short(model.backbone),
         feature_dim=feature_dim(encoder.backbone),
         image_size=recipe.augment.image_size,
         crop_pct=recipe.model.eval_crop,

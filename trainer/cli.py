@@ -17,6 +17,7 @@ from shards.errors import UserError, run_cli
 from shards.mirror import open_shards
 from shards.reader import Shards, latest_shards
 from trainer.advice import at_start
+from trainer.own import is_own, short
 from trainer.recipe import Recipe, builtin_recipes, changed, load_recipe
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def command(
         ),
     ] = None,
     graph: Annotated[str | None, typer.Option(help="Graph of the shards, by name. Default: the only one.")] = None,
-    model: Annotated[str | None, typer.Option(help="Backbone: any timm model.")] = None,
+    model: Annotated[str | None, typer.Option(help="Backbone: any timm model, or FILE.py:FUNCTION.")] = None,
     start: Annotated[
         str | None,
         typer.Option(
@@ -188,7 +189,9 @@ def _train(chosen: Recipe, device: str, out: Path | None, *, resume: bool, dry_r
         if world.is_main:
             state = "already finished" if result.already_done else "finished"
             print(f"{state}: {result.run} ({result.steps} steps)")
-            print(f"next: xclr-eval linear-probe --bench imagefolder --data DIR --checkpoint {quote(str(result.run))}")
+            code = f"{chosen.model.backbone}@" if is_own(chosen.model.backbone) else ""
+            checkpoint = quote(f"{code}{result.run}")
+            print(f"next: xclr-eval linear-probe --bench imagefolder --data DIR --checkpoint {checkpoint}")
 
 
 @app.command("export")
@@ -257,7 +260,8 @@ def _default_run(recipe: Recipe) -> Path:
     dataset = open_shards(recipe.data.shards).manifest.dataset
     graph = f"-{recipe.data.graph}" if recipe.data.graph and recipe.objective.name == "xclr" else ""
     seed = f"-seed{recipe.seed}" if recipe.seed else ""
-    return Path("runs") / f"{dataset}-{recipe.objective.name}{graph}-{recipe.model.backbone.replace('/', '_')}{seed}"
+    backbone = short(recipe.model.backbone).replace("/", "_").replace(":", "-")
+    return Path("runs") / f"{dataset}-{recipe.objective.name}{graph}-{backbone}{seed}"
 
 
 def _too_large(recipe: Recipe, ranks: int, reason: str) -> str:

@@ -34,6 +34,7 @@ from trainer.checkpoint import checkpoints, write_best, write_checkpoint
 from trainer.data import Batch, batches_of, make_loader
 from trainer.metrics import Metrics
 from trainer.monitor import Monitor
+from trainer.own import short
 from trainer.plan import BatchPlan
 from trainer.recipe import Recipe, as_table
 from trainer.saver import Saver
@@ -153,7 +154,7 @@ class _Loop:
         )
         # Workers fork here, before any thread of `ahead` runs.
         batches = batches_of(loader, None if recipe.data.chunk else world.device)
-        title = f"{recipe.objective.name} {recipe.model.backbone}"
+        title = f"{recipe.objective.name} {short(recipe.model.backbone)}"
         with (
             _caught_signals() as stopping,
             _metrics(self.run, world, recipe, start, total, title) as metrics,

@@ -15,6 +15,7 @@ from timm.models import get_pretrained_cfg
 from torch import nn
 
 from shards.errors import UserError
+from trainer.own import call, is_own
 from trainer.recipe import ModelConfig
 
 __all__ = ["Encoder", "build_backbone", "build_encoder", "feature_dim", "load_weights"]
@@ -62,10 +63,14 @@ def build_encoder(config: ModelConfig, image_size: int, seed: int) -> Encoder:
 
 
 def build_backbone(name: str, image_size: int, *, pretrained: bool = False) -> nn.Module:
-    """A timm model without its classifier, giving pooled features [n, feature_dim(model)].
+    """A timm model without its classifier, or FILE.py:FUNCTION, giving pooled features [n, feature_dim(model)].
 
     Models of a fixed input size (ViT) are built for image_size. Raises UserError for unknown names.
     """
+    if is_own(name):
+        if pretrained:
+            raise UserError(f"timm has no weights of {name}: leave out --start timm (model.pretrained)")
+        return _own(name, image_size)
     if not timm.is_model(name):
         near = get_close_matches(name, timm.list_models(), 5) or timm.list_models(f"*{name}*")[:5]
         hint = f"; close names: {', '.join(near)}" if near else "; `timm.list_models()` lists them"
@@ -80,6 +85,20 @@ def build_backbone(name: str, image_size: int, *, pretrained: bool = False) -> n
         raise UserError(f"{name} gives no pooled features: choose another backbone")
     backbone: nn.Module = model
     return backbone
+
+
+@torch.no_grad()
+def _own(name: str, image_size: int) -> nn.Module:
+    made = call(name)
+    network = made[0] if isinstance(made, tuple) and made else made  # with the Transform that evaluation may be given
+    if not isinstance(network, nn.Module):
+        raise UserError(f"{name}() gives {type(made).__name__}, not a torch.nn.Module")
+    features = network.eval()(torch.zeros(1, 3, image_size, image_size))
+    if not isinstance(features, torch.Tensor) or features.ndim != 2:
+        what = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
+        raise UserError(f"{name} gives no pooled features, [n, dim], of {image_size} pixels but {what}: pool them")
+    network.head_hidden_size = features.shape[1]  # type: ignore[assignment]
+    return network
 
 
 @torch.no_grad()

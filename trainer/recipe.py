@@ -54,7 +54,7 @@ class DataConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     backbone: str = "resnet50"
-    """Any timm model."""
+    """Any timm model, or FILE.py:FUNCTION, which gives a module: [n, 3, size, size] -> [n, features]."""
     pretrained: bool = False
     """Start from timm's weights for it (downloads them)."""
     start: str = ""

@@ -4,18 +4,21 @@ runs/NAME, or a file in it       a checkpoint of xclr-train
 DIR with config.json             an export of ours (timm's format), or a model in transformers' format
 timm:NAME, torchvision:NAME      their pretrained weights
 FILE.py:FUNCTION                 what the function gives, a network of the user's own
+FILE.py:FUNCTION@runs/NAME       that network with the weights of a checkpoint of xclr-train
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from eval.models.model import Model, Transform, weights_hash
+from eval.models.model import Model, Transform, model_of
 from eval.models.own import open_own
 from shards.errors import UserError
 from trainer.checkpoint import find_checkpoint, load_backbone, read_checkpoint, run_of
+from trainer.own import is_own
 
 __all__ = ["open_checkpoint", "open_model"]
 
@@ -31,11 +34,13 @@ def open_model(spec: str | None, *, untrained: bool = False) -> Model:
     for prefix, opener in openers.items():
         if spec and spec.startswith(prefix):
             return opener(spec.removeprefix(prefix))
-    file, _, function = (spec or "").rpartition(":")
-    if file.endswith(".py"):
+    if spec and is_own(spec):
         if untrained:
             raise UserError(f"{spec} says itself which weights it has: leave out --untrained")
-        return open_own(Path(file), function)
+        return open_own(spec)
+    code, _, run = (spec or "").partition("@")
+    if run and is_own(code):
+        return open_checkpoint(Path(run), untrained=untrained, own=code)
     path = Path(spec) if spec else None
     if path and (path / "config.json").is_file():
         if untrained:
@@ -44,25 +49,21 @@ def open_model(spec: str | None, *, untrained: bool = False) -> Model:
     return open_checkpoint(path, untrained=untrained)
 
 
-def open_checkpoint(path: Path | None, *, untrained: bool = False) -> Model:
+def open_checkpoint(path: Path | None, *, untrained: bool = False, own: str | None = None) -> Model:
     """A checkpoint of xclr-train, a run folder, or (None) the newest run. Raises UserError."""
     file = find_checkpoint(path)
-    network, info = load_backbone(file, untrained=untrained)
+    network, info = load_backbone(file, untrained=untrained, own=own)
     data = json.loads(read_checkpoint(file)["recipe"])["data"]
     transform = Transform(image_size=info.image_size, crop_pct=info.crop_pct, mean=info.mean, std=info.std)
-    return Model(
-        name=info.model,
-        network=network,
-        feature_dim=info.feature_dim,
-        transform=transform,
-        sha256=weights_hash(network, info.model),
-        about={
-            "model": info.model,
-            "checkpoint": str(file),
-            "checkpoint_sha256": info.sha256,
-            "objective": info.objective,
-            "step": info.step,
-        },
+    about = {
+        "checkpoint": str(file),
+        "checkpoint_sha256": info.sha256,
+        "objective": info.objective,
+        "step": info.step,
+    }
+    model = model_of(network, info.model, transform, about, config=None if own else "")
+    return replace(
+        model,
         folder=run_of(file),
         shards=Path(data["shards"]) if data.get("shards") else None,
         graph=data.get("graph") or None,

@@ -8,11 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from typer.testing import CliRunner
 
 from eval.models.open import open_model
 from shards.errors import UserError
 from tests.eval.make_folders import make_folders
-from tests.eval.runs import run_eval
+from tests.eval.runs import run_eval, train_run
+from tests.make import make_shards
+from tests.trainer.test_loop import command
+from trainer.checkpoint import checkpoints, read_checkpoint
+from trainer.cli import app
+from trainer.export import export
+from trainer.model import build_encoder
+from trainer.recipe import ModelConfig
 
 FILE = """
 import torch
@@ -30,6 +39,12 @@ class Network(nn.Module):
 
 def small():
     return Network(), Transform(image_size=16, crop_pct=1.0)
+
+def stem():
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+def wider():
+    return nn.Sequential(nn.Conv2d(3, 9, 3), nn.BatchNorm2d(9), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 def alone():
     return Network()
@@ -100,6 +115,55 @@ def test_what_it_is_told_by_is_its_output(mine: Path) -> None:
 def test_what_cannot_be_scored_is_told(mine: Path, function: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         open_model(f"{mine}:{function}")
+
+
+@pytest.fixture
+def trained(mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """By the command line."""
+    monkeypatch.chdir(tmp_path)
+    make_shards(tmp_path / "shards", sizes=(24, 25), classes=6)
+    arguments = command(tmp_path / "shards", tmp_path / "run", epochs=2)[3:]
+    done = CliRunner().invoke(app, [*arguments, "--model", "mine.py:stem"])
+    assert done.exit_code == 0, done.output
+    assert "--checkpoint mine.py:stem@" in done.output
+    return tmp_path / "run"
+
+
+def test_it_is_trained_like_any_other(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = open_model("mine.py:stem@run")
+    assert (model.name, model.feature_dim, model.folder) == ("mine.py:stem", 8, Path("run"))
+    assert model.transform.image_size == 16
+    weight = read_checkpoint(checkpoints(trained)[-1])["encoder"]["backbone.0.weight"]
+    assert torch.equal(model.network.state_dict()["0.weight"], weight)
+    first = open_model("mine.py:stem@run", untrained=True).network.state_dict()["0.weight"]
+    assert not torch.equal(first, weight)
+    assert torch.equal(first, build_encoder(ModelConfig(backbone="mine.py:stem"), 16, seed=0).backbone[0].weight)  # type: ignore[index]
+
+
+def test_a_checkpoint_has_no_code_run_that_it_names_itself(trained: Path) -> None:
+    for call in (lambda: open_model("run"), lambda: export(checkpoints(trained)[-1], Path("out"))):
+        with pytest.raises(UserError, match=r"network of your own, .* mine.py:stem@.*run$"):
+            call()
+    assert not Path("out").exists()
+    with pytest.raises(UserError, match=r"does not fit mine.py:wider: size mismatch"):
+        open_model("mine.py:wider@run")
+
+
+def test_code_before_a_checkpoint_of_timms_is_refused(mine: Path, tmp_path: Path) -> None:
+    run = train_run(make_shards(tmp_path / "shards", sizes=(24,)), tmp_path / "run")
+    with pytest.raises(UserError, match="is of timm's test_vit: leave out"):
+        open_model(f"{mine}:stem@{run}")
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [("nothing", "gives str, not a torch.nn.Module"), ("maps", r"of 16 pixels but \(1, 3, 16, 16\)")],
+)
+def test_what_cannot_be_trained_is_told(mine: Path, function: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build_encoder(ModelConfig(backbone=f"{mine}:{function}"), 16, seed=0)
+    with pytest.raises(UserError, match="leave out --start timm"):
+        build_encoder(ModelConfig(backbone=f"{mine}:stem", start="timm"), 16, seed=0)
 
 
 def test_other_mistakes(mine: Path) -> None:

@@ -1,0 +1,50 @@
+"""FILE.py:FUNCTION, a network of the user's own, to be trained or evaluated.
+
+Code runs only where a command line names it: a checkpoint that was trained so is evaluated as FILE.py:FUNCTION@RUN.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from shards.errors import UserError
+
+__all__ = ["call", "is_own", "short"]
+
+OWN = re.compile(r"(.+\.py):(\w+)")
+
+
+def is_own(name: str) -> bool:
+    return OWN.fullmatch(name) is not None
+
+
+def short(name: str) -> str:
+    """Without its folder, for names of runs and curves."""
+    return Path(name).name if is_own(name) else name
+
+
+def call(name: str) -> Any:
+    """What the function gives; the file's folder is on the path, as if Python ran it.
+
+    Raises UserError where the file, or the function in it, is not there; what their code raises comes through.
+    """
+    match = OWN.fullmatch(name)
+    assert match is not None
+    file, function = Path(match[1]), match[2]
+    if not file.is_file():
+        raise UserError(f"there is no file {file} with a network in it")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    if (folder := str(file.parent.resolve())) not in sys.path:
+        sys.path.insert(0, folder)
+    spec.loader.exec_module(module)
+    build = getattr(module, function, None)
+    if not callable(build):
+        raise UserError(f"{file} has no function {function}()")
+    return build()
