@@ -12,10 +12,11 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from tempfile import TemporaryDirectory
 from uuid import uuid4
 
 import torch
-from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -62,7 +63,8 @@ def launch(count: int, arguments: Sequence[str], *, restart: bool) -> int:
     rest = _without_ranks(arguments)
     for left in range(RESTARTS if restart else 0, -1, -1):
         try:
-            elastic_launch(_config(count), sys.executable)("-m", "trainer.cli", *rest)
+            with TemporaryDirectory(prefix="xclr-ranks-") as logs:  # which it leaves behind otherwise
+                elastic_launch(_config(count, logs), sys.executable)("-m", "trainer.cli", *rest)
             return 0
         except SignalException as caught:
             return BY_HAND if caught.sigval == signal.SIGINT else INTERRUPTED
@@ -76,11 +78,12 @@ def launch(count: int, arguments: Sequence[str], *, restart: bool) -> int:
     raise AssertionError
 
 
-def _config(count: int) -> LaunchConfig:
+def _config(count: int, logs: str) -> LaunchConfig:
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=count,
+        logs_specs=DefaultLogsSpecs(log_dir=logs),
         run_id=uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
