@@ -203,11 +203,14 @@ def graph(
     """
     from pipeline.graph.build import build_graph, check_options
     from pipeline.graph.estimate import lines
-    from pipeline.graph.file import holds_vectors
+    from pipeline.graph.file import holds_vectors, of_classes, open_array
+    from shards.reader import Shards
 
     if dry_run:
         check_options(kind.value, encoder, source, k, code_dim, recall)
         vectors = source if kind is Kind.file and source and holds_vectors(source) else None
+        if kind is Kind.file and source and source.suffix == ".npy":
+            of_classes(source, open_array(source), Shards.open(root))
         if kind is Kind.encoder or vectors:
             print("\n".join(lines(root, encoder, vectors, k, code_dim)))
         else:

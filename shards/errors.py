@@ -24,6 +24,9 @@ __all__ = ["NO_LOCKS", "OverBudget", "SkipBudget", "TornTar", "UserError", "run_
 class UserError(ValueError):
     """Something the user can mend. The message is one line: what happened, the numbers, what to do."""
 
+    code = 2
+    """The command's exit code."""
+
 
 class TornTar(UserError):
     """A tar file ends inside a header or a member."""
@@ -97,7 +100,7 @@ def run_cli(app: typer.Typer) -> None:
     try:
         code = app(standalone_mode=False)
     except UserError as error:
-        _end(str(error))
+        _end(str(error), error.code)
     except BrokenPipeError:  # `xclr-... | head`: the reader has left, which is no error of the user's
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
@@ -119,7 +122,7 @@ def run_cli(app: typer.Typer) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _end(message: str) -> NoReturn:
+def _end(message: str, code: int = UserError.code) -> NoReturn:
     line = " ".join(message.split())
     print(f"error: {''.join(c if c.isprintable() else '?' for c in line)}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)

@@ -37,7 +37,7 @@ class TextTable:
     """A graph: what the block looks up for the texts of a batch.
 
     Its rows stay in the host's memory (12 M captions: 8 GB, which a GPU has better use for), and those of a batch are
-    sent to `device`, 0.7 KB a sample.
+    sent to `device`, some 0.8 KB a sample.
     """
 
     device: torch.device
@@ -129,7 +129,7 @@ class SimilarityBlock:
     Made by one of five: `of_texts` (X-CLR by a graph), `of_vectors` and `of_matrix` (X-CLR by what a caller has),
     `of_keys` (SupCon), `of_samples` (SimCLR). Every rank calls the same one, with equally many samples. `world` is for
     all of them this process's place among the ranks; None takes it from torch.distributed. All raise ValueError for
-    what they are not given, and for what requires a gradient, since none would come: similarities are targets.
+    shapes and values that make no sense, and for what requires a gradient: similarities are targets, none would come.
     """
 
     world: World
@@ -155,7 +155,7 @@ class SimilarityBlock:
         cls, text_ids: torch.Tensor, table: TextTable, *, tau_s: float = 0.1, world: World | None = None
     ) -> SimilarityBlock:
         """By the graph of `table`. text_ids: [b] int64 on the CPU, as loaders give them; a GPU's are waited for."""
-        _check_keys("text ids", text_ids)
+        text_ids = _keys("text ids", text_ids)
         device, texts = table.device, len(table.indptr) - 1
         world = world or this_world(device)
         ids, key = text_ids.cpu(), text_ids.to(device, non_blocking=True)
@@ -189,7 +189,7 @@ class SimilarityBlock:
     def of_vectors(cls, vectors: torch.Tensor, *, tau_s: float = 0.1, world: World | None = None) -> SimilarityBlock:
         """G is the cosine of the samples' vectors, such as embeddings of their captions: [b, dim] of any float type.
 
-        Exact, and in memory of B x dim. A vector of zeros is like nothing but itself.
+        In memory of B x dim. A vector of zeros has similarity 0 to all but itself.
         """
         _check_targets("vectors are [samples, dim]", vectors)
         world = world or this_world(vectors.device)
@@ -220,7 +220,7 @@ class SimilarityBlock:
     @torch.no_grad()
     def of_keys(cls, keys: torch.Tensor, *, world: World | None = None) -> SimilarityBlock:
         """G = 1 where two samples' keys [b] are equal, on whatever ranks; no target elsewhere. SupCon's are labels."""
-        _check_keys("keys", keys)
+        keys = _keys("keys", keys)
         world = world or this_world(keys.device)
         return cls(world=world, tau_s=1.0, row_key=keys, column_key=gather(keys, world))
 
@@ -330,9 +330,10 @@ def background(mean: torch.Tensor, deviation: torch.Tensor, tau_s: float) -> tor
     return m + s.square() / (2 * tau_s) + tau_s * cut
 
 
-def _check_keys(what: str, keys: torch.Tensor) -> None:
-    if keys.ndim != 1 or keys.is_floating_point() or keys.is_complex():
+def _keys(what: str, keys: torch.Tensor) -> torch.Tensor:
+    if keys.ndim != 1 or keys.is_floating_point() or keys.is_complex() or keys.dtype == torch.bool:
         raise ValueError(f"{what} are [samples] whole numbers, not {list(keys.shape)} of {keys.dtype}")
+    return keys.long()
 
 
 def _check_targets(what: str, x: torch.Tensor) -> None:
@@ -368,7 +369,7 @@ def _listed(rows: torch.Tensor, columns: torch.Tensor, table: TextTable) -> Pair
     owner, within = _spread(table.indptr[texts + 1] - begin)
     flat = begin[owner] + within
     neighbour, value = _send(table.neighbours[flat], device).long(), _send(table.similarities[flat], device)
-    owner, which = _send(owner, device), _send(which, device)
+    owner, which = _send(owner.int(), device).long(), _send(which, device)
     order = torch.argsort(columns, stable=True)
     present, many = torch.unique_consecutive(columns[order], return_counts=True)
     first = many.cumsum(0) - many  # text present[p] fills the columns order[first[p] : first[p] + many[p]]

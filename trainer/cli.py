@@ -97,7 +97,7 @@ def command(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     ranks: Annotated[
         int | None,
-        typer.Option(help="Processes of this machine that share each batch, started by torchrun; 0: one for each GPU."),
+        typer.Option(help="Processes of this machine that share each batch; 0: one for each GPU."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only measure a few steps: parameters, memory, hours on this device.")
@@ -152,15 +152,19 @@ def command(
     )
     open_shards(chosen.data.shards)  # before PyTorch is loaded: whether they are there
     if ranks is not None:
+        from torch import cuda
+
         from trainer.launch import launch, ranks_wanted
 
         count = ranks_wanted(ranks, chosen.data.batch_size, device)
         if count > 1:
-            sys.exit(launch(count, sys.argv[1:], restart=resume))
-    _train(chosen, device, out, resume=resume, dry_run=dry_run)
+            on_gpus = device != "cpu" and cuda.is_available()
+            sys.exit(launch(count, sys.argv[1:], on_gpus=on_gpus, restart=resume))
+    _train(chosen, device, out, resume=resume, dry_run=dry_run, alone=ranks is not None)
 
 
-def _train(chosen: Recipe, device: str, out: Path | None, *, resume: bool, dry_run: bool) -> None:
+def _train(chosen: Recipe, device: str, out: Path | None, *, resume: bool, dry_run: bool, alone: bool) -> None:
+    """alone: one rank was asked for, or is all there may be."""
     # Here, since they take seconds to import, and --help should not.
     from torch import OutOfMemoryError
 
@@ -173,7 +177,8 @@ def _train(chosen: Recipe, device: str, out: Path | None, *, resume: bool, dry_r
         run = None if dry_run else out or _default_run(chosen)
         if world.is_main:
             _announce(chosen, run, world.size, str(world.device))
-            _say_idle(world, device)
+            if not alone:
+                _say_idle(world, device)
         try:
             if run is None:
                 found = estimate(chosen, world)

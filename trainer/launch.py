@@ -1,40 +1,38 @@
-"""`xclr-train --ranks N`: the same command once for each rank of this machine, by PyTorch's own launcher.
+"""`xclr-train --ranks N`: the same command once for each rank of this machine.
 
-torchrun is that launcher too. Here it is called by its Python interface: so a signal ends in a line and an exit code
-instead of a traceback, and what the user can mend is said once instead of once for every restart.
+torchrun does so too, and for several machines. Here a signal ends in a line and an exit code, what the user can mend is
+not tried again, and a rank that has stopped does not have the others killed over a checkpoint that is being written.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import fields
-from tempfile import TemporaryDirectory
-from uuid import uuid4
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 import torch
-from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+import torch.distributed as dist
 
 from shards.bars import say
 from shards.errors import UserError
 from shards.machine import cores
 from trainer.plan import check_share
+from trainer.world import PeerGone
 
 __all__ = ["BY_HAND", "INTERRUPTED", "launch", "ranks_wanted"]
 
 BY_HAND = 130  # 128 + SIGINT
 INTERRUPTED = 143  # 128 + SIGTERM: what schedulers take for "was told to stop", and requeue
-MENDABLE = 2  # of a rank that has told the user what to mend
+FINAL = (0, UserError.code, BY_HAND, INTERRUPTED)  # done, something to be mended, told to stop
 RESTARTS = 3  # of all ranks, when one dies; only where they go on from a checkpoint
-OPTIONS = {
-    "shutdown_timeout": 240,  # seconds that ranks have to write a checkpoint after a signal
-    "signals_to_handle": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
-}
+TO_STOP = 240.0  # seconds after a rank has stopped: another may be writing the checkpoint
+TO_FAIL = 30.0  # after one has died: others may wait for it in vain
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 def ranks_wanted(ranks: int, batch_size: int, device: str) -> int:
@@ -46,52 +44,103 @@ def ranks_wanted(ranks: int, batch_size: int, device: str) -> int:
         raise UserError("torchrun has started the ranks already: leave --ranks out, or call xclr-train by itself")
     if ranks < 0:
         raise UserError(f"--ranks is a number of processes, or 0 for one on each GPU, not {ranks}")
-    gpus = 0 if device == "cpu" else torch.cuda.device_count()
+    gpus = 0 if device == "cpu" else 1 if ":" in device else torch.cuda.device_count()
     count = ranks or max(1, gpus)
-    if gpus and count > (1 if ":" in device else gpus):
+    if count > gpus and (gpus or device.startswith("cuda")):
         seen = f"--device {device} is one GPU" if ":" in device else f"PyTorch sees {gpus} GPUs"
         raise UserError(f"{seen}, too few for --ranks {count}: lower it, or give --device cpu")
     check_share(batch_size, count)
     return count
 
 
-def launch(count: int, arguments: Sequence[str], *, restart: bool) -> int:
+def launch(count: int, arguments: Sequence[str], *, on_gpus: bool, restart: bool) -> int:
     """Run `xclr-train ARGUMENTS` as `count` ranks, and return the exit code. restart: all of them, when one dies."""
-    threads = 1 if torch.cuda.is_available() else max(1, cores() // count)
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    logging.disable()  # the ranks say what is wrong
-    rest = _without_ranks(arguments)
+    # -P: as the command itself, not with this folder's trainer.py before ours.
+    command = [sys.executable, "-P", "-m", "trainer.cli", *_without_ranks(arguments)]
+    threads = os.environ.get("OMP_NUM_THREADS", "1" if on_gpus else str(max(1, cores() // count)))
     for left in range(RESTARTS if restart else 0, -1, -1):
-        try:
-            with TemporaryDirectory(prefix="xclr-ranks-") as logs:  # which it leaves behind otherwise
-                elastic_launch(_config(count, logs), sys.executable)("-m", "trainer.cli", *rest)
-            return 0
-        except SignalException as caught:
-            return BY_HAND if caught.sigval == signal.SIGINT else INTERRUPTED
-        except ChildFailedError as failed:
-            codes = {rank: failure.exitcode for rank, failure in failed.failures.items()}
-        rank, code = min(codes.items(), key=lambda found: found[1])  # killed, crashed, told what to mend, stopped
-        if code in (MENDABLE, BY_HAND, INTERRUPTED) or not left:
-            return code if code > 0 else 128 - code
+        rank, code = _run(command, count, threads)
+        if code in FINAL or not left:
+            return code if code >= 0 else 128 - code
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         say(f"warning: rank {rank} {how}; all ranks start again from the newest checkpoint ({left} times more at most)")
     raise AssertionError
 
 
-def _config(count: int, logs: str) -> LaunchConfig:
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=count,
-        logs_specs=DefaultLogsSpecs(log_dir=logs),
-        run_id=uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-    )
-    for name in {field.name for field in fields(LaunchConfig)} & OPTIONS.keys():  # older versions lack some
-        setattr(config, name, OPTIONS[name])
-    return config
+def _run(command: Sequence[str], count: int, threads: str) -> tuple[int, int]:
+    """One start of all ranks: which of them decided how it ended, and its exit code, negative for a signal."""
+    # It outlives each rank.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # PyTorch's names for a store that no rank makes
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "OMP_NUM_THREADS": threads,
+    }
+    ranks = list[subprocess.Popen[bytes]]()
+    with _handed_on(ranks) as signals:
+        for rank in range(count):
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            # In a group of its own: the terminal's Ctrl-C comes once, by this process.
+            ranks.append(subprocess.Popen(command, env={**os.environ, **shared, **own}, process_group=0))
+        return _wait(ranks, signals)
+
+
+def _wait(ranks: Sequence[subprocess.Popen[bytes]], signals: Sequence[int]) -> tuple[int, int]:
+    ended, until = dict[int, int](), float("inf")
+    try:
+        while len(ended) < len(ranks):
+            for rank, process in enumerate(ranks):
+                code = process.poll()
+                if code is None or rank in ended:
+                    continue
+                ended[rank] = code
+                if code and until == float("inf"):
+                    stopped = code in (BY_HAND, INTERRUPTED)
+                    until = time.monotonic() + (TO_STOP if stopped else TO_FAIL)
+                    if not stopped and code != PeerGone.code:  # whom it has lost is about to say why
+                        _tell(ranks, signal.SIGTERM)
+            if time.monotonic() > until or signals.count(signal.SIGINT) > 2:
+                _tell(ranks, signal.SIGKILL)
+            time.sleep(0.05)
+    finally:
+        _tell(ranks, signal.SIGKILL)  # of an error here: none outlives this process
+    failed = {rank: code for rank, code in ended.items() if code}  # in the order in which they ended
+    rank, code = next((found for found in failed.items() if found[1] != PeerGone.code), (0, 0))
+    if failed and not code:
+        rank, code = next(iter(failed.items()))
+    if signals and code not in FINAL:
+        code = BY_HAND if signals[0] == signal.SIGINT else INTERRUPTED
+    return rank, code
+
+
+@contextmanager
+def _handed_on(ranks: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
+    """Signals go to every rank. Yields those that came."""
+    caught: list[int] = []
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        caught.append(number)
+        _tell(ranks, number)
+
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number, handler in before.items():
+        if number != signal.SIGHUP or handler != signal.SIG_IGN:  # nohup's runs outlive their terminal
+            signal.signal(number, hand_on)
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _tell(ranks: Sequence[subprocess.Popen[bytes]], number: int) -> None:
+    for process in ranks:
+        if process.poll() is None:
+            process.send_signal(number)
 
 
 def _without_ranks(arguments: Sequence[str]) -> list[str]:

@@ -215,6 +215,8 @@ class _Loop:
             if save:
                 self._save(done, total)
             if stop and not last:
+                self.saver.wait()
+                self._agree(False)  # all wait for the file: torchrun kills the rest 30 seconds after the first has left
                 raise Stopped(
                     f"stopped at step {done} of {total}; the same command with --resume goes on from there",
                     by=stopping[0] if stopping else 0,
@@ -228,7 +230,7 @@ class _Loop:
         self.budget.ok(len(batch.samples) - len(batch.bad))
 
     def _log(self, metrics: Metrics | None, done: int, outcome: Outcome, clock: _Clock) -> None:
-        bad, loss = self._bad_images(), outcome.loss.double()
+        bad, loss = self._bad_images(), outcome.loss.double().clone()
         if self.world.size > 1:
             dist.all_reduce(loss)
         if not metrics:

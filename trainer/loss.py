@@ -58,6 +58,8 @@ def contrastive_loss(
         raise ValueError("a rank needs at least one sample")
     if z.ndim != 2 or len(z) != 2 * len(block):
         raise ValueError(f"z is [2 x {len(block)}, dim], first views then second views, not {list(z.shape)}")
+    if z.device != block.row_key.device:
+        raise ValueError(f"z is on {z.device} and the block on {block.row_key.device}: make both on one")
     with torch.autocast(z.device.type, enabled=False):
         rows = functional.normalize(z if z.dtype == torch.float64 else z.float(), dim=1)
         columns = gather_with_gradient(rows, block.world)

@@ -37,12 +37,13 @@ def call(name: str) -> Any:
     file, function = Path(match[1]), match[2]
     if not file.is_file():
         raise UserError(f"there is no file {file} with a network in it")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
+    spec = importlib.util.spec_from_file_location(f"own_{file.stem}", file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     if (folder := str(file.parent.resolve())) not in sys.path:
         sys.path.insert(0, folder)
+    sys.modules[spec.name] = module  # where dataclasses and pickles look for it
     spec.loader.exec_module(module)
     build = getattr(module, function, None)
     if not callable(build):

@@ -1,6 +1,5 @@
-"""Which process this is, among how many. Built once in the command line and passed down.
-
-Nothing else reads the environment or asks torch.distributed who we are.
+"""Which process this is, among how many. Built once in the command line and passed down: nothing else asks
+torch.distributed, or the environment, for the rank.
 """
 
 from __future__ import annotations
@@ -20,10 +19,16 @@ from torch.distributed.rendezvous import rendezvous
 
 from shards.errors import UserError
 
-__all__ = ["World", "join_world", "this_world"]
+__all__ = ["PeerGone", "World", "join_world", "this_world"]
 
 TIMEOUT = timedelta(minutes=30)
 GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # what gloo says of another's end
+
+
+class PeerGone(UserError):
+    """Another rank has ended, for a reason of its own."""
+
+    code = 75
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +81,7 @@ def join_world(device: str = "auto") -> Iterator[World]:
         # error would be told after it.
         _abort(backend)
         if isinstance(error, RuntimeError) and any(words in str(error) for words in GONE):
-            raise UserError(f"rank {rank} ends because another rank did, which says why") from None
+            raise PeerGone(f"rank {rank} ends because another rank did, which says why") from None
         raise
     except BaseException:  # SystemExit after a signal, which all ranks heed together
         dist.destroy_process_group()

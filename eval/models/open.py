@@ -38,6 +38,8 @@ def open_model(spec: str | None, *, untrained: bool = False) -> Model:
         if untrained:
             raise UserError(f"{spec} says itself which weights it has: leave out --untrained")
         return open_own(spec)
+    if spec and spec.endswith(".py"):
+        raise UserError(f"say which of its functions gives the network: {spec}:FUNCTION")
     code, _, run = (spec or "").partition("@")
     if run and is_own(code):
         return open_checkpoint(Path(run), untrained=untrained, own=code)

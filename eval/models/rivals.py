@@ -58,7 +58,7 @@ def open_torchvision(name: str, *, untrained: bool = False) -> Model:
     size, resize = int(preset.crop_size[0]), int(preset.resize_size[0])
     transform = Transform(image_size=size, crop_pct=size / resize, mean=_three(preset.mean), std=_three(preset.std))
     objective = "untrained" if untrained else str(weights)
-    return model_of(network, f"torchvision:{name}", transform, {"objective": objective})
+    return model_of(network, f"torchvision:{name}", transform, {"objective": objective}, config="")
 
 
 def open_folder(folder: Path) -> Model:

@@ -47,19 +47,23 @@ def open_array(path: Path) -> npt.NDArray[Any]:
 
 
 def of_classes(path: Path, array: npt.NDArray[Any], shards: Shards) -> bool:
-    """Whether the rows are classes, not texts. Raises UserError where they are neither."""
+    """Whether the rows are classes, not texts. Raises UserError where they are neither.
+
+    Where there are as many of both, which may stand in another order, vectors are of texts and a matrix is of classes.
+    """
     classes, texts = len(shards.manifest.classes), shards.manifest.texts
     if len(array) not in (classes, texts):
         raise UserError(f"{path} is of {len(array)} rows; {shards.root} has {classes} classes and {texts} texts")
-    return len(array) == classes
+    return len(array) == classes and (classes != texts or _square(array))
 
 
 def holds_vectors(path: Path) -> bool:
     """Whether the file holds rows to be compared; a square array says itself how alike the rows are."""
-    if path.suffix != ".npy":
-        return False
-    rows, columns = open_array(path).shape
-    return bool(rows != columns)
+    return path.suffix == ".npy" and not _square(open_array(path))
+
+
+def _square(array: npt.NDArray[Any]) -> bool:
+    return bool(array.shape[0] == array.shape[1])
 
 
 def unit_vectors(path: Path, given: npt.NDArray[Any], rows: npt.NDArray[np.int64], out: Path) -> Matrix:
@@ -67,7 +71,7 @@ def unit_vectors(path: Path, given: npt.NDArray[Any], rows: npt.NDArray[np.int64
     n = len(rows)
     vectors = mapped_zeros(out, (n, given.shape[1]))
     for start in range(0, n, ROWS):
-        part = given[rows[start : start + ROWS]].astype(np.float32)
+        part = given[rows[start : start + ROWS]].astype(np.float64)  # float32's squares would overflow
         length = np.linalg.norm(part, axis=1, keepdims=True)
         usable = np.isfinite(length[:, 0]) & (length[:, 0] > 0)
         if not usable.all():

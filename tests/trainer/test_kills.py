@@ -147,20 +147,24 @@ def children(pid: int) -> list[int]:
     return [int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()]
 
 
-def test_torchrun_brings_a_killed_rank_back(shards: Path, whole: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", ["torchrun", "--ranks"])
+def test_a_killed_rank_is_brought_back(shards: Path, whole: Path, tmp_path: Path, by: str) -> None:
     run = tmp_path / "run"
-    launcher = subprocess.Popen(
-        [*command(shards, run, **CHANGES), "--ranks", "2"],
-        env=env(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    arguments = [*command(shards, run, **CHANGES), "--ranks", "2"]
+    if by == "torchrun":
+        arguments = command(shards, run, 2, **CHANGES)
+        place = arguments.index("--standalone") + 1
+        arguments[place:place] = ["--max-restarts", "2", "--monitor-interval", "0.1"]
+    said = tmp_path / "said"
+    with said.open("w") as file:
+        launcher = subprocess.Popen(arguments, env=env(), stdout=subprocess.DEVNULL, stderr=file)
     try:
         while steps(run) < 20:
             assert launcher.poll() is None
             time.sleep(0.01)
         os.kill(random.choice(children(launcher.pid)), signal.SIGKILL)
         assert launcher.wait(timeout=PATIENCE) == 0
+        assert by == "torchrun" or said.read_text().count("was killed by SIGKILL; all ranks start again") == 1
     finally:
         launcher.kill()
         launcher.wait()

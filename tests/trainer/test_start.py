@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -17,9 +15,8 @@ from shards.errors import UserError
 from shards.reader import Shards
 from tests.make import make_shards
 from tests.trainer.ranks import Ranks
-from tests.trainer.test_loop import ALONE, SIZES, command, env, lines_of, recipe
+from tests.trainer.test_loop import ALONE, SIZES, recipe
 from trainer import dryrun, setup
-from trainer.launch import ranks_wanted
 from trainer.loop import train
 from trainer.model import build_encoder, feature_dim
 from trainer.recipe import ModelConfig
@@ -57,60 +54,6 @@ def test_cuda_is_the_ranks_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert _device("cuda", 3) == torch.device("cuda:3")
     assert _device("cuda:1", 3) == torch.device("cuda:1")
-
-
-@pytest.mark.parametrize(
-    ("gpus", "ranks", "device", "count"),
-    [(4, 4, "auto", 4), (8, 2, "cuda", 2), (3, 0, "auto", 3), (0, 6, "auto", 6), (8, 6, "cpu", 6), (0, 0, "auto", 1)],
-)
-def test_how_many_ranks(gpus: int, ranks: int, device: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    assert ranks_wanted(ranks, 24, device) == count
-
-
-@pytest.mark.parametrize(
-    ("gpus", "ranks", "device", "message"),
-    [
-        (2, 4, "auto", "PyTorch sees 2 GPUs, too few for --ranks 4"),
-        (8, 2, "cuda:1", "--device cuda:1 is one GPU, too few for --ranks 2"),
-        (8, -1, "auto", "--ranks is a number of processes"),
-        (8, 5, "auto", "a batch of 24 does not divide over 5 ranks"),
-    ],
-)
-def test_ranks_that_cannot_be(
-    gpus: int, ranks: int, device: str, message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    with pytest.raises(UserError, match=message):
-        ranks_wanted(ranks, 24, device)
-    monkeypatch.setenv("RANK", "0")
-    with pytest.raises(UserError, match="torchrun has started the ranks already"):
-        ranks_wanted(1, 24, "cpu")
-
-
-def test_what_ends_ranks_ends_the_launcher_in_a_line(shards: Path, tmp_path: Path) -> None:
-    """Said once, though they might be started again; a signal is for the ranks to heed."""
-    wrong = subprocess.run(
-        [*command(shards, tmp_path / "wrong", objective__tail="code", model__backbone="resnet17"), "--ranks", "2"],
-        env=env(), capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
-    assert wrong.returncode == 2
-    assert "Traceback" not in wrong.stderr
-    assert {line for line in wrong.stderr.splitlines() if line.startswith("error:")} == {
-        line for line in wrong.stderr.splitlines() if "resnet17" in line and "error" in line
-    }
-    run = tmp_path / "run"
-    with subprocess.Popen(
-        [*command(shards, run, epochs=500), "--ranks=2"], env=env(), stderr=subprocess.PIPE, text=True
-    ) as told:
-        while not (run / "metrics.jsonl").exists() or len(lines_of(run)) < 3:
-            assert told.poll() is None
-            time.sleep(0.05)
-        told.terminate()
-        _, said = told.communicate(timeout=60)
-    assert told.returncode == 143
-    assert "Traceback" not in said
-    assert json.loads((run / "run.json").read_text())["status"] == "stopped"
 
 
 def test_small_views_are_float32_on_a_cpu(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:

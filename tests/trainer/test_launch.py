@@ -1,0 +1,194 @@
+"""--ranks: what is made of a rank's end, of signals, and of the command line. Ranks are scripts of a few lines here."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from shards.errors import UserError
+from tests.make import make_shards
+from tests.trainer.test_loop import SIZES, command, env, lines_of
+from trainer import launch as launch_module
+from trainer.launch import BY_HAND, INTERRUPTED, _run, _without_ranks, launch, ranks_wanted
+
+CALM = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); import time; time.sleep(60)"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "ranks", "device", "count"),
+    [
+        (4, 4, "auto", 4),
+        (8, 2, "cuda", 2),
+        (3, 0, "auto", 3),
+        (0, 6, "auto", 6),
+        (8, 6, "cpu", 6),
+        (0, 0, "auto", 1),
+        (8, 0, "cuda:1", 1),
+    ],
+)
+def test_how_many_ranks(gpus: int, ranks: int, device: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert ranks_wanted(ranks, 24, device) == count
+
+
+@pytest.mark.parametrize(
+    ("gpus", "ranks", "device", "message"),
+    [
+        (2, 4, "auto", "PyTorch sees 2 GPUs, too few for --ranks 4"),
+        (0, 2, "cuda", "PyTorch sees 0 GPUs, too few for --ranks 2"),
+        (8, 2, "cuda:1", "--device cuda:1 is one GPU, too few for --ranks 2"),
+        (8, -1, "auto", "--ranks is a number of processes"),
+        (8, 5, "auto", "a batch of 24 does not divide over 5 ranks"),
+    ],
+)
+def test_ranks_that_cannot_be(
+    gpus: int, ranks: int, device: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    with pytest.raises(UserError, match=message):
+        ranks_wanted(ranks, 24, device)
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(UserError, match="torchrun has started the ranks already"):
+        ranks_wanted(1, 24, "cpu")
+
+
+def test_the_ranks_are_not_told_to_start_ranks() -> None:
+    assert _without_ranks(["--ranks", "4", "--epochs", "3", "--ranks=4", "--resume"]) == ["--epochs", "3", "--resume"]
+
+
+def of_each(*programs: str) -> list[str]:
+    """One program a rank."""
+    return [sys.executable, "-c", f"import os\nexec({programs!r}[int(os.environ['RANK'])])"]
+
+
+@pytest.mark.parametrize(
+    ("programs", "cause"),
+    [
+        (("pass", "pass"), (0, 0)),
+        ((CALM, "raise SystemExit(2)"), (1, 2)),
+        (("import time; time.sleep(60)", "raise SystemExit(1)"), (1, 1)),
+        (("import time; time.sleep(0.5); raise SystemExit(75)", "os.kill(os.getpid(), 9)"), (1, -9)),
+        (("raise SystemExit(75)", "import time; time.sleep(0.5); raise SystemExit(1)"), (1, 1)),
+        (("raise SystemExit(75)", CALM), (1, -9)),
+        (("import time; time.sleep(2); raise SystemExit(143)", "raise SystemExit(143)"), (1, 143)),
+        (("raise SystemExit(75)", "raise SystemExit(75)"), (0, 75)),
+    ],
+)
+def test_which_rank_decides(
+    programs: tuple[str, str],
+    cause: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The first to fail, though it has lost no other; the others are ended, but for those that are stopping."""
+    monkeypatch.setattr(launch_module, "TO_FAIL", 1.0)
+    before = time.monotonic()
+    rank, code = _run(of_each(*programs), 2, "1")
+    assert code == cause[1]
+    assert rank == cause[0] or code == 75
+    assert time.monotonic() - before < 20
+    if 143 in cause:
+        assert time.monotonic() - before > 2
+
+
+@pytest.mark.parametrize(
+    ("restart", "fails", "code", "starts"), [(True, 2, 0, 3), (True, 9, 1, 4), (False, 9, 1, 1), (True, 0, 0, 1)]
+)
+def test_all_start_again_a_few_times(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    restart: bool,
+    fails: int,
+    code: int,
+    starts: int,
+) -> None:
+    log = tmp_path / "starts"
+    program = f"f = open({str(log)!r}, 'a+'); f.write('x'); f.seek(0); raise SystemExit(len(f.read()) <= {fails})"
+    run = launch_module._run
+    monkeypatch.setattr(launch_module, "_run", lambda _, count, threads: run(of_each("pass", program), count, threads))
+    assert launch(2, [], on_gpus=False, restart=restart) == code
+    assert len(log.read_text()) == starts
+    assert capfd.readouterr().err.count("rank 1 ended with code 1; all ranks start again") == starts - 1
+
+
+def test_another_rank_s_store_is_met(capfd: pytest.CaptureFixture[str]) -> None:
+    program = (
+        "import torch; from trainer.world import join_world\n"
+        "with join_world('cpu') as world: x = torch.ones(1); torch.distributed.all_reduce(x)\n"
+        "os.write(1, f'{world.rank} {int(x)}\\n'.encode())"
+    )
+    assert _run(of_each(program, program), 2, "1") == (0, 0)
+    assert sorted(capfd.readouterr().out.split("\n")) == ["", "0 2", "1 2"]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shards(tmp_path_factory.mktemp("shards"), sizes=SIZES, classes=6)
+
+
+def test_what_the_user_can_mend_is_not_tried_again(shards: Path, tmp_path: Path) -> None:
+    wrong = subprocess.run(
+        [*command(shards, tmp_path / "wrong", model__backbone="resnet17"), "--ranks", "2"],
+        env=env(), capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert wrong.returncode == 2
+    said = [line for line in wrong.stderr.splitlines() if "resnet17" in line and line.startswith("error:")]
+    assert 1 <= len(said) <= 2  # each rank once
+    assert "Traceback" not in wrong.stderr
+    assert "start again" not in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "to_a_rank", "code"),
+    [
+        (signal.SIGTERM, False, INTERRUPTED),
+        (signal.SIGINT, False, BY_HAND),
+        (signal.SIGUSR1, True, INTERRUPTED),
+        (signal.SIGHUP, False, INTERRUPTED),
+    ],
+)
+def test_a_signal_ends_in_a_checkpoint_and_a_code(
+    shards: Path, tmp_path: Path, number: signal.Signals, to_a_rank: bool, code: int
+) -> None:
+    run = tmp_path / "run"
+    with subprocess.Popen(
+        [*command(shards, run, epochs=500), "--ranks=2"], env=env(), stderr=subprocess.PIPE, text=True
+    ) as told:
+        while not (run / "metrics.jsonl").exists() or len(lines_of(run)) < 3:
+            assert told.poll() is None
+            time.sleep(0.05)
+        children = Path(f"/proc/{told.pid}/task/{told.pid}/children").read_text().split()
+        os.kill(int(children[1]) if to_a_rank else told.pid, number)
+        _, said = told.communicate(timeout=60)
+    assert told.returncode == code
+    assert "Traceback" not in said
+    assert "start again" not in said
+    assert json.loads((run / "run.json").read_text())["status"] == "stopped"
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
+
+
+def test_the_third_ctrl_c_leaves_no_rank_behind(tmp_path: Path) -> None:
+    deaf = (
+        "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "open('up' + os.environ['RANK'], 'w'); time.sleep(60)"
+    )
+    program = f"import sys; from trainer.launch import _run; sys.exit(_run({of_each(deaf, deaf)!r}, 2, '1')[1])"
+    with subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path) as told:
+        while len(list(tmp_path.glob("up*"))) < 2:
+            assert told.poll() is None
+            time.sleep(0.05)
+        children = Path(f"/proc/{told.pid}/task/{told.pid}/children").read_text().split()
+        for _ in range(3):
+            told.send_signal(signal.SIGINT)
+            time.sleep(0.3)
+        assert told.wait(timeout=20) == BY_HAND
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
