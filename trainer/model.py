@@ -87,13 +87,13 @@ def build_backbone(name: str, image_size: int, *, pretrained: bool = False) -> n
     return backbone
 
 
-@torch.no_grad()
 def _own(name: str, image_size: int) -> nn.Module:
     made = call(name)
     network = made[0] if isinstance(made, tuple) and made else made  # with the Transform that evaluation may be given
     if not isinstance(network, nn.Module):
         raise UserError(f"{name}() gives {type(made).__name__}, not a torch.nn.Module")
-    features = network.eval()(torch.zeros(1, 3, image_size, image_size))
+    with torch.no_grad():
+        features = network.eval()(torch.zeros(1, 3, image_size, image_size))
     if not isinstance(features, torch.Tensor) or features.ndim != 2:
         what = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
         raise UserError(f"{name} gives no pooled features, [n, dim], of {image_size} pixels but {what}: pool them")
