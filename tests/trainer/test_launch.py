@@ -89,12 +89,12 @@ def test_which_rank_decides(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """The first to fail, though it has lost no other; the others are ended, but for those that are stopping."""
-    monkeypatch.setattr(launch_module, "TO_FAIL", 1.0)
+    monkeypatch.setattr(launch_module, "TO_FAIL", 5.0)  # a rank may take as long to start on a busy machine
     before = time.monotonic()
     rank, code = _run(of_each(*programs), 2, "1")
     assert code == cause[1]
     assert rank == cause[0] or code == 75
-    assert time.monotonic() - before < 20
+    assert time.monotonic() - before < 40
     if 143 in cause:
         assert time.monotonic() - before > 2
 
