@@ -18,15 +18,31 @@ from trainer.world import World
 
 
 class Ranks:
-    def __init__(self, pool: ProcessPoolExecutor) -> None:
-        self.pool = pool
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.pool = self._pool()
+
+    def _pool(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(self.most, mp_context=multiprocessing.get_context("spawn"))
+
+    def end(self) -> None:
+        """Without waiting for a rank that hangs."""
+        processes = list(self.pool._processes.values())
+        self.pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.kill()
 
     def __call__(self, size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """function(world, *arguments) on each of `size` ranks; the results, rank by rank."""
         with tempfile.TemporaryDirectory() as folder:
             meeting = f"file://{Path(folder) / 'store'}"
             jobs = [self.pool.submit(_run, rank, size, meeting, function, arguments) for rank in range(size)]
-            return [job.result(timeout=300) for job in jobs]
+            try:
+                return [job.result(timeout=300) for job in jobs]
+            except BaseException:
+                self.end()  # a rank that waits for the one that failed would be one too few for the next test
+                self.pool = self._pool()
+                raise
 
 
 def _run(rank: int, size: int, meeting: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
@@ -41,5 +57,8 @@ def _run(rank: int, size: int, meeting: str, function: Callable[..., Any], argum
 
 @contextmanager
 def pool(most: int) -> Iterator[Ranks]:
-    with ProcessPoolExecutor(most, mp_context=multiprocessing.get_context("spawn")) as executor:
-        yield Ranks(executor)
+    ranks = Ranks(most)
+    try:
+        yield ranks
+    finally:
+        ranks.end()
