@@ -39,8 +39,9 @@ import torch
 from torch.nn import functional
 
 from shards.graph import Graph
-from trainer.block import SimilarityBlock, TextTable
+from trainer.block import SimilarityBlock
 from trainer.loss import TILE_ENTRIES, Implementation, contrastive_loss
+from trainer.table import TextTable
 
 DIM, CODE, TEXTS, LISTED, TAU = 128, 384, 100_000, 32, 0.1
 METHODS = ("dense", "tiled", "fused", "lightly", "clip", "matmul")

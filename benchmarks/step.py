@@ -44,7 +44,7 @@ from benchmarks.loss import seconds, table
 from shards.machine import cores
 from shards.reader import Shards
 from trainer.augment import AugmentConfig
-from trainer.block import Objective, SimilarityBlock, TextTable
+from trainer.block import Objective, SimilarityBlock
 from trainer.data import Batch, make_loader
 from trainer.loss import contrastive_loss
 from trainer.model import build_encoder, feature_dim
@@ -52,6 +52,7 @@ from trainer.plan import BatchPlan
 from trainer.recipe import DataConfig, ModelConfig, ObjectiveConfig, OptimiserConfig, Recipe
 from trainer.setup import _fast_bfloat16
 from trainer.step import Stepper
+from trainer.table import TextTable
 from trainer.world import World
 
 SIZE, BATCH, BACKBONE = 64, 128, "resnet18"  # of the comparison with lightly

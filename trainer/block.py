@@ -15,80 +15,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
-import numpy as np
 import torch
 from torch.nn import functional
 
-from shards.errors import UserError
-from shards.graph import Graph
 from trainer.collectives import gather
+from trainer.table import TextTable
 from trainer.world import World, this_world
 
-__all__ = ["Objective", "SimilarityBlock", "Tail", "TextTable"]
+__all__ = ["Objective", "SimilarityBlock"]
 
 Objective = Literal["xclr", "simclr", "supcon"]
-Tail = Literal["code", "background", "none"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextTable:
-    """A graph: what the block looks up for the texts of a batch.
-
-    Its rows stay in the host's memory (12 M captions: 8 GB, which a GPU has better use for), and those of a batch are
-    sent to `device`, some 0.8 KB a sample.
-    """
-
-    device: torch.device
-    """Where blocks are made."""
-    tail: Tail
-    indptr: torch.Tensor
-    """[n + 1] int64."""
-    neighbours: torch.Tensor
-    """[listed] int32."""
-    similarities: torch.Tensor
-    """[listed] float16."""
-    background_mean: torch.Tensor
-    """[n] float32."""
-    background_std: torch.Tensor
-    """[n] float32."""
-    codes: torch.Tensor | None
-    """[n, dim] int8, for tail `code` only."""
-    code_scale: torch.Tensor | None
-    """[n] float32."""
-    matrix: torch.Tensor | None = None
-    """[n, n] float16 on `device`, of a complete graph alone: its lists would be a batch's whole block, pair by pair."""
-
-    @classmethod
-    def from_graph(cls, graph: Graph, device: torch.device, tail: Tail = "code") -> TextTable:
-        """Raises UserError where `tail` is unknown, or `code` and the graph has no codes, though it needs some.
-
-        A complete graph lists every pair, so it has no tail, whatever is asked for.
-        """
-        if tail not in get_args(Tail):
-            raise UserError(f"tail is one of {', '.join(get_args(Tail))}, not {tail!r}")
-        complete = len(graph.neighbours) == len(graph) * (len(graph) - 1)
-        if complete:
-            tail = "none"
-        listed = slice(0, 0 if complete else None)  # the matrix stands for them
-        coded = tail == "code"
-        if coded and (graph.codes is None or graph.code_scale is None):
-            raise UserError(
-                "this graph has no codes for the pairs that it does not list: use --tail background or --tail none"
-            )
-        return cls(
-            device=device,
-            tail=tail,
-            indptr=torch.from_numpy(graph.indptr),
-            neighbours=torch.from_numpy(graph.neighbours[listed]),
-            similarities=torch.from_numpy(graph.similarities[listed]),
-            background_mean=torch.from_numpy(graph.background_mean),
-            background_std=torch.from_numpy(graph.background_std),
-            codes=torch.from_numpy(graph.codes) if coded and graph.codes is not None else None,
-            code_scale=torch.from_numpy(graph.code_scale) if coded and graph.code_scale is not None else None,
-            matrix=_matrix(graph).to(device) if complete else None,
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -347,14 +285,6 @@ def _places(count: int, world: World, device: torch.device) -> tuple[torch.Tenso
     """Keys of samples that share none: their columns. Of this rank's [b] and of all [B]."""
     columns = torch.arange(world.size * count, device=device)
     return columns[world.rank * count : (world.rank + 1) * count], columns
-
-
-def _matrix(graph: Graph) -> torch.Tensor:
-    n = len(graph)
-    matrix = np.ones((n, n), np.float16)
-    for row, start, stop in zip(matrix, graph.indptr[:-1], graph.indptr[1:], strict=True):
-        row[graph.neighbours[start:stop]] = graph.similarities[start:stop]
-    return torch.from_numpy(matrix)
 
 
 def _listed(rows: torch.Tensor, columns: torch.Tensor, table: TextTable) -> Pairs:

@@ -11,9 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -22,6 +20,7 @@ from shards.bars import say
 from shards.errors import UserError
 from shards.machine import cores
 from trainer.plan import check_share
+from trainer.signals import heeded
 from trainer.world import PeerGone
 
 __all__ = ["BY_HAND", "INTERRUPTED", "launch", "ranks_wanted"]
@@ -32,7 +31,6 @@ FINAL = (0, UserError.code, BY_HAND, INTERRUPTED)  # done, something to be mende
 RESTARTS = 3  # of all ranks, when one dies; only where they go on from a checkpoint
 TO_STOP = 240.0  # seconds after a rank has stopped: another may be writing the checkpoint
 TO_FAIL = 30.0  # after one has died: others may wait for it in vain
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 def ranks_wanted(ranks: int, batch_size: int, device: str) -> int:
@@ -81,7 +79,7 @@ def _run(command: Sequence[str], count: int, threads: str) -> tuple[int, int]:
         "OMP_NUM_THREADS": threads,
     }
     ranks = list[subprocess.Popen[bytes]]()
-    with _handed_on(ranks) as signals:
+    with heeded(lambda number, before: _tell(ranks, number)) as signals:
         for rank in range(count):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             # In a group of its own: the terminal's Ctrl-C comes once, by this process.
@@ -115,26 +113,6 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]], signals: Sequence[int]) -> t
     if signals and code not in FINAL:
         code = BY_HAND if signals[0] == signal.SIGINT else INTERRUPTED
     return rank, code
-
-
-@contextmanager
-def _handed_on(ranks: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
-    """Signals go to every rank. Yields those that came."""
-    caught: list[int] = []
-
-    def hand_on(number: int, frame: FrameType | None) -> None:
-        caught.append(number)
-        _tell(ranks, number)
-
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    for number, handler in before.items():
-        if number != signal.SIGHUP or handler != signal.SIG_IGN:  # nohup's runs outlive their terminal
-            signal.signal(number, hand_on)
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _tell(ranks: Sequence[subprocess.Popen[bytes]], number: int) -> None:

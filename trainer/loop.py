@@ -10,11 +10,10 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -38,13 +37,13 @@ from trainer.own import short
 from trainer.plan import BatchPlan
 from trainer.recipe import Recipe, as_table
 from trainer.saver import Saver
+from trainer.signals import heeded
 from trainer.step import Outcome
 from trainer.trackers import open_tracker
 from trainer.world import World
 
 __all__ = ["Result", "Stopped", "train"]
 
-STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 BAD_IMAGES = 0.01  # share of samples that may fail to decode before the run stops; stage one checks every image
 
 
@@ -156,7 +155,7 @@ class _Loop:
         batches = batches_of(loader, None if recipe.data.chunk else world.device)
         title = f"{recipe.objective.name} {short(recipe.model.backbone)}"
         with (
-            _caught_signals() as stopping,
+            heeded(_stop_after_step) as stopping,
             _metrics(self.run, world, recipe, start, total, title) as metrics,
             self.saver,
             ahead or nullcontext(),
@@ -377,28 +376,9 @@ def _metrics(run: Path, world: World, recipe: Recipe, start: int, total: int, ti
         metrics.event("end", step=total)
 
 
-@contextmanager
-def _caught_signals() -> Iterator[list[int]]:
-    """The signals that came: SIGTERM or SIGUSR1, which schedulers send before they kill, SIGHUP of a terminal that is
-    closed, or Ctrl-C.
-
-    A second Ctrl-C ends the process at once.
-    """
-    caught: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and signal.SIGINT in caught:
+def _stop_after_step(number: int, before: Sequence[int]) -> None:
+    """A second Ctrl-C ends the process at once."""
+    if number == signal.SIGINT:
+        if number in before:
             raise KeyboardInterrupt
-        caught.append(number)
-        if number == signal.SIGINT:
-            print("stopping after this step; Ctrl-C again stops at once", file=sys.stderr)
-
-    before = {number: signal.getsignal(number) for number in STOPPING}
-    for number, handler in before.items():
-        if number != signal.SIGHUP or handler != signal.SIG_IGN:  # nohup's runs outlive their terminal
-            signal.signal(number, note)
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        print("stopping after this step; Ctrl-C again stops at once", file=sys.stderr)

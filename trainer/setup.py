@@ -23,12 +23,12 @@ from shards.errors import NO_LOCKS, UserError
 from shards.graph import Graph
 from shards.machine import cores
 from shards.reader import Shards
-from trainer.block import TextTable
 from trainer.checkpoint import NotRead, checkpoint_path, checkpoints, read_checkpoint
 from trainer.model import build_encoder
 from trainer.plan import BatchPlan
 from trainer.recipe import Recipe, as_table, differences
 from trainer.step import Stepper
+from trainer.table import TextTable
 from trainer.text import Captions, TextTower, vocabulary
 from trainer.world import World
 

@@ -20,13 +20,14 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from shards.errors import UserError
-from trainer.block import SimilarityBlock, TextTable
+from trainer.block import SimilarityBlock
 from trainer.clip import clip_loss
 from trainer.data import Batch, to_views
 from trainer.loss import contrastive_loss
 from trainer.model import Encoder
 from trainer.optim import learning_rate, make_optimiser
 from trainer.recipe import Recipe
+from trainer.table import TextTable
 from trainer.text import Captions, TextTower
 from trainer.world import World
 

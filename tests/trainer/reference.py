@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from shards.graph import Graph
-from trainer.block import Objective, SimilarityBlock, Tail, TextTable
+from trainer.block import Objective, SimilarityBlock
+from trainer.table import Tail, TextTable
 from trainer.world import World
 
 ALONE = World(device=torch.device("cpu"))

@@ -22,8 +22,9 @@ from tests.trainer.reference import (
     targets,
 )
 from trainer import block as block_module
-from trainer.block import SimilarityBlock, TextTable, background
+from trainer.block import SimilarityBlock, background
 from trainer.loss import contrastive_loss
+from trainer.table import Tail, TextTable
 
 
 def by_lists(graph: Graph) -> TextTable:
@@ -94,7 +95,7 @@ def test_a_complete_graph_is_read_from_a_matrix(texts: int, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("tail", ["code", "background", "none"])
-def test_similarities_of_any_slice(tail: block_module.Tail) -> None:
+def test_similarities_of_any_slice(tail: Tail) -> None:
     rng = np.random.default_rng(0)
     graph, batch = random_graph(rng, 7), random_samples(rng, 11, 7)
     block = build(batch, graph, "xclr", tail, 0.1)

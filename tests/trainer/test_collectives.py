@@ -12,9 +12,10 @@ from tests.trainer.interpreted import INTERPRETED
 from tests.trainer.ranks import Ranks
 from tests.trainer.reference import ALONE, Samples, build, random_graph, random_samples, targets, value_and_gradient
 from trainer import loss as loss_module
-from trainer.block import Objective, Tail
+from trainer.block import Objective
 from trainer.collectives import gather, gather_with_gradient
 from trainer.loss import Implementation, contrastive_loss
+from trainer.table import Tail
 from trainer.world import World
 
 

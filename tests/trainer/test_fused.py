@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from shards.errors import UserError
 from tests.trainer.interpreted import DEVICE, TRITON
 from tests.trainer.reference import build, random_graph, random_samples, targets, value_and_gradient
-from trainer.block import Objective, Tail
+from trainer.block import Objective
 from trainer.loss import _repel, contrastive_loss
+from trainer.table import Tail
 from trainer.world import World
 
 pytestmark = pytest.mark.skipif(not TRITON, reason="PyTorch brings Triton on Linux only")

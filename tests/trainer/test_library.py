@@ -15,8 +15,9 @@ from tests.eval.make_folders import make_folders
 from tests.make import make_shards
 from tests.trainer.ranks import Ranks
 from tests.trainer.reference import Samples, random_graph, random_samples, value_and_gradient
-from trainer.block import SimilarityBlock, TextTable
+from trainer.block import SimilarityBlock
 from trainer.loss import Implementation, contrastive_loss
+from trainer.table import TextTable
 from trainer.world import World, this_world
 
 PAGE = Path(__file__).parents[2] / "docs" / "library.md"

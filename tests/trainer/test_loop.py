@@ -317,14 +317,6 @@ def test_wrong_input_is_refused_in_words(shards: Path, tmp_path: Path) -> None:
         train(recipe(shards), run, ALONE, resume=True)
 
 
-def test_too_many_bad_images_stop_the_run(tmp_path: Path) -> None:
-    few = make_shards(tmp_path / "few", sizes=SIZES, classes=6, bad=(3,))
-    train(recipe(few, epochs=1), tmp_path / "few-run", ALONE)
-    many = make_shards(tmp_path / "many", sizes=SIZES, classes=6, bad=tuple(range(0, 80, 3)))
-    with pytest.raises(UserError, match=r"undecodable image.*over the budget"):
-        train(recipe(many), tmp_path / "many-run", ALONE)
-
-
 def test_a_loss_that_is_not_finite_stops_at_the_last_good_checkpoint(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"not finite at step \d+; the last good checkpoint is|no checkpoint was written"

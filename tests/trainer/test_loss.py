@@ -21,8 +21,9 @@ from tests.trainer.reference import (
     value_and_gradient,
 )
 from trainer import loss as loss_module
-from trainer.block import Objective, SimilarityBlock, Tail
+from trainer.block import Objective, SimilarityBlock
 from trainer.loss import Implementation, contrastive_loss
+from trainer.table import Tail
 
 KINDS: list[tuple[Objective, Tail]] = [
     ("xclr", "code"),

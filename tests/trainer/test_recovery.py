@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -26,7 +25,7 @@ from shards.reader import Shards
 from shards.verify import verify
 from tests.make import make_graph, make_shards
 from tests.trainer.ranks import Ranks
-from tests.trainer.test_loop import ALONE, SIZES, command, lines_of, recipe, weights
+from tests.trainer.test_loop import ALONE, SIZES, command, recipe, weights
 from trainer import checkpoint, setup
 from trainer.checkpoint import checkpoints, read_checkpoint
 from trainer.cli import app
@@ -379,31 +378,3 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         checkpoint.write_checkpoint(tmp_path, 1, {"encoder": {"w": torch.zeros(100_000)}}, keep=1)
     assert caught.value.errno == errno.ENOSPC
     assert not list((tmp_path / "checkpoints").iterdir())
-
-
-def test_bad_images_are_named(tmp_path: Path) -> None:
-    many = make_shards(tmp_path / "many", sizes=SIZES, classes=6, bad=tuple(range(0, 80, 3)))
-    with pytest.raises(UserError, match=r"the last was 0000\d\d of train-00000\d\.tar.*take them out and build"):
-        train(recipe(many, run__knn_every=0), tmp_path / "run", ALONE)
-    none = make_shards(tmp_path / "none", sizes=(16,), classes=6, bad=tuple(range(16)))
-    with pytest.raises(UserError, match="for the online kNN 0 can be read"):
-        train(recipe(none), tmp_path / "none-run", ALONE)
-
-
-def test_damage_on_any_rank_is_counted(tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
-    bad = make_shards(tmp_path / "bad", sizes=SIZES, classes=6, bad=(3, 20, 41, 60))
-    chosen = recipe(bad, epochs=2, run__knn_every=0, run__log_every=1)
-    counts = {}
-    for size in (1, 2):
-        ranks(size, trained, chosen, tmp_path / f"run{size}")
-        counts[size] = [line["bad_images"] for line in lines_of(tmp_path / f"run{size}") if "loss" in line]
-    assert counts[1] == counts[2]
-    assert counts[1][-1] > 4
-    run = tmp_path / "run1"  # the same, stopped and gone on with
-    shutil.rmtree(run)
-    with monkeypatch.context() as patch:
-        stop_at(patch, counts[1].index(counts[1][-1] - 2) + 1)
-        with pytest.raises(Stopped):
-            train(replace(chosen, run=replace(chosen.run, checkpoint_every=1)), run, ALONE)
-    ranks(2, trained, chosen, run, True)
-    assert [line["bad_images"] for line in lines_of(run) if "loss" in line] == counts[1]

@@ -14,12 +14,13 @@ from shards.reader import Shards
 from tests.make import make_shards
 from tests.standin import GPU, StandIn, Stream, WrongDevice, stand_in_gpu
 from trainer import setup
-from trainer.block import SimilarityBlock, TextTable
+from trainer.block import SimilarityBlock
 from trainer.checkpoint import checkpoints, read_checkpoint
 from trainer.data import batches_of, make_loader
 from trainer.loop import train
 from trainer.monitor import Monitor
 from trainer.recipe import Recipe, load_recipe
+from trainer.table import TextTable
 from trainer.world import World
 
 CPU = World(device=torch.device("cpu"))
