@@ -236,7 +236,7 @@ def _show(found: Estimate) -> None:
         f"parameters  {found.parameters / 1e6:.1f} M, of them {found.backbone_parameters / 1e6:.1f} M in the backbone"
     )
     print(f"steps       {found.steps:,}")
-    print(f"a step      {found.step_s:.2f} s, of them {min(found.compute_s, found.step_s):.2f} s the model's")
+    print(f"a step      {found.step_s:.2f} s, of them {found.compute_s:.2f} s the model's")
     print(f"memory      {found.memory / 2**30:.1f} GiB at the peak")
     print(f"time        {_spoken(found.hours)} at this speed")
 

@@ -7,7 +7,7 @@ import sys
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from statistics import median
+from statistics import mean
 
 import torch
 import torch.distributed as dist
@@ -73,13 +73,13 @@ def estimate(recipe: Recipe, world: World) -> Estimate:
             compute.append(time.perf_counter() - ready)
             advance(1)
     kept = slice(warm_up, None)
-    seconds = sum(whole[kept]) / len(whole[kept])  # batches come in bursts: the mean, not the median
+    seconds = mean(whole[kept])  # batches come in bursts: the mean, not the median
     return Estimate(
         backbone_parameters=_count(stepper.encoder.backbone),
         parameters=_count(stepper.encoder),
         steps=total,
         step_s=seconds,
-        compute_s=median(compute[kept]),
+        compute_s=mean(compute[kept]),
         memory=_peak_memory(world),
         hours=seconds * total / 3600,
     )
