@@ -169,10 +169,11 @@ def _train(chosen: Recipe, device: str, out: Path | None, *, resume: bool, dry_r
     from torch import OutOfMemoryError
 
     from trainer.dryrun import estimate
-    from trainer.launch import BY_HAND, INTERRUPTED
+    from trainer.launch import BY_HAND, INTERRUPTED, stop_without_launcher
     from trainer.loop import Stopped, train
     from trainer.world import join_world
 
+    stop_without_launcher()
     with join_world(device) as world:
         run = None if dry_run else out or _default_run(chosen)
         if world.is_main:

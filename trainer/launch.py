@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 
@@ -23,7 +24,7 @@ from trainer.plan import check_share
 from trainer.signals import heeded
 from trainer.world import PeerGone
 
-__all__ = ["BY_HAND", "INTERRUPTED", "launch", "ranks_wanted"]
+__all__ = ["BY_HAND", "INTERRUPTED", "launch", "ranks_wanted", "stop_without_launcher"]
 
 BY_HAND = 130  # 128 + SIGINT
 INTERRUPTED = 143  # 128 + SIGTERM: what schedulers take for "was told to stop", and requeue
@@ -31,6 +32,7 @@ FINAL = (0, UserError.code, BY_HAND, INTERRUPTED)  # done, something to be mende
 RESTARTS = 3  # of all ranks, when one dies; only where they go on from a checkpoint
 TO_STOP = 240.0  # seconds after a rank has stopped: another may be writing the checkpoint
 TO_FAIL = 30.0  # after one has died: others may wait for it in vain
+LIFELINE = "XCLR_LIFELINE"  # environment: a pipe's end at which a rank sees that the launcher is gone
 
 
 def ranks_wanted(ranks: int, batch_size: int, device: str) -> int:
@@ -79,12 +81,31 @@ def _run(command: Sequence[str], count: int, threads: str) -> tuple[int, int]:
         "OMP_NUM_THREADS": threads,
     }
     ranks = list[subprocess.Popen[bytes]]()
-    with heeded(lambda number, before: _tell(ranks, number)) as signals:
-        for rank in range(count):
-            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            # In a group of its own: the terminal's Ctrl-C comes once, by this process.
-            ranks.append(subprocess.Popen(command, env={**os.environ, **shared, **own}, process_group=0))
-        return _wait(ranks, signals)
+    theirs, ours = os.pipe()
+    try:
+        with heeded(lambda number, before: _tell(ranks, number)) as signals:
+            for rank in range(count):
+                own = {"RANK": str(rank), "LOCAL_RANK": str(rank), LIFELINE: str(theirs)}
+                # In a group of its own: the terminal's Ctrl-C comes once, by this process.
+                process = subprocess.Popen(
+                    command, env={**os.environ, **shared, **own}, pass_fds=[theirs], process_group=0
+                )
+                ranks.append(process)
+            return _wait(ranks, signals)
+    finally:
+        os.close(theirs)
+        os.close(ours)
+
+
+def stop_without_launcher() -> None:
+    """In a rank: should the launcher be killed, it is as if SIGTERM had come. Nothing else would end the ranks."""
+    if LIFELINE in os.environ:
+        threading.Thread(target=_watch, args=(int(os.environ.pop(LIFELINE)),), daemon=True).start()
+
+
+def _watch(lifeline: int) -> None:
+    os.read(lifeline, 1)  # nobody writes: it returns when the other end is closed
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _wait(ranks: Sequence[subprocess.Popen[bytes]], signals: Sequence[int]) -> tuple[int, int]:

@@ -176,6 +176,33 @@ def test_a_signal_ends_in_a_checkpoint_and_a_code(
     assert not any(Path(f"/proc/{child}").exists() for child in children)
 
 
+def test_ranks_save_and_stop_when_their_launcher_is_killed(shards: Path, tmp_path: Path) -> None:
+    run, said = tmp_path / "run", tmp_path / "said"
+    with (
+        said.open("w") as stderr,
+        subprocess.Popen([*command(shards, run, epochs=500), "--ranks=2"], env=env(), stderr=stderr) as killed,
+    ):
+        while not (run / "metrics.jsonl").exists() or len(lines_of(run)) < 3:
+            assert killed.poll() is None
+            time.sleep(0.05)
+        children = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()
+        killed.kill()
+    until = time.monotonic() + 60
+    while any(alive(child) for child in children):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert json.loads((run / "run.json").read_text())["status"] == "stopped"
+    assert "Traceback" not in said.read_text()
+
+
+def alive(process: str) -> bool:
+    """A zombie is not: who its new parent is, and whether it waits for it, is the machine's affair."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 def test_the_third_ctrl_c_leaves_no_rank_behind(tmp_path: Path) -> None:
     deaf = (
         "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
