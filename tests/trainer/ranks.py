@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import tempfile
 from collections.abc import Callable, Iterator
@@ -47,12 +48,14 @@ class Ranks:
 
 def _run(rank: int, size: int, meeting: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     torch.set_num_threads(1)
+    faulthandler.dump_traceback_later(100)  # before its peer gives up, and the test ends both
     # A rank whose peer failed gives up and frees its process, before `result` does.
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size, timeout=timedelta(minutes=2))
     try:
         return function(World(rank=rank, size=size, device=torch.device("cpu")), *arguments)
     finally:
         dist.destroy_process_group()
+        faulthandler.cancel_dump_traceback_later()
 
 
 @contextmanager
