@@ -187,10 +187,14 @@ def test_ranks_save_and_stop_when_their_launcher_is_killed(shards: Path, tmp_pat
             time.sleep(0.05)
         children = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()
         killed.kill()
-    until = time.monotonic() + 60
-    while any(alive(child) for child in children):
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    try:
+        until = time.monotonic() + 60
+        while any(alive(child) for child in children):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+    finally:
+        for child in filter(alive, children):
+            os.kill(int(child), signal.SIGKILL)
     assert json.loads((run / "run.json").read_text())["status"] == "stopped"
     assert "Traceback" not in said.read_text()
 
