@@ -36,10 +36,10 @@ class Ranks:
     def __call__(self, size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """function(world, *arguments) on each of `size` ranks; the results, rank by rank."""
         with tempfile.TemporaryDirectory() as folder:
-            meeting = f"file://{Path(folder) / 'store'}"
+            meeting = str(Path(folder) / "store")
             jobs = [self.pool.submit(_run, rank, size, meeting, function, arguments) for rank in range(size)]
             try:
-                return [job.result(timeout=300) for job in jobs]
+                return [job.result(timeout=420) for job in jobs]
             except BaseException:
                 self.end()  # a rank that waits for the one that failed would be one too few for the next test
                 self.pool = self._pool()
@@ -48,9 +48,14 @@ class Ranks:
 
 def _run(rank: int, size: int, meeting: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     torch.set_num_threads(1)
-    faulthandler.dump_traceback_later(100)  # before its peer gives up, and the test ends both
+    # Before gloo's time runs: on a busy machine the other processes may need a minute to start and to import PyTorch.
+    store = dist.FileStore(meeting, size)
+    store.set_timeout(timedelta(minutes=4))
+    store.set(f"here/{rank}", "")
+    store.wait([f"here/{peer}" for peer in range(size)])
     # A rank whose peer failed gives up and frees its process, before `result` does.
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size, timeout=timedelta(minutes=2))
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(minutes=2))
+    faulthandler.dump_traceback_later(100)  # before its peer gives up, and the test ends both
     try:
         return function(World(rank=rank, size=size, device=torch.device("cpu")), *arguments)
     finally:
