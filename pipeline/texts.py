@@ -24,9 +24,6 @@ def number_texts(scans: Sequence[Path]) -> tuple[npt.NDArray[np.int64], pa.Array
         pq.read_table(path, columns=["text"], partitioning=None)["text"].cast(pa.large_string()) for path in scans
     ]
     texts = pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.large_string())
-    encoded = pc.dictionary_encode(texts).unify_dictionaries()
-    if not encoded.num_chunks:
-        return np.zeros(0, np.int64), pa.array([], pa.large_string()), np.zeros(0, np.int64)
-    ids = np.concatenate([chunk.indices.to_numpy() for chunk in encoded.chunks]).astype(np.int64)
-    dictionary = encoded.chunk(0).dictionary
-    return ids, dictionary, np.bincount(ids, minlength=len(dictionary)).astype(np.int64)
+    encoded = pc.dictionary_encode(texts.combine_chunks())  # else every scan's chunk carries all texts
+    ids = encoded.indices.to_numpy().astype(np.int64)
+    return ids, encoded.dictionary, np.bincount(ids, minlength=len(encoded.dictionary)).astype(np.int64)
