@@ -269,7 +269,7 @@ def _number_samples(source: Source, work: Path, out: Path, skipped: dict[str, in
     if not len(ids):
         why = f" ({', '.join(f'{count:,} {reason}' for reason, count in skipped.items())})" if skipped else ""
         raise UserError(f"{source.where} holds no usable sample{why}: check that it is the {source.dataset.name} data")
-    write_texts(out / "texts.parquet", texts, counts.tolist())
+    write_texts(out / "texts.parquet", texts, counts)
     _write_arrow(work / "texts.arrow", pa.table({"text": texts}, pa.schema([("text", pa.large_string())])))
     schema = SCAN_SCHEMA.remove(SCAN_SCHEMA.get_field_index("text"))
     pieces = pa.concat_tables([pq.read_table(p, columns=schema.names, partitioning=None).cast(schema) for p in scans])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 
 from shards.atomic import sha256_file
 from shards.errors import UserError
-from shards.index import write_table
+from shards.index import write_rows
 from shards.manifest import Manifest
 from shards.sealed import write_sealed
 
@@ -90,7 +91,8 @@ def write_graph(root: Path, name: str, graph: Graph, home: npt.NDArray[np.int32]
     files = {}
     for position, shard in enumerate(shard_names):
         path = folder / f"{shard}.parquet"
-        write_table(path, _rows(graph, np.flatnonzero(home == position)))
+        ids = np.flatnonzero(home == position)
+        write_rows(path, GRAPH_SCHEMA, len(ids), partial(_rows, graph, ids))
         files[path.name] = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
     write_sealed(folder / META, {**graph.meta, "texts": len(graph), "files": files})
     return folder
@@ -129,8 +131,9 @@ def read_graph(folder: Path) -> Graph:
         raise UserError(f"{folder} is damaged ({reason}): delete it and run `xclr-shards graph` again") from None
 
 
-def _rows(graph: Graph, ids: npt.NDArray[np.int64]) -> pa.Table:
-    """The rows of some texts as a table of GRAPH_SCHEMA."""
+def _rows(graph: Graph, texts: npt.NDArray[np.int64], start: int, stop: int) -> pa.Table:
+    """The rows of texts[start:stop] as a table of GRAPH_SCHEMA."""
+    ids = texts[start:stop]
     counts = np.diff(graph.indptr)[ids]
     offsets = np.concatenate([[0], np.cumsum(counts)])
     # Positions of the chosen rows' entries in the flat arrays: row start + 0, 1, 2, ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ __all__ = [
     "read_text_table",
     "read_texts",
     "write_index",
-    "write_table",
+    "write_rows",
     "write_texts",
 ]
 
@@ -44,6 +44,7 @@ TEXTS_SCHEMA = pa.schema(
         pa.field("count", pa.int64(), nullable=False),
     ]
 )
+ROWS = 1 << 16  # of a row group
 NONE = -1  # stands for null in the arrays
 
 
@@ -69,10 +70,17 @@ class Index:
         return len(self.offset)
 
 
-def write_table(path: Path, table: pa.Table) -> None:
-    """Parquet with settings that give equal bytes for equal rows."""
-    with atomic_file(path) as file:
-        pq.write_table(table, file, compression="zstd", row_group_size=1 << 16, store_schema=False)
+def write_rows(path: Path, schema: pa.Schema, count: int, rows: Callable[[int, int], pa.Table]) -> None:
+    """Parquet of rows(start, stop) in turn, with settings that give equal bytes for equal rows.
+
+    In turn, since an Arrow array of all of them would end at 2 GiB of strings, or 2 G listed pairs.
+    """
+    with (
+        atomic_file(path) as file,
+        pq.ParquetWriter(file, schema, compression="zstd", store_schema=False) as writer,
+    ):
+        for start in range(0, max(count, 1), ROWS):
+            writer.write_table(rows(start, min(start + ROWS, count)), row_group_size=ROWS)
 
 
 def write_index(
@@ -88,13 +96,20 @@ def write_index(
     """One shard's index. label and group may hold None."""
     columns = [key, offset, size, text_id, label, group if group is not None else [None] * len(key)]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, INDEX_SCHEMA, strict=True)]
-    write_table(path, pa.Table.from_arrays(arrays, schema=INDEX_SCHEMA))
+    table = pa.Table.from_arrays(arrays, schema=INDEX_SCHEMA)
+    write_rows(path, INDEX_SCHEMA, len(table), lambda start, stop: table.slice(start, stop - start))
 
 
-def write_texts(path: Path, texts: Sequence[str], counts: Sequence[int]) -> None:
+def write_texts(path: Path, texts: Sequence[str] | pa.Array, counts: npt.ArrayLike) -> None:
     """texts.parquet; row i is text_id i."""
-    arrays = [pa.array(np.arange(len(texts))), pa.array(texts, pa.string()), pa.array(counts, pa.int64())]
-    write_table(path, pa.Table.from_arrays(arrays, schema=TEXTS_SCHEMA))
+    strings, numbers = pa.array(texts, pa.large_string()), np.asarray(counts, np.int64)
+
+    def rows(start: int, stop: int) -> pa.Table:
+        ids = pa.array(np.arange(start, stop))
+        text = strings.take(ids).cast(pa.string())  # of a slice, offsets past 2 GiB would be refused
+        return pa.Table.from_arrays([ids, text, pa.array(numbers[start:stop])], schema=TEXTS_SCHEMA)
+
+    write_rows(path, TEXTS_SCHEMA, len(strings), rows)
 
 
 def read_index(root: Path, manifest: Manifest) -> Index:

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 from shards.atomic import atomic_file
 from shards.errors import OverBudget, SkipBudget, UserError
 from shards.graph import Graph, read_graph, write_graph
+from shards.index import ROWS, write_texts
 from shards.manifest import Manifest
 from shards.reader import Shards, latest_shards
 from shards.tar import samples
@@ -75,6 +78,19 @@ def test_graph_round_trip_with_texts_in_any_shard(
     for field in dataclasses.fields(Graph):
         if field.name != "meta":
             np.testing.assert_array_equal(getattr(back, field.name), getattr(graph, field.name))
+
+
+def test_more_texts_than_one_arrow_array_can_hold(tmp_path: Path) -> None:
+    """2.4 GB of them, of zero bytes, which take neither memory nor disk."""
+    count, width = 300_000, 8_000
+    starts, zeros = np.arange(count + 1) * width, np.zeros(count * width, np.uint8)
+    texts = pa.Array.from_buffers(pa.large_string(), count, [None, pa.py_buffer(starts), pa.py_buffer(zeros)])
+    write_texts(tmp_path / "texts.parquet", texts, np.arange(count))
+    with pq.ParquetFile(tmp_path / "texts.parquet") as file:
+        assert file.metadata.num_rows == count
+        last = file.read_row_group(file.metadata.num_row_groups - 1).slice(count % ROWS - 1)
+    assert last["text_id"].to_pylist() == last["count"].to_pylist() == [count - 1]
+    assert len(last["text"][0].as_py()) == width
 
 
 def test_graph_by_name(tmp_path: Path) -> None:
