@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import lru_cache, partial
 from multiprocessing.connection import wait
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 from shards.errors import UserError
 
@@ -47,21 +52,44 @@ class Workers:
             context = multiprocessing.get_context("spawn")
             self.pool = ProcessPoolExecutor(self.processes, mp_context=context, initializer=_die_with_parent)
         waiting: list[Future[Result]] = []
-        try:
-            waiting += [self.pool.submit(function, job) for job in jobs[: AHEAD * self.processes]]
-            for following in range(len(waiting), len(jobs) + len(waiting)):
-                result = waiting.pop(0).result()
-                if following < len(jobs):
-                    waiting.append(self.pool.submit(function, jobs[following]))
-                yield result
-        except BrokenProcessPool:
-            raise UserError(
-                "a process was killed, for lack of memory perhaps: run the same command again, it goes on; fewer "
-                "--processes need less"
-            ) from None
-        finally:
-            for future in waiting:
-                future.cancel()
+        with _filed(function) as call:
+            try:
+                waiting += [self.pool.submit(call, job) for job in jobs[: AHEAD * self.processes]]
+                for following in range(len(waiting), len(jobs) + len(waiting)):
+                    result = waiting.pop(0).result()
+                    if following < len(jobs):
+                        waiting.append(self.pool.submit(call, jobs[following]))
+                    yield result
+            except BrokenProcessPool:
+                raise UserError(
+                    "a process was killed, for lack of memory perhaps: run the same command again, it goes on; fewer "
+                    "--processes need less"
+                ) from None
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+
+@contextmanager
+def _filed(function: Callable[[Job], Result]) -> Iterator[Callable[[Job], Result]]:
+    """The function, in a file that each process reads once.
+
+    Sent with every job it would carry its source along, which names each of 20,000 class folders: hours of pickling.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "function"
+        path.write_bytes(pickle.dumps(function))
+        yield partial(_call, path)
+
+
+def _call(path: Path, job: Any) -> Any:
+    return _read(path)(job)
+
+
+@lru_cache(maxsize=1)
+def _read(path: Path) -> Callable[[Any], Any]:
+    function: Callable[[Any], Any] = pickle.loads(path.read_bytes())
+    return function
 
 
 def _die_with_parent() -> None:

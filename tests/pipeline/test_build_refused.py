@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,6 @@ from typer.testing import CliRunner
 
 from pipeline.build import BuildSettings, build_shards
 from pipeline.cli import app
-from pipeline.parallel import Workers
 from pipeline.sources.datasets import load_dataset
 from pipeline.sources.find import open_source
 from shards.errors import UserError
@@ -81,20 +78,6 @@ def test_options_that_would_be_ignored_are_refused(tmp_path: Path) -> None:
         assert message in str(result.exception)
     assert CliRunner().invoke(app, ["build", "demo", "--memory", "0"]).exit_code == 2
     assert not (tmp_path / "out").exists()
-
-
-def test_a_process_that_was_killed_is_one_line() -> None:
-    with Workers(2) as workers, pytest.raises(UserError, match="a process was killed, for lack of memory perhaps"):
-        list(workers.ordered(os._exit, [9, 9, 9]))
-    with Workers(2) as workers:
-        slow = (time.sleep(0.3) for _ in workers.ordered(end_at, list(range(40))))  # broken while this process is busy
-        with pytest.raises(UserError, match="a process was killed, for lack of memory perhaps"):
-            list(slow)
-
-
-def end_at(number: int) -> None:
-    if number == 3:
-        os._exit(9)
 
 
 def test_a_link_to_nowhere_is_no_place_to_build(tmp_path: Path) -> None:
