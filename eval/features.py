@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
@@ -153,8 +153,10 @@ def _fill(model: Model, images: ImageSet, folder: Path, missing: list[int], max_
     pending = iter(missing)
     # Else a GPU's convolutions round to TF32's ten bits, and features that a CPU began would be gone on with in others.
     exact = torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False)
+    # Workers fork here: within the bar, whose thread may hold its lock, one that warns would wait for it for ever.
+    crops = iter(loader(_Crops(images, model.transform), batches, images=len(rows), size=BATCH * 3 * size**2))
     with bar(f"features of {images.name}", len(rows)) as advance, torch.inference_mode(), exact:
-        for pixels, ok, keys in loader(_Crops(images, model.transform), batches, 3 * size**2):
+        for pixels, ok, keys in crops:
             bad += len(keys)
             if bad > limit:
                 raise UserError(
@@ -237,20 +239,19 @@ class _Crops(Dataset[Any]):
         return self.__getitems__([row])
 
 
-def loader(dataset: Dataset[Any], batches: list[list[int]], size: int) -> DataLoader[Any]:
-    """What the dataset makes of each batch of positions, by worker processes where there are pictures enough.
+def loader(dataset: Dataset[Any], batches: Iterable[list[Any]], *, images: int, size: int) -> DataLoader[Any]:
+    """What the dataset makes of each batch of its keys, by worker processes where there are images enough.
 
-    size: bytes that it makes of a position. Raises UserError where they do not fit the shared memory.
+    size: bytes of the largest batch. Raises UserError where those that are under way do not fit the shared memory.
     """
-    workers = min(cores(), sum(map(len, batches)) // IMAGES_PER_WORKER)
-    batch = size * max(map(len, batches), default=0)
+    workers = min(cores(), images // IMAGES_PER_WORKER)
     return DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=_as_it_is,
         worker_init_fn=_single_thread,
-        prefetch_factor=prefetch(batch, workers, "take fewer cores (taskset)") if workers else None,
+        prefetch_factor=prefetch(size, workers, "take fewer cores (taskset)") if workers else None,
         multiprocessing_context="fork" if workers else None,
     )
 

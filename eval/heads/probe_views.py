@@ -43,16 +43,18 @@ def fit_views(
     step = 0
     network = model.network.to(runs[0].bank.device)
     augment = AugmentConfig(image_size=model.transform.image_size, jitter_probability=0, grayscale=0, blur=0)
+    dataset, batches = _TwoViews(images, augment, config.seed), _batches(wanted, passes, batch, config.seed)
+    size = batch * VIEWS * 3 * augment.image_size**2
+    # Workers fork here: within the bar, whose thread may hold its lock, one that warns would wait for it for ever.
+    seen = iter(loader(dataset, batches, images=len(wanted), size=size))
     with bar(f"probe on views of {images.name}", passes * len(wanted)) as advance:
-        for number in range(passes):
-            order = np.random.default_rng([config.seed, number]).permutation(wanted)
-            for views, rows in _views(images, augment, order, batch, number, config.seed):
-                with torch.inference_mode():
-                    x = network(normalise(views.to(runs[0].bank.device), model.transform)).float()
-                for run in runs:
-                    run.step(x, rows, step / steps)
-                step += 1
-                advance(len(rows))
+        for views, rows in seen:
+            with torch.inference_mode():
+                x = network(normalise(views.to(runs[0].bank.device), model.transform)).float()
+            for run in runs:
+                run.step(x, rows, step / steps)
+            step += 1
+            advance(len(rows))
     return {run.task.name: run.finish() for run in runs}
 
 
@@ -121,33 +123,38 @@ class _Run:
         return right / len(self.held)
 
 
-def _views(
-    images: ImageSet, augment: AugmentConfig, order: Ints, batch: int, number: int, seed: int
-) -> Iterator[tuple[torch.Tensor, Ints]]:
-    """(views [VIEWS * b, size, size, 3] uint8, rows [b]): all first views, then all second ones."""
-    dataset = _TwoViews(images, augment, number, seed)
-    batches = [order[start : start + batch].tolist() for start in range(0, len(order), batch)]
-    yield from loader(dataset, batches, VIEWS * 3 * augment.image_size**2)
+Ticket = tuple[int, int]  # pass, row
+
+
+def _batches(rows: Ints, passes: int, batch: int, seed: int) -> Iterator[list[Ticket]]:
+    """Every pass in another order."""
+    for number in range(passes):
+        order = np.random.default_rng([seed, number]).permutation(rows)
+        for start in range(0, len(order), batch):
+            yield [(number, row) for row in order[start : start + batch].tolist()]
 
 
 class _TwoViews(Dataset[Any]):
-    """Rows that decoded when their features were extracted, augmented by (seed, pass, row)."""
+    """Tickets -> (views [VIEWS * b, size, size, 3] uint8, rows [b]): all first views, then all second ones.
 
-    def __init__(self, images: ImageSet, augment: AugmentConfig, number: int, seed: int) -> None:
-        self.images, self.augment, self.number, self.seed = images, augment, number, seed
+    Of rows that decoded when their features were extracted, augmented by (seed, pass, row).
+    """
 
-    def __getitems__(self, rows: list[int]) -> tuple[torch.Tensor, Ints]:
+    def __init__(self, images: ImageSet, augment: AugmentConfig, seed: int) -> None:
+        self.images, self.augment, self.seed = images, augment, seed
+
+    def __getitems__(self, tickets: list[Ticket]) -> tuple[torch.Tensor, Ints]:
         size = self.augment.image_size
-        views = np.zeros((VIEWS, len(rows), size, size, 3), np.uint8)
-        for i, row in enumerate(rows):
+        views = np.zeros((VIEWS, len(tickets), size, size, 3), np.uint8)
+        for i, (number, row) in enumerate(tickets):
             try:
                 image = decode(self.images.read(row))
                 if self.images.prepare is not None:
                     image = self.images.prepare(image)
             except BadImage:
                 continue  # the file has changed since: a black picture among thousands
-            views[:, i] = two_views(image, self.augment, sample_rng(self.seed, self.number, row))
-        return torch.from_numpy(views.reshape(-1, size, size, 3)), np.array(rows, np.int64)
+            views[:, i] = two_views(image, self.augment, sample_rng(self.seed, number, row))
+        return torch.from_numpy(views.reshape(-1, size, size, 3)), np.array([row for _, row in tickets], np.int64)
 
-    def __getitem__(self, row: int) -> Any:
-        return self.__getitems__([row])
+    def __getitem__(self, ticket: Ticket) -> Any:
+        return self.__getitems__([ticket])
