@@ -48,16 +48,30 @@ def gather_with_gradient(x: torch.Tensor, world: World) -> torch.Tensor:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, world: World) -> torch.Tensor:
-        ctx.world, ctx.rows = world, x.shape[0]
+        ctx.world = world
         return gather(x, world)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        world, rows = ctx.world, ctx.rows
-        gradient = gradients[0].contiguous()
-        if gradient.device.type == "cuda":
-            out = gradient.new_empty((rows, *gradient.shape[1:]))
-            _reduce_scatter(out, gradient)
-            return out, None
-        dist.all_reduce(gradient)  # gloo has no reduce-scatter
-        return gradient[world.rank * rows : (world.rank + 1) * rows], None
+        return cast(torch.Tensor, _SumOfMine.apply(gradients[0], ctx.world)), None
+
+
+class _SumOfMine(torch.autograd.Function):
+    """[size * n, ...] of every rank -> [n, ...], the sum of their rows for this rank. A function of its own, since a
+    gradient may be differentiated again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, world: World) -> torch.Tensor:
+        ctx.world = world
+        rows = x.shape[0] // world.size
+        if x.device.type == "cuda":
+            out = x.new_empty((rows, *x.shape[1:]))
+            _reduce_scatter(out, x.contiguous())
+            return out
+        total = x.clone(memory_format=torch.contiguous_format)  # autograd may have handed it to others too
+        dist.all_reduce(total)  # gloo has no reduce-scatter
+        return total[world.rank * rows : (world.rank + 1) * rows]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gather_with_gradient(gradients[0], ctx.world), None

@@ -33,7 +33,7 @@ from trainer.checkpoint import checkpoints, write_best, write_checkpoint
 from trainer.data import Batch, batches_of, make_loader
 from trainer.metrics import Metrics
 from trainer.monitor import Monitor
-from trainer.own import short
+from trainer.own import code_id, short
 from trainer.plan import BatchPlan
 from trainer.recipe import Recipe, as_table
 from trainer.saver import Saver
@@ -95,7 +95,7 @@ def _train(
     if state and world.is_main:
         say(f"going on from step {start} of {total}")
     graph = setup.graph_of(recipe, shards)
-    setup.check_graph(run, state, recipe, graph)
+    setup.check_same(run, state, recipe, graph)
     loop = _Loop(recipe, run, world, shards, graph, plan, data_id, fresh=state is None)
     if world.is_main:
         setup.describe_run(run, recipe, shards, start=start, total=total)
@@ -122,6 +122,7 @@ class _Loop:
     ) -> None:
         self.recipe, self.run, self.world, self.shards, self.plan = recipe, run, world, shards, plan
         self.data_id, self.graph_id = data_id, setup.graph_id(recipe, graph)
+        self.code_id = code_id(recipe.model.backbone)
         self.monitor: Monitor | None = None
         if world.is_main and recipe.run.knn_every > 0:
             codes = graph or setup.monitors_graph(recipe, shards)
@@ -140,7 +141,14 @@ class _Loop:
         self.asked: _Later | None = None
 
     def load(self, state: dict[str, Any]) -> None:
-        self.stepper.encoder.load_state_dict(state["encoder"])
+        try:
+            self.stepper.encoder.load_state_dict(state["encoder"])
+        except RuntimeError as error:  # another version of timm, or code that the network's own file imports
+            reason = str(error).splitlines()[1:2] or [str(error)]
+            raise UserError(
+                f"{self.run} holds the weights of another network than {self.recipe.model.backbone} is now "
+                f"({reason[0].strip()}): put that one back, or choose another --out"
+            ) from None
         self.stepper.optimiser.load_state_dict(state["optimiser"])
         self.best = float(state.get("best", self.best))
         self.bad_before = int(state.get("bad_images", 0))
@@ -322,6 +330,7 @@ class _Loop:
             "recipe": json.dumps(as_table(self.recipe)),
             "data": self.data_id,
             "graph": self.graph_id,
+            "code": self.code_id,
             "best": self.best,
         }
 

@@ -6,14 +6,16 @@ Code runs only where a command line names it: a checkpoint that was trained so i
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
+from shards.atomic import sha256_file
 from shards.errors import UserError
 
-__all__ = ["call", "is_own", "short"]
+__all__ = ["call", "code_id", "is_own", "normal", "short"]
 
 OWN = re.compile(r"(.+\.py):(\w+)")
 
@@ -25,6 +27,17 @@ def is_own(name: str) -> bool:
 def short(name: str) -> str:
     """Without its folder, for names of runs and curves."""
     return Path(name).name if is_own(name) else name
+
+
+def normal(name: str) -> str:
+    """One name for a file, however its path is written."""
+    return os.path.normpath(name) if is_own(name) else name
+
+
+def code_id(name: str) -> str:
+    """A checksum of the file; empty for a name of timm's."""
+    match = OWN.fullmatch(name)
+    return sha256_file(Path(match[1])) if match else ""
 
 
 def call(name: str) -> Any:

@@ -25,6 +25,7 @@ from shards.machine import cores
 from shards.reader import Shards
 from trainer.checkpoint import NotRead, checkpoint_path, checkpoints, read_checkpoint
 from trainer.model import build_encoder
+from trainer.own import code_id, normal
 from trainer.plan import BatchPlan
 from trainer.recipe import Recipe, as_table, differences
 from trainer.step import Stepper
@@ -35,7 +36,7 @@ from trainer.world import World
 __all__ = [
     "alone",
     "build_stepper",
-    "check_graph",
+    "check_same",
     "describe_run",
     "graph_id",
     "graph_name",
@@ -137,7 +138,9 @@ def settle(recipe: Recipe, shards: Shards, world: World, run: Path | None = None
     if precision == "auto":
         small = world.device.type == "cpu" and recipe.augment.image_size < SMALL
         precision = "bfloat16" if _fast_bfloat16(world.device) and not small else "float32"
-    return replace(recipe, precision=precision, data=replace(recipe.data, graph=graph_name(recipe, shards, run)))
+    data = replace(recipe.data, graph=graph_name(recipe, shards, run))
+    model = replace(recipe.model, backbone=normal(recipe.model.backbone))
+    return replace(recipe, precision=precision, data=data, model=model)
 
 
 def graph_name(recipe: Recipe, shards: Shards, run: Path | None) -> str:
@@ -204,6 +207,7 @@ def _chosen_state(run: Path, recipe: Recipe, data_id: str, *, resume: bool) -> d
     # A run of an earlier version has no graph's name where there was one graph only.
     graph = before.data.graph or recipe.data.graph
     before = replace(before, data=replace(before.data, shards=recipe.data.shards, graph=graph))
+    before = replace(before, model=replace(before.model, backbone=normal(before.model.backbone)))
     unlike = differences(as_table(recipe), as_table(before))
     if unlike:
         raise UserError(
@@ -226,13 +230,14 @@ def graph_id(recipe: Recipe, graph: Graph | None) -> str:
     return hashlib.sha256(json_bytes(graph.meta)).hexdigest()
 
 
-def check_graph(run: Path, state: dict[str, Any] | None, recipe: Recipe, graph: Graph | None) -> None:
-    """Raises UserError where the run would go on with another graph under the same name."""
-    now = graph_id(recipe, graph)
-    if state and state.get("graph", now) != now:
-        raise UserError(
-            f"{run} was trained on another graph than has its name now: put that one back, or choose another --out"
-        )
+def check_same(run: Path, state: dict[str, Any] | None, recipe: Recipe, graph: Graph | None) -> None:
+    """Raises UserError where the run would go on with another graph, or another network, under the same name."""
+    for key, now, what in (
+        ("graph", graph_id(recipe, graph), "on another graph than has its name now"),
+        ("code", code_id(recipe.model.backbone), f"with another {recipe.model.backbone.rpartition(':')[0]}"),
+    ):
+        if state and state.get(key, now) != now:
+            raise UserError(f"{run} was trained {what}: put that one back, or choose another --out")
 
 
 def _newest_readable(found: list[Path]) -> tuple[dict[str, Any], list[Path]]:

@@ -9,6 +9,7 @@ piece at a time, so a piece should not be small (64 samples, 128 views, or more)
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import cast
@@ -22,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from shards.errors import UserError
 from trainer.block import SimilarityBlock
 from trainer.clip import clip_loss
+from trainer.collectives import gather
 from trainer.data import Batch, to_views
 from trainer.loss import contrastive_loss
 from trainer.model import Encoder
@@ -69,6 +71,7 @@ class Stepper:
         encoder.to(world.device).to(memory_format=torch.channels_last)
         if world.size > 1 and world.device.type == "cuda":
             encoder = synchronised(encoder)
+        _start_as_one(encoder, recipe.model.backbone, world)
         self.encoder = encoder
         self.optimiser = make_optimiser(encoder, recipe.optimiser)
         self.parallel = self._parallel()
@@ -93,12 +96,31 @@ class Stepper:
         return DistributedDataParallel(self.encoder, device_ids=[device.index])
 
     def _exchange(self) -> None:
-        """All gradients at once, in the order of the parameters: means over the ranks."""
-        gradients = [p.grad for p in self.encoder.parameters() if p.grad is not None]
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients]).div_(self.world.size)
+        """All gradients at once, in the order of the parameters: means over the ranks.
+
+        A parameter that some ranks' samples did not reach counts as 0 there; one that none reached stays without.
+        """
+        parameters = [p for p in self.encoder.parameters() if p.requires_grad]
+        reached = parameters[0].new_tensor([p.grad is not None for p in parameters])
+        gradients = [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters]
+        flat = torch.cat([*gradients, reached]).div_(self.world.size)
         dist.all_reduce(flat)
-        for gradient, part in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient))
+        *parts, reached = torch.split(flat, [*(p.numel() for p in parameters), len(parameters)])
+        for parameter, part, any_rank in zip(parameters, parts, reached.tolist(), strict=True):
+            if parameter.grad is not None:
+                parameter.grad.copy_(part.view_as(parameter))
+            elif any_rank:
+                parameter.grad = part.view_as(parameter).clone()
+
+    def _check_reached(self) -> None:
+        """DDP waits for every gradient, in vain for those that do not come, and says so a step later."""
+        lost = [name for name, p in self.encoder.named_parameters() if p.requires_grad and p.grad is None]
+        if lost:
+            some = ", ".join(lost[:3])
+            raise UserError(
+                f"{len(lost)} parameters of {self.recipe.model.backbone} have no gradient ({some}): where they are not "
+                "to be trained, set requires_grad = False; on several GPUs every step must reach the others"
+            )
 
     def step(self, batch: Batch, step: int, total: int) -> Outcome:
         """Step number `step` of `total`; every rank calls it with its share of the batch."""
@@ -113,6 +135,8 @@ class Stepper:
             loss, z, block = self._cached(batch, step)
         if self.world.size > 1 and self.parallel is None:
             self._exchange()
+        elif self.parallel:
+            self._check_reached()
         self.optimiser.step()
         if isinstance(self.encoder.text, TextTower):
             self.encoder.text.bound()
@@ -183,6 +207,25 @@ class Stepper:
         """Of dropout and stochastic depth: a function of (seed, step, piece, rank)."""
         value = (((self.recipe.seed << 31) + step) * 4096 + self.world.rank) ^ (number << 56)
         torch.manual_seed(value & ((1 << 63) - 1))
+
+
+@torch.no_grad()
+def _start_as_one(encoder: Encoder, name: str, world: World) -> None:
+    """Rank 0's weights for all: a network of the user's own may draw them from anywhere.
+
+    Raises UserError where the ranks have built networks of other shapes.
+    """
+    if world.size == 1:
+        return
+    tensors = [*encoder.parameters(), *encoder.buffers()]
+    shapes = hashlib.sha256(str([(tuple(x.shape), x.dtype) for x in tensors]).encode()).digest()
+    mine = torch.tensor(int.from_bytes(shapes[:7], "big"), device=world.device)
+    if len(set(gather(mine[None], world).tolist())) > 1:
+        raise UserError(f"{name} builds networks of other shapes on other ranks: it must be the same everywhere")
+    for x in tensors:
+        sent = x.contiguous()  # channels-last weights are not, and would be refused
+        dist.broadcast(sent, 0)
+        x.copy_(sent)
 
 
 def synchronised(encoder: Encoder) -> Encoder:

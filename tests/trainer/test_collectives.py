@@ -60,6 +60,30 @@ def share_of_loss(world: World, seed: int, objective: Objective, tail: Tail, how
     return float(value.detach()), (z.grad / world.size).numpy()
 
 
+def share_of_penalty(world: World) -> Any:
+    """Gradient [2, b, dim] of this rank's samples, of the sum over ranks of |d (all ranks' losses) / dz|^2."""
+    batch, graph = seeded(0)
+    b = len(batch.texts) // world.size
+    z = batch.z[:, world.rank * b : (world.rank + 1) * b].clone().requires_grad_()
+    block = build(batch, graph, "xclr", "code", 0.1, world)
+    value = contrastive_loss(z.flatten(0, 1), block, tau=0.1, implementation="dense")
+    (first,) = torch.autograd.grad(value, z, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), z)
+    return second.numpy()
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_second_derivatives_of_ranks_are_those_of_the_whole_batch(ranks: Ranks, size: int) -> None:
+    batch, graph = seeded(0)
+    z = batch.z.clone().requires_grad_()
+    block = build(batch, graph, "xclr", "code", 0.1, ALONE)
+    value = size * contrastive_loss(z.flatten(0, 1), block, tau=0.1, implementation="dense")
+    (first,) = torch.autograd.grad(value, z, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), z)
+    found = np.concatenate(ranks(size, share_of_penalty), axis=1)
+    np.testing.assert_allclose(found, second.numpy(), rtol=1e-6, atol=1e-9 * float(second.abs().max()))
+
+
 def seeded(seed: int) -> tuple[Samples, Any]:
     rng = np.random.default_rng(seed)
     return random_samples(rng, 12, 8), random_graph(rng, 8)
