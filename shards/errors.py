@@ -79,6 +79,7 @@ class SkipBudget:
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 """What some shared disks (Lustre without -o flock, NFS without lockd) answer where a file is to be locked."""
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # of a write, which does not know its file's name
 INTERRUPTED = 130  # 128 + SIGINT
 PLACE = {
     errno.EACCES: "choose a folder that may be read and written",
@@ -105,9 +106,10 @@ def run_cli(app: typer.Typer) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:
-        if error.errno not in PLACE or error.filename is None:
+        if error.errno not in PLACE or (error.filename is None and error.errno not in FULL):
             raise
-        _end(f"{error.filename}: {error.strerror}; {PLACE[error.errno]}")
+        where = f"{error.filename}: " if error.filename else ""
+        _end(f"{where}{error.strerror}; {PLACE[error.errno]}")
     except Exception as error:
         if not hasattr(error, "format_message"):  # click's, which typer carries under a name of its own
             raise

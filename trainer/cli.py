@@ -159,7 +159,16 @@ def command(
         count = ranks_wanted(ranks, chosen.data.batch_size, device)
         if count > 1:
             on_gpus = device != "cpu" and cuda.is_available()
-            sys.exit(launch(count, sys.argv[1:], on_gpus=on_gpus, restart=resume))
+            run = out or _default_run(chosen)
+            sys.exit(
+                launch(
+                    count,
+                    sys.argv[1:],
+                    on_gpus=on_gpus,
+                    restart=resume and not dry_run,
+                    newest=lambda: sorted(run.glob("checkpoints/step-*.pt"))[-1:],
+                )
+            )
     _train(chosen, device, out, resume=resume, dry_run=dry_run, alone=ranks is not None)
 
 
@@ -191,7 +200,14 @@ def _train(chosen: Recipe, device: str, out: Path | None, *, resume: bool, dry_r
             print(stopped, file=sys.stderr)
             sys.exit(BY_HAND if stopped.by == signal.SIGINT else INTERRUPTED)
         except OutOfMemoryError as error:
-            raise UserError(_too_large(chosen, world.size, str(error))) from None
+            raise UserError(_too_large(chosen, world.size, str(error), resume=resume)) from None
+        except RuntimeError as error:  # PyTorch raises it wherever the step happens to be
+            if "DataLoader worker" not in str(error):
+                raise
+            raise LoaderGone(
+                "a loader process was killed, for lack of memory perhaps: give fewer --workers; with --resume the "
+                "same command goes on from the newest checkpoint"
+            ) from None
         if world.is_main:
             state = "already finished" if result.already_done else "finished"
             print(f"{state}: {result.run} ({result.steps} steps)")
@@ -270,13 +286,17 @@ def _default_run(recipe: Recipe) -> Path:
     return Path("runs") / f"{dataset}-{recipe.objective.name}{graph}-{backbone}{seed}"
 
 
-def _too_large(recipe: Recipe, ranks: int, reason: str) -> str:
-    """What to do where a GPU's memory is not enough."""
+class LoaderGone(UserError):
+    code = 1  # not one of those after which ranks are not started again
+
+
+def _too_large(recipe: Recipe, ranks: int, reason: str, *, resume: bool) -> str:
+    """What to do where a GPU's memory is not enough. A run that is gone on with keeps its batch."""
     held = recipe.data.chunk or recipe.data.batch_size // ranks
     chunk = next((held // part for part in (2, 3, 5, 7) if held % part == 0), 0)
     remedy = f"give --chunk {chunk}, which forwards so many of its samples at a time, " if chunk else "give "
-    first = reason.split(". ")[0]
-    return f"{held} samples at a time do not fit a GPU ({first}): {remedy}a smaller --batch-size, or more GPUs"
+    first, smaller = reason.split(". ")[0], "" if resume else "a smaller --batch-size, or "
+    return f"{held} samples at a time do not fit a GPU ({first}): {remedy}{smaller}more GPUs"
 
 
 def _announce(recipe: Recipe, run: Path | None, ranks: int, device: str) -> None:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -53,18 +53,30 @@ def ranks_wanted(ranks: int, batch_size: int, device: str) -> int:
     return count
 
 
-def launch(count: int, arguments: Sequence[str], *, on_gpus: bool, restart: bool) -> int:
-    """Run `xclr-train ARGUMENTS` as `count` ranks, and return the exit code. restart: all of them, when one dies."""
+def launch(
+    count: int, arguments: Sequence[str], *, on_gpus: bool, restart: bool, newest: Callable[[], object] = object
+) -> int:
+    """Run `xclr-train ARGUMENTS` as `count` ranks, and return the exit code.
+
+    restart: all of them, when one dies. newest: the checkpoint that they go on from; an error that comes again before
+    there is another one would only come again.
+    """
     # -P: as the command itself, not with this folder's trainer.py before ours.
     command = [sys.executable, "-P", "-m", "trainer.cli", *_without_ranks(arguments)]
     threads = os.environ.get("OMP_NUM_THREADS", "1" if on_gpus else str(max(1, cores() // count)))
-    for left in range(RESTARTS if restart else 0, -1, -1):
+    left, before = RESTARTS if restart else 0, newest()
+    while True:
         rank, code = _run(command, count, threads)
-        if code in FINAL or not left:
-            return code if code >= 0 else 128 - code
+        if code in FINAL:
+            return code
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        now = newest()
+        if not left or (code > 0 and now == before):
+            why = " (for lack of memory, perhaps)" if code == -signal.SIGKILL else ""
+            say(f"error: rank {rank} {how}{why}; with --resume the same command goes on from the newest checkpoint")
+            return code if code >= 0 else 128 - code
         say(f"warning: rank {rank} {how}; all ranks start again from the newest checkpoint ({left} times more at most)")
-    raise AssertionError
+        left, before = left - 1, now
 
 
 def _run(command: Sequence[str], count: int, threads: str) -> tuple[int, int]:

@@ -98,7 +98,7 @@ def _train(
     setup.check_same(run, state, recipe, graph)
     loop = _Loop(recipe, run, world, shards, graph, plan, data_id, fresh=state is None)
     if world.is_main:
-        setup.describe_run(run, recipe, shards, start=start, total=total)
+        setup.describe_run(run, recipe, shards, step=start, total=total)
     if state:
         loop.load(state)
     del state  # gigabytes, which the device holds now
@@ -320,7 +320,7 @@ class _Loop:
 
         def write(copy: dict[str, Any]) -> None:
             write_checkpoint(self.run, step, copy, self.recipe.run.keep)
-            setup.set_status(self.run, status, step)
+            setup.describe_run(self.run, self.recipe, self.shards, step=step, total=total, status=status)
 
         self.saver.save(state, write)
 

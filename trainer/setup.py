@@ -31,6 +31,7 @@ from trainer.recipe import Recipe, as_table, differences
 from trainer.step import Stepper
 from trainer.table import TextTable
 from trainer.text import Captions, TextTower, vocabulary
+from trainer.trackers import library_of
 from trainer.world import World
 
 __all__ = [
@@ -121,6 +122,8 @@ def settle(recipe: Recipe, shards: Shards, world: World, run: Path | None = None
     run: a run that is gone on with keeps its graph, though others have come.
     """
     shards.check_sizes()
+    if recipe.run.track:
+        library_of(recipe.run.track)  # before anything slow
     objective = recipe.objective.name
     if objective == "supcon" and (len(shards) == 0 or (shards.index.label < 0).any()):
         raise UserError(
@@ -208,15 +211,19 @@ def _chosen_state(run: Path, recipe: Recipe, data_id: str, *, resume: bool) -> d
     graph = before.data.graph or recipe.data.graph
     before = replace(before, data=replace(before.data, shards=recipe.data.shards, graph=graph))
     before = replace(before, model=replace(before.model, backbone=normal(before.model.backbone)))
+    chunk, before = before.data.chunk, replace(before, data=replace(before.data, chunk=recipe.data.chunk))
     unlike = differences(as_table(recipe), as_table(before))
     if unlike:
         raise UserError(
-            f"{run} holds a run of another recipe ({'; '.join(unlike[:4])}): choose another --out, or delete the folder"
+            f"{run} holds a run of another recipe ({'; '.join(unlike[:4])}): choose another --out, with --start {run} "
+            "to begin with its weights"
         )
     if state["data"] != data_id:
         raise UserError(f"{run} holds a run on other shards than {recipe.data.shards} is now: choose another --out")
     if not resume:
         raise UserError(f"{run} holds a run at step {state['step']}: add --resume to go on, or choose another --out")
+    if chunk != recipe.data.chunk:  # fewer GPUs may have to
+        say(f"note: {recipe.data.chunk or 'all'} samples of a rank at a time from here on: what BatchNorm sees at once")
     for path in torn:  # else they would stay the newest for whoever asks next
         with suppress(OSError):
             path.rename(path.with_suffix(".torn"))
@@ -279,7 +286,8 @@ def alone(run: Path) -> Iterator[None]:
         yield
 
 
-def describe_run(run: Path, recipe: Recipe, shards: Shards, *, start: int, total: int) -> None:
+def describe_run(run: Path, recipe: Recipe, shards: Shards, *, step: int, total: int, status: str = "running") -> None:
+    """Write run.json. step: of the newest checkpoint."""
     write_json(
         run / "run.json",
         {
@@ -287,8 +295,8 @@ def describe_run(run: Path, recipe: Recipe, shards: Shards, *, start: int, total
             "dataset": shards.manifest.dataset,
             "samples": len(shards),
             "steps": total,
-            "status": "running",
-            "step": start,
+            "status": status,
+            "step": step,
             "torch": torch.__version__,
             "numpy": np.__version__,
         },

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from shards.atomic import write_json
 from shards.errors import UserError
 
-__all__ = ["Tracker", "open_tracker"]
+__all__ = ["Tracker", "library_of", "open_tracker"]
 
 KINDS = ("wandb", "mlflow")
 PROJECT = "xclr"  # where the libraries' own variables name none
@@ -29,15 +29,20 @@ class Tracker(Protocol):
         """The run ended or stopped; it may be opened again."""
 
 
+def library_of(name: str) -> Any:
+    """Raises UserError where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise UserError(f"--track {name}: the package is not installed: pip install {name}") from None
+
+
 def open_tracker(name: str, run: Path, recipe: dict[str, Any]) -> Tracker:
     """name: wandb or mlflow. A resumed run goes on in the same record, whose id is kept in the run's folder.
 
     Raises UserError where the library is missing or refuses.
     """
-    try:
-        library: Any = importlib.import_module(name)
-    except ImportError:
-        raise UserError(f"--track {name}: the package is not installed: pip install {name}") from None
+    library = library_of(name)
     kinds: dict[str, type[_WandB] | type[_MLflow]] = {"wandb": _WandB, "mlflow": _MLflow}
     try:
         return kinds[name](library, run, recipe)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from pathlib import Path
 
 import pytest
 import typer
 
+from shards.atomic import write_json
 from shards.errors import UserError, run_cli
 from shards.manifest import Manifest
 
@@ -23,11 +26,23 @@ def main(what: str, number: int = 0) -> None:
         raise KeyboardInterrupt
     if what == "defect":
         raise OSError("no number, no path")
+    if what == "full":
+        raise OSError(errno.ENOSPC, "No space left on device")
     if what == "exit":
         raise typer.Exit(1)
     if what != "fine":
         (Path(what) / "deeper").mkdir(parents=True)
     print("done", number)
+
+
+def test_a_write_that_fails_names_its_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*run\.json'"):
+        write_json(tmp_path / "run.json", {})
+    assert not list(tmp_path.iterdir())
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -44,6 +59,7 @@ def test_codes_and_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         ("fine",): (0, ""),
         ("exit",): (1, ""),
         ("user",): (2, "error: two lines\n"),
+        ("full",): (2, "error: No space left on device; make room and run the same command again\n"),
         ("interrupt",): (130, "stopped: run the same command again to go on\n"),
         (str(file),): (2, f"error: {file}/deeper: Not a directory; a file lies where a folder is needed"),
         ("fine", "--numbr", "1"): (2, "error: No such option: --numbr"),

@@ -120,6 +120,31 @@ def test_all_start_again_a_few_times(
     assert capfd.readouterr().err.count("rank 1 ended with code 1; all ranks start again") == starts - 1
 
 
+def test_an_error_that_comes_again_is_not_tried_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One checkpoint further, then none: two starts after the first would be one too many."""
+    log, kept = tmp_path / "starts", tmp_path / "kept"
+    program = (
+        f"f = open({str(log)!r}, 'a+'); f.write('x'); f.seek(0); n = len(f.read())\n"
+        f"open({str(kept)!r}, 'w').write(str(min(n, 2))); raise SystemExit(1)"
+    )
+    run = launch_module._run
+    monkeypatch.setattr(launch_module, "_run", lambda _, count, threads: run(of_each("pass", program), count, threads))
+    newest = lambda: kept.read_text() if kept.exists() else None  # noqa: E731
+    assert launch(2, [], on_gpus=False, restart=True, newest=newest) == 1
+    assert len(log.read_text()) == 3
+    assert "error: rank 1 ended with code 1; with --resume" in capfd.readouterr().err
+
+
+def test_a_rank_that_was_killed_is_named(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    run = launch_module._run
+    programs = of_each("import time; time.sleep(0.5); raise SystemExit(75)", "os.kill(os.getpid(), 9)")
+    monkeypatch.setattr(launch_module, "_run", lambda _, count, threads: run(programs, count, threads))
+    assert launch(2, [], on_gpus=False, restart=False) == 137
+    assert "error: rank 1 was killed by SIGKILL (for lack of memory, perhaps)" in capfd.readouterr().err
+
+
 def test_another_rank_s_store_is_met(capfd: pytest.CaptureFixture[str]) -> None:
     program = (
         "import torch; from trainer.world import join_world\n"

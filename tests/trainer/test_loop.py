@@ -336,3 +336,19 @@ def test_a_missing_graph_is_said_before_anything_else(
         main()
     assert caught.value.code == 2
     assert capsys.readouterr().err.startswith(f"error: {shards} has no graph: run the build again")
+
+
+def test_a_killed_loader_process_is_one_line(shards: Path, tmp_path: Path) -> None:
+    """As the system does it where memory ends."""
+    run = tmp_path / "run"
+    started = command(shards, run, epochs=500, run__workers=1)
+    with subprocess.Popen(started, env=env(), stderr=subprocess.PIPE, text=True) as told:
+        while not (run / "metrics.jsonl").exists() or len(lines_of(run)) < 3:
+            assert told.poll() is None
+            time.sleep(0.05)
+        (worker,) = Path(f"/proc/{told.pid}/task/{told.pid}/children").read_text().split()
+        os.kill(int(worker), signal.SIGKILL)
+        _, said = told.communicate(timeout=60)
+    assert told.returncode == 1
+    assert "error: a loader process was killed" in said
+    assert "Traceback" not in said

@@ -217,6 +217,36 @@ def test_a_run_keeps_its_objective_and_its_optimiser(
         train(other, tmp_path / "run", ALONE, resume=True)
 
 
+def test_fewer_samples_at_a_time_may_go_on(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As fewer GPUs may have to."""
+    with monkeypatch.context() as patch:
+        stop_at(patch, 5)
+        with pytest.raises(Stopped):
+            train(recipe(shards), tmp_path / "run", ALONE)
+    train(recipe(shards, data__chunk=4), tmp_path / "run", ALONE, resume=True)
+    assert "note: 4 samples of a rank at a time" in " ".join(capsys.readouterr().err.split())
+    assert status(tmp_path / "run") == "finished"
+
+
+def test_run_json_may_be_lost_or_torn_while_the_run_goes_on(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, run = Stepper.step, tmp_path / "run" / "run.json"
+
+    def spoiled(self: Stepper, batch: Any, number: int, total: int) -> Any:
+        if number == 1:
+            run.unlink()
+        if number == 9:
+            run.write_text("{")
+        return step(self, batch, number, total)
+
+    monkeypatch.setattr(Stepper, "step", spoiled)
+    train(recipe(shards), tmp_path / "run", ALONE)
+    assert status(tmp_path / "run") == "finished"
+
+
 def train_until(world: World, shards: Path, run: Path, stop: int, lost: int) -> int:
     """On a rank: up to `stop`. The rank `lost` cannot read the newest checkpoint at its first try. Its first step."""
     tries, first, told, read = [0], [-1], _Loop._told, setup.read_checkpoint
