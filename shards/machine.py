@@ -5,13 +5,15 @@ from __future__ import annotations
 import fcntl
 import math
 import os
+import resource
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 from shards.errors import NO_LOCKS, UserError
 
-__all__ = ["cores", "free_shared_memory", "lock_file", "prefetch"]
+__all__ = ["cores", "free_shared_memory", "lock_file", "peak_memory", "prefetch"]
 
 GROUPS, CONTROL = "/proc/self/cgroup", "/sys/fs/cgroup"
 AHEAD = 4 << 30  # bytes that the workers of one loader may hold ready
@@ -53,6 +55,12 @@ def free_shared_memory() -> int:
         return 1 << 62
     found = os.statvfs("/dev/shm")
     return found.f_bavail * found.f_frsize
+
+
+def peak_memory() -> int:
+    """Bytes that this process has held at most."""
+    scale = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in kilobytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
 def prefetch(size: int, workers: int, remedy: str, free: int | None = None) -> int:

@@ -157,7 +157,10 @@ class SimilarityBlock:
     @classmethod
     @torch.no_grad()
     def of_keys(cls, keys: torch.Tensor, *, world: World | None = None) -> SimilarityBlock:
-        """G = 1 where two samples' keys [b] are equal, on whatever ranks; no target elsewhere. SupCon's are labels."""
+        """G = 1 where two samples' keys [b] are equal, on whatever ranks; no target elsewhere. SupCon's are labels.
+
+        Any whole numbers: -1, which shards have for "no label", is as good a key as others.
+        """
         keys = _keys("keys", keys)
         world = world or this_world(keys.device)
         return cls(world=world, tau_s=1.0, row_key=keys, column_key=gather(keys, world))
@@ -279,6 +282,9 @@ def _check_targets(what: str, x: torch.Tensor) -> None:
         raise ValueError(f"{what}, not {list(x.shape)} of {x.dtype}")
     if x.requires_grad:
         raise ValueError(f"{what.partition(' ')[0]} are targets, which no gradient flows to: detach() them")
+    # Not on a GPU, which would have to be waited for.
+    if x.device.type == "cpu" and x.is_floating_point() and (x.isnan() | x.isposinf()).any():
+        raise ValueError(f"{what.partition(' ')[0]} must be numbers, and some are NaN or infinite")
 
 
 def _places(count: int, world: World, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

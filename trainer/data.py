@@ -148,6 +148,7 @@ def make_loader(
     Raises UserError where the workers' batches do not fit the shared memory through which they come.
     """
     size = plan.batch_size // world.size * 2 * 3 * augment.image_size**2
+    free = _free(world)  # asked on every rank, whether it has workers or not: they answer together
     return DataLoader(
         ViewDataset(shards, augment, plan.seed),
         batch_sampler=StepSampler(plan, rank=world.rank, size=world.size, start=start, stop=stop),
@@ -155,7 +156,7 @@ def make_loader(
         collate_fn=_as_it_is,
         worker_init_fn=_prepare_worker,
         pin_memory=world.device.type == "cuda",
-        prefetch_factor=min(most_ahead, prefetch(size, workers, "lower --workers", _free(world))) if workers else None,
+        prefetch_factor=min(most_ahead, prefetch(size, workers, "lower --workers", free)) if workers else None,
         multiprocessing_context="fork" if workers else None,
     )
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -13,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from shards.bars import bar
+from shards.machine import peak_memory
 from shards.mirror import RemoteShards, open_shards
 from trainer import setup
 from trainer.data import batches_of, make_loader
@@ -104,5 +103,4 @@ def _count(module: torch.nn.Module) -> int:
 def _peak_memory(world: World) -> int:
     if world.device.type == "cuda":
         return torch.cuda.max_memory_allocated(world.device)
-    scale = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in kilobytes elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+    return peak_memory()

@@ -101,7 +101,7 @@ def _train(
         setup.describe_run(run, recipe, shards, step=start, total=total)
     if state:
         loop.load(state)
-    del state  # gigabytes, which the device holds now
+    del state, graph  # gigabytes, which the device holds now, or of which the loop keeps what it needs
     return loop.go(start, total)
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch.nn import functional
@@ -52,6 +52,8 @@ def contrastive_loss(
     """
     if isinstance(tau, torch.Tensor) and tau.requires_grad and implementation != "dense":
         raise ValueError("a tau that is to be learnt needs implementation='dense': the others give it no gradient")
+    if implementation not in get_args(Implementation):
+        raise ValueError(f"implementation is one of {', '.join(get_args(Implementation))}, not {implementation!r}")
     if not tau > 0:
         raise ValueError(f"tau is a temperature above 0, not {float(tau)}")
     if not len(block):

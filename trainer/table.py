@@ -53,9 +53,9 @@ class TextTable:
         if tail not in get_args(Tail):
             raise UserError(f"tail is one of {', '.join(get_args(Tail))}, not {tail!r}")
         complete = len(graph.neighbours) == len(graph) * (len(graph) - 1)
-        if complete:
-            tail = "none"
-        listed = slice(0, 0 if complete else None)  # the matrix stands for them
+        neighbours, similarities = graph.neighbours, graph.similarities
+        if complete:  # the matrix stands for its lists; a slice of them would keep them whole
+            tail, neighbours, similarities = "none", np.empty(0, np.int32), np.empty(0, np.float16)
         coded = tail == "code"
         if coded and (graph.codes is None or graph.code_scale is None):
             raise UserError(
@@ -65,8 +65,8 @@ class TextTable:
             device=device,
             tail=tail,
             indptr=torch.from_numpy(graph.indptr),
-            neighbours=torch.from_numpy(graph.neighbours[listed]),
-            similarities=torch.from_numpy(graph.similarities[listed]),
+            neighbours=torch.from_numpy(neighbours),
+            similarities=torch.from_numpy(similarities),
             background_mean=torch.from_numpy(graph.background_mean),
             background_std=torch.from_numpy(graph.background_std),
             codes=torch.from_numpy(graph.codes) if coded and graph.codes is not None else None,

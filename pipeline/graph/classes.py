@@ -20,10 +20,13 @@ from shards.reader import Shards
 
 __all__ = [
     "COMPLETE",
+    "check_complete",
     "class_background",
     "class_codes",
     "class_lists",
+    "class_similarity",
     "complete_lists",
+    "matrix_background",
     "matrix_similarity",
     "random_matrix",
     "text_classes",
@@ -31,6 +34,7 @@ __all__ = [
 
 Classes = npt.NDArray[np.int64]
 Matrix = npt.NDArray[np.float32]
+LARGEST = 4 << 30  # bytes of one-hot codes, which each rank of a training holds
 COMPLETE = 8192  # texts up to which every row may be complete: 67 M listed pairs, 400 MB in memory
 
 
@@ -60,6 +64,16 @@ def random_matrix(classes: int, seed: int) -> Matrix:
     return drawn + drawn.T + np.eye(classes, dtype=np.float32)
 
 
+def class_similarity(classes: Classes) -> Similarity:
+    """1 within a class, 0 otherwise."""
+
+    def similarity(rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]) -> Doubles:
+        same: Doubles = (classes[rows][:, None] == classes[columns]).astype(np.float64)
+        return same
+
+    return similarity
+
+
 def matrix_similarity(matrix: Matrix, classes: Classes) -> Similarity:
     """Similarities of texts by their classes; 1 between a text and itself."""
 
@@ -70,7 +84,14 @@ def matrix_similarity(matrix: Matrix, classes: Classes) -> Similarity:
     return similarity
 
 
-def class_background(matrix: Matrix, classes: Classes) -> tuple[Matrix, Matrix]:
+def class_background(classes: Classes) -> tuple[Matrix, Matrix]:
+    """Mean and deviation [n] of each text's similarity, 0 or 1, to all others."""
+    same = np.bincount(classes)[classes] - 1
+    mean = same / max(len(classes) - 1, 1)
+    return mean.astype(np.float32), np.sqrt(mean * (1 - mean)).astype(np.float32)
+
+
+def matrix_background(matrix: Matrix, classes: Classes) -> tuple[Matrix, Matrix]:
     """Mean and deviation [n] of each text's similarity to all others: sums over classes, so exact and cheap."""
     counts = np.bincount(classes, minlength=len(matrix)).astype(np.float64)
     diagonal, others = np.diag(matrix).astype(np.float64), max(len(classes) - 1, 1)
@@ -86,7 +107,15 @@ def class_background(matrix: Matrix, classes: Classes) -> tuple[Matrix, Matrix]:
 
 
 def class_codes(classes: Classes, count: int) -> tuple[npt.NDArray[np.int8], Matrix]:
-    """One-hot codes [n, count] with scale 1: exactly 1 within a class and 0 otherwise."""
+    """One-hot codes [n, count] with scale 1: exactly 1 within a class and 0 otherwise.
+
+    Raises UserError where they are more than LARGEST bytes.
+    """
+    if len(classes) * count > LARGEST:
+        raise UserError(
+            f"codes of {len(classes):,} texts for {count:,} classes are {len(classes) * count / 2**30:.0f} GiB: use "
+            "--kind encoder, or train with --objective supcon, which takes labels without a graph"
+        )
     codes = np.zeros((len(classes), count), np.int8)
     codes[np.arange(len(classes)), classes] = 1
     return codes, np.ones(len(classes), np.float32)
@@ -108,13 +137,17 @@ def class_lists(classes: Classes, k: int) -> Lists:
     return _join(rows, [np.ones(len(row), np.float16) for row in rows])
 
 
+def check_complete(texts: int) -> None:
+    """Raises UserError beyond COMPLETE texts: before a matrix of as many classes is made."""
+    if texts > COMPLETE:
+        raise UserError(
+            f"this graph lists every pair, so it takes at most {COMPLETE} texts, not {texts}: use --kind encoder"
+        )
+
+
 def complete_lists(matrix: Matrix, classes: Classes) -> Lists:
     """Every other text of every row, by falling similarity, ties by id. Raises UserError beyond COMPLETE texts."""
-    n = len(classes)
-    if n > COMPLETE:
-        raise UserError(
-            f"this graph lists every pair, so it takes at most {COMPLETE} texts, not {n}: use --kind encoder"
-        )
+    check_complete(len(classes))
     half = matrix.astype(np.float16)
     rows, values = [], []
     orders = {}

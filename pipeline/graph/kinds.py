@@ -86,19 +86,19 @@ def encoder_graph(shards: Shards, source: EncoderSource, settings: Settings, fol
 def class_graph(shards: Shards, settings: Settings) -> Graph:
     """1 within a class, 0 otherwise: one-hot codes are exact, and the lists hold k others of the class."""
     labels, count = classes.text_classes(shards), len(shards.manifest.classes)
-    matrix = np.eye(count, dtype=np.float32)
     meta = {
         "source": {"kind": "class", "classes": count},
         "metric": "1 within a class, 0 otherwise",
         "search": {"method": "by class"},
         "code": {"dim": count, "basis": None},
     }
-    return _graph(classes.class_lists(labels, settings.k), classes.class_background(matrix, labels),
-                  classes.class_codes(labels, count), classes.matrix_similarity(matrix, labels), settings, meta,
-                  least=0.0)  # fmt: skip
+    codes = classes.class_codes(labels, count)
+    return _graph(classes.class_lists(labels, settings.k), classes.class_background(labels), codes,
+                  classes.class_similarity(labels), settings, meta, least=0.0)  # fmt: skip
 
 
 def random_graph(shards: Shards, settings: Settings) -> Graph:
+    classes.check_complete(shards.manifest.texts)
     matrix = classes.random_matrix(len(shards.manifest.classes), settings.seed)
     return matrix_graph(matrix, classes.text_classes(shards), settings, {"kind": "random", "classes": len(matrix)},
                         "one number a pair of classes, evenly from 0..1")  # fmt: skip
@@ -109,6 +109,7 @@ def wordnet_graph(shards: Shards, folder: Path, settings: Settings) -> Graph:
 
     A class is meant by its folder (`wnids` in the shards' settings) where that is a WordNet id, else by its name.
     """
+    classes.check_complete(shards.manifest.texts)
     labels = classes.text_classes(shards)
     names = shards.manifest.classes
     folders = shards.manifest.settings.get("wnids") or names
@@ -153,7 +154,7 @@ def matrix_graph(
 ) -> Graph:
     """Complete rows: such a matrix need not be a Gram matrix, so no code's dot products could stand for it."""
     meta = {"source": source, "metric": metric, "search": {"method": "complete"}, "code": None}
-    return _graph(classes.complete_lists(matrix, labels), classes.class_background(matrix, labels), None,
+    return _graph(classes.complete_lists(matrix, labels), classes.matrix_background(matrix, labels), None,
                   classes.matrix_similarity(matrix, labels), settings, meta)  # fmt: skip
 
 

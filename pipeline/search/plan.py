@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import resource
 import shutil
 import time
 from collections.abc import Callable
@@ -35,6 +34,7 @@ from pipeline.search.tiles import quantise, search_rows
 from shards.atomic import atomic_file, write_json
 from shards.bars import bar, say
 from shards.errors import UserError
+from shards.machine import peak_memory
 
 __all__ = [
     "LARGE",
@@ -99,7 +99,7 @@ def nearest(
     else:
         search = _row_search(plan.method, vectors, k, plan.dim)
         ids, similarities = _in_parts(vectors, k, work, lambda rows: search(rows, plan.margin))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    peak = peak_memory() / 1e6
     seconds = time.perf_counter() - begin
     say(f"search took {seconds:.0f} s; the process's peak memory so far is {peak:.0f} MB")
     _note(work, plan, seconds, peak)

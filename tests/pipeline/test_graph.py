@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pytest
 from sentence_transformers import SentenceTransformer
 
+from pipeline.graph import classes
 from pipeline.graph.build import build_graph
 from shards.errors import UserError
 from shards.graph import Graph, read_graph
@@ -153,13 +154,30 @@ def test_class_graph_is_one_within_a_class(tmp_path: Path) -> None:
         [2, 7], [3, 4], [0, 6], [1, 4], [1, 3], [], [2, 7], [0, 6]]  # fmt: skip
     assert (graph.similarities == 1).all()
     np.testing.assert_allclose(graph.background_mean, [(np.sum(expected == c) - 1) / 7 for c in expected], rtol=1e-6)
+    others = np.array([np.delete(expected == c, i) for i, c in enumerate(expected)])
+    np.testing.assert_allclose(graph.background_std, others.std(axis=1), rtol=1e-6)
     assert graph.meta["fidelity"]["code"]["kl"] == 0
     assert graph.meta["audit"]["recall"] == 1
 
 
+def test_graphs_of_too_many_classes_are_refused_before_their_matrix_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = text_shards(tmp_path, [f"t{i}" for i in range(9)], list(range(9)), list("abcdefghi"))
+    monkeypatch.setattr(classes, "COMPLETE", 8)
+    monkeypatch.setattr(classes, "random_matrix", None)
+    with pytest.raises(UserError, match="at most 8 texts, not 9: use --kind encoder"):
+        build_graph(root, kind="random")
+    monkeypatch.setattr(classes, "LARGEST", 80)
+    with pytest.raises(UserError, match=r"codes of 9 texts for 9 classes .* --objective supcon"):
+        build_graph(root, kind="class")
+    monkeypatch.setattr(classes, "LARGEST", 81)
+    build_graph(root, kind="class")
+
+
 def test_random_graph_is_one_number_a_pair_of_classes(tmp_path: Path) -> None:
-    classes = np.arange(12) % 4
-    root = text_shards(tmp_path, [f"t{i}" for i in range(12)], classes.tolist(), list("abcd"))
+    of_text = np.arange(12) % 4
+    root = text_shards(tmp_path, [f"t{i}" for i in range(12)], of_text.tolist(), list("abcd"))
     graph = read_graph(build_graph(root, kind="random", k=3))
     matrix = np.eye(12)
     for row in range(12):
@@ -167,7 +185,7 @@ def test_random_graph_is_one_number_a_pair_of_classes(tmp_path: Path) -> None:
         assert sorted([*listed, row]) == list(range(12))
         matrix[row, listed] = similarities
     by_class = matrix[:4, :4]
-    np.testing.assert_array_equal(matrix, by_class[classes[:, None], classes])
+    np.testing.assert_array_equal(matrix, by_class[of_text[:, None], of_text])
     np.testing.assert_array_equal(by_class, by_class.T)
     assert len(np.unique(by_class)) == 7  # six pairs and the diagonal
     assert read_graph(build_graph(root, kind="random", k=3, seed=1, name="other")).meta != graph.meta

@@ -116,6 +116,9 @@ SAMPLES = SimilarityBlock.of_samples(4, torch.device("cpu"))
         (lambda: SimilarityBlock.of_vectors(torch.zeros(4, 3, requires_grad=True)), "vectors are targets.*detach"),
         (lambda: SimilarityBlock.of_vectors(torch.zeros(4)), r"vectors are \[samples, dim\], not \[4\]"),
         (lambda: SimilarityBlock.of_vectors(torch.zeros(4, 3), tau_s=0.0), "tau_s is a temperature above 0, not 0.0"),
+        (lambda: SimilarityBlock.of_vectors(torch.full((4, 3), torch.nan)), "vectors must be numbers"),
+        (lambda: SimilarityBlock.of_matrix(torch.full((4, 4), torch.inf)), "similarities must be numbers"),
+        (lambda: contrastive_loss(torch.randn(8, 3), SAMPLES, implementation="denser"), "auto, dense, tiled, fused"),  # type: ignore[arg-type]
         (lambda: SimilarityBlock.of_keys(torch.zeros(4)), "keys are .* whole numbers, not .*float32"),
         (lambda: SimilarityBlock.of_keys(torch.zeros(4, 1, dtype=torch.int64)), r"keys are .* not \[4, 1\]"),
         (lambda: SimilarityBlock.of_texts(torch.tensor([0, 9]), TABLE), r"text ids lie in 0\.\.8, not in 0\.\.9"),
