@@ -12,19 +12,23 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from eval.benchmarks.bench import Bench, Column, ImageSet, Source, Task, fingerprint, top
+from shards.bars import bar
 from shards.errors import UserError
 from shards.pictures import is_image
 from shards.tar import class_images, scan
 
 __all__ = ["Pictures", "list_folder", "list_tar", "open_imagefolder", "size_of"]
 
-LOOKED_AT = 64  # pictures, at most, whose content is part of a fingerprint
+HASHED_WHOLE = 512 << 20  # bytes of pictures, at most, whose content is all part of a fingerprint: a second or two
+LOOKED_AT = 64  # pictures of a larger set whose content is part of it
+WORTH_A_BAR = (64 << 20, 10_000)  # bytes, files: more may take some seconds on a slow disk
 TOP5_FROM = 10  # classes; below, the figure says little
 
 
@@ -47,10 +51,17 @@ class Pictures:
         )
 
     def fingerprint(self, keys: Sequence[str], *more: str) -> str:
-        """Of names, sizes, and the content of some: formats without compression give equal sizes to all pictures."""
-        looked_at = range(0, len(self.keys), max(1, -(-len(self.keys) // LOOKED_AT)))
+        """Of names, sizes and contents; of a set above HASHED_WHOLE the contents of some, for it would take minutes."""
+        count, size = len(self.keys), sum(self.sizes)
+        looked_at = range(0, count, 1 if size < HASHED_WHOLE else max(1, -(-count // LOOKED_AT)))
         sizes = (f"{key} {size}" for key, size in zip(keys, self.sizes, strict=True))
-        return fingerprint([*more, *sizes, *(hashlib.sha256(self.read(i)).hexdigest() for i in looked_at)])
+        slow = len(looked_at) == count and (size > WORTH_A_BAR[0] or count > WORTH_A_BAR[1])
+        with bar(f"hashing {self.where}", count) if slow else nullcontext(lambda _: None) as advance:
+            return fingerprint([*more, *sizes, *(self._content(i, advance) for i in looked_at)])
+
+    def _content(self, position: int, advance: Callable[[int], None]) -> str:
+        advance(1)
+        return hashlib.sha256(self.read(position)).hexdigest()
 
 
 def open_imagefolder(source: Source) -> Bench:

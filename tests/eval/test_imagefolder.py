@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from eval.benchmarks.bench import top
-from eval.benchmarks.imagefolder import list_tar
+from eval.benchmarks.imagefolder import list_folder, list_tar
 from eval.benchmarks.registry import open_bench
 from eval.benchmarks.scoring import any_of, mapped
 from eval.evaluate import Settings, evaluation_hash
@@ -114,6 +114,40 @@ def test_equal_names_and_sizes_are_not_equal_pictures(tmp_path: Path) -> None:
         found.append({images.name: images.fingerprint for images in bench.sets})
     assert found[0].keys() == found[1].keys()
     assert not set(found[0].values()) & set(found[1].values())
+
+
+def test_no_two_pictures_can_change_places_unseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a set that is too large to be read whole, some are looked at."""
+    folder = tmp_path / "a"
+    folder.mkdir()
+    for i in range(200):
+        (folder / f"{i:03d}.png").write_bytes(b"%03d" % i)
+    pictures = list_folder(tmp_path)
+    before = pictures.fingerprint(pictures.keys)
+    (folder / "001.png").write_bytes(b"002")
+    (folder / "002.png").write_bytes(b"001")
+    assert pictures.fingerprint(pictures.keys) != before
+    monkeypatch.setattr("eval.benchmarks.imagefolder.HASHED_WHOLE", 600)
+    read: list[int] = []
+
+    def watched(i: int) -> bytes:
+        read.append(i)
+        return b""
+
+    replace(pictures, read=watched).fingerprint(pictures.keys)
+    assert read == list(range(0, 200, 4))
+
+
+def test_hashing_that_may_take_a_while_shows_a_bar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_folders(tmp_path)
+    open_bench("imagefolder", tmp_path)
+    assert "hashing" not in capsys.readouterr().err
+    monkeypatch.setattr("eval.benchmarks.imagefolder.WORTH_A_BAR", (0, 10))
+    monkeypatch.setenv("COLUMNS", "300")
+    open_bench("imagefolder", tmp_path)
+    assert f"hashing {tmp_path / 'train'}" in capsys.readouterr().err
 
 
 def test_other_labels_of_the_test_images_are_another_evaluation(run: Path, folders: Path, tmp_path: Path) -> None:
