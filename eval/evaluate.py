@@ -189,6 +189,13 @@ def _rows(task: Task, features: Features) -> Ints:
     rows = np.flatnonzero((task.labels != LEFT_OUT) & features.ok).astype(np.int64)
     if not len(rows):
         raise UserError(f"{task.name}: no training image has a label")
+    lost = np.setdiff1d(task.labels[task.labels != LEFT_OUT], task.labels[rows])
+    if len(lost):
+        count = int((task.labels == lost[0]).sum())
+        raise UserError(
+            f"{task.name}: none of the {count} training pictures of class {task.classes[lost[0]]!r} decodes "
+            f"({len(lost)} such of {len(task.classes)} classes): mend them, or take the class out"
+        )
     return rows
 
 

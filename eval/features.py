@@ -44,6 +44,8 @@ VERSION = 1  # of the arithmetic below: raise it when features change
 CHUNK = 8192  # rows of a part
 BATCH = 256
 MAX_BAD = 0.01  # share of pictures that may not decode
+FEW_BAD = 10  # that may not, however few there are
+FEW_SHARE = 0.1  # share that so few may be, at most
 HALF_ABOVE = 4 << 30  # bytes of float32 above which features are kept in half precision
 LONGEST = 32  # longer sides over shorter ones; of longer pictures only the middle is looked at
 IMAGES_PER_WORKER = 1000  # fewer do not repay starting a process
@@ -100,7 +102,7 @@ def feature_hash(model: Model, images: ImageSet) -> str:
 def extract(model: Model, images: ImageSet, root: Path, *, max_bad: float = MAX_BAD) -> Features:
     """Features of every picture, from disk as far as they are there.
 
-    Raises UserError where more than a share `max_bad` of the pictures do not decode.
+    Raises UserError where more than a share `max_bad` of the pictures do not decode, and more than FEW_BAD.
     """
     name = feature_hash(model, images)
     folder = root / name
@@ -113,11 +115,15 @@ def extract(model: Model, images: ImageSet, root: Path, *, max_bad: float = MAX_
     parts = [np.load(_part(folder, start), mmap_mode="r") for start in starts]
     dim = parts[0].shape[1] if parts else model.feature_dim
     mask = np.concatenate(ok) if ok else np.zeros(0, bool)
-    if len(mask) - mask.sum() > max(10, max_bad * len(mask)):
+    if len(mask) - mask.sum() > _most_bad(len(mask), max_bad):
         raise UserError(
             f"{images.name}: {len(mask) - mask.sum()} of {len(mask)} pictures do not decode: check the data"
         )
     return Features(hash=name, parts=parts, ok=mask, dim=dim, reused=not missing)
+
+
+def _most_bad(count: int, share: float) -> int:
+    return int(max(min(FEW_BAD, FEW_SHARE * count), share * count))
 
 
 def device() -> torch.device:
@@ -143,7 +149,7 @@ def _fill(model: Model, images: ImageSet, folder: Path, missing: list[int], max_
     # Channels-last is the fast layout of convolutions, on CPUs (oneDNN) and tensor cores alike.
     network = model.network.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
     size = model.transform.image_size
-    limit, bad = max(10, max_bad * len(images)), 0  # of all, wherever the bad ones lie
+    limit, bad = _most_bad(len(images), max_bad), 0  # of all, wherever the bad ones lie
     rows = [row for start in missing for row in range(start, min(start + CHUNK, len(images)))]
     half = len(images) * model.feature_dim * 4 > HALF_ABOVE
     # CHUNK is a multiple of BATCH, so parts end with a batch.
@@ -160,7 +166,7 @@ def _fill(model: Model, images: ImageSet, folder: Path, missing: list[int], max_
             bad += len(keys)
             if bad > limit:
                 raise UserError(
-                    f"{images.name}: more than {limit:.0f} of {len(images)} pictures do not decode (the last was "
+                    f"{images.name}: more than {limit} of {len(images)} pictures do not decode (the last was "
                     f"{keys[-1]}): check the data"
                 )
             values = network(normalise(pixels.to(place), model.transform)).float().cpu().numpy()

@@ -22,6 +22,8 @@ def markdown(results: dict[str, Any]) -> str:
     parts = [f"# {results['title']}", ""]
     if results["partial"]:
         parts += [f"**PARTIAL, not comparable:** {'; '.join(results['partial'])}", ""]
+    if results["unreadable"]:
+        parts += [f"**LEFT OUT:** {'; '.join(results['unreadable'])}", ""]
     for method in TITLES:
         parts += [f"{heading(results, method)}, 95% interval (bootstrap over test images):", ""]
         parts += [_line(["", *results["columns"]]), _line(["---", *["---:"] * len(results["columns"])])]

@@ -41,7 +41,8 @@ def write_report(
     body = [
         f"<h1>{escape(results['title'])}</h1>",
         f'<p class="soft">{_models(results)}</p>',
-        _partial(results["partial"]),
+        _warning("PARTIAL, not comparable", results["partial"]),
+        _warning("LEFT OUT", results["unreadable"]),
         *(_table(results, method) for method in TITLES),
         *(f"<p>{escape(line)}</p>" for line in difference_lines(results)),
         _columns(results),
@@ -81,10 +82,10 @@ def _models(results: dict[str, Any]) -> str:
     )
 
 
-def _partial(reasons: list[str]) -> str:
+def _warning(words: str, reasons: list[str]) -> str:
     if not reasons:
         return ""
-    return f'<p class="partial">PARTIAL, not comparable: {escape("; ".join(reasons))}</p>'
+    return f'<p class="partial">{words}: {escape("; ".join(reasons))}</p>'
 
 
 def _table(results: dict[str, Any], method: str) -> str:

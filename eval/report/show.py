@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from eval.report.table import difference_lines, heading, is_best
+from eval.report.table import difference_lines, heading, is_best, unreadable_lines
 from eval.report.titles import TITLES
 
 __all__ = ["show_result", "show_rows"]
@@ -41,6 +41,7 @@ def show_result(result: dict[str, Any], path: Path) -> None:
                 f"{task}: {rate}{_value(chosen, 'weight_decay')}, {chosen['features']} features; "
                 f"{how if chosen['held_out'] else 'the only candidate'}"
             )
+    show_unreadable(console, unreadable_lines(result))
     show_partial(console, result["partial"])
     console.print(f"written to {path}", soft_wrap=True, markup=False)
 
@@ -74,8 +75,14 @@ def show_rows(results: dict[str, Any], path: Path) -> None:
         console.print(table)
     for line in difference_lines(results):
         console.print(line, soft_wrap=True, markup=False)
+    show_unreadable(console, results["unreadable"])
     show_partial(console, results["partial"])
     console.print(f"written to {path}: results.json, results.md, report.html", soft_wrap=True, markup=False)
+
+
+def show_unreadable(console: Console, lines: list[str]) -> None:
+    for line in lines:
+        console.print(f"[bold red]LEFT OUT[/bold red], {escape(line)}", soft_wrap=True)
 
 
 def show_partial(console: Console, partial: list[str]) -> None:

@@ -9,7 +9,7 @@ from eval.evaluate import METHODS
 from eval.report.published import published_rows
 from eval.report.titles import TITLES
 
-__all__ = ["Part", "difference_lines", "gather", "heading", "is_best"]
+__all__ = ["Part", "difference_lines", "gather", "heading", "is_best", "unreadable_lines"]
 
 Part = tuple[str, Bench]
 """(what its columns are prefixed with, benchmark): `imagenet`, `imagenet 1%`."""
@@ -66,8 +66,25 @@ def gather(name: str, title: str, evaluated: list[dict[str, Any]], parts: list[P
                 for reason in value["partial"]
             }
         ),
+        "unreadable": sorted(
+            {
+                f"{value['bench']}/{line}" if several else line
+                for row in evaluated
+                for value in row["evaluations"].values()
+                for line in unreadable_lines(value)
+            }
+        ),
         "versions": first[(parts[0][0], METHODS[0])]["versions"],
     }
+
+
+def unreadable_lines(evaluation: dict[str, Any]) -> list[str]:
+    """A line for each set of images of which some did not decode, and so had no say."""
+    return [
+        f"{name}: {found['unreadable']:,} of {found['count']:,} pictures did not decode"
+        for name, found in evaluation["pictures"].items()
+        if found["unreadable"]
+    ]
 
 
 def heading(results: dict[str, Any], method: str) -> str:

@@ -142,8 +142,11 @@ def test_what_does_not_decode_is_left_out_and_counted(tmp_path: Path) -> None:
     features = extract(make_model(), make_set(30, bad=(3, 9)), tmp_path)
     assert np.flatnonzero(~features.ok).tolist() == [3, 9]
     assert 3 not in np.concatenate([rows for rows, _ in features.blocks()])
-    with pytest.raises(UserError, match=r"more than 10 of 30 pictures do not decode \(the last was .*check the data"):
-        extract(make_model(), make_set(30, bad=tuple(range(12))), tmp_path)
+    for count, bad, most in ((300, 11, 10), (30, 4, 3), (12, 2, 1)):
+        message = rf"more than {most} of {count} pictures do not decode \(the last was .*check the data"
+        with pytest.raises(UserError, match=message):
+            extract(make_model(), make_set(count, bad=tuple(range(bad))), tmp_path)
+        extract(make_model(), make_set(count, bad=tuple(range(most))), tmp_path)
 
 
 def test_bad_pictures_may_all_lie_at_the_front(tmp_path: Path) -> None:

@@ -187,24 +187,44 @@ def test_a_choice_at_the_end_of_the_grid_is_said(
     grid = [{"lr": a, "weight_decay": b} for a in (0.3, 1.0, 3.0) for b in (0.001, 0.01, 0.1)]
     chosen = {"lr": lr, "weight_decay": decay, "features": "unit", "held_out": 1, "trained_on": 9, "candidates": grid}
     model = {"model": "resnet18", "objective": "xclr"}
-    table = {"method": "linear_probe", "bench": "b", "model": model, "columns": {}, "summaries": {}, "partial": []}
+    table = {"method": "linear_probe", "bench": "b", "model": model, "columns": {}, "summaries": {}}
+    table |= {"partial": [], "pictures": {}}
     show_result({**table, "chosen": {"class": chosen}}, Path("r.json"))
     assert said in " ".join(capsys.readouterr().out.split())
 
 
-def test_unreadable_pictures_are_counted_and_left_out(run: Path, folders: Path, tmp_path: Path) -> None:
+def test_unreadable_pictures_are_counted_and_left_out(
+    run: Path, folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = tmp_path / "data"
     shutil.copytree(folders, data)
     (data / "val" / "class1" / "images" / "0.JPEG").write_bytes(b"torn")
     (data / "train" / "class0" / "images" / "3.JPEG").write_bytes(b"")
     out = tmp_path / "out.json"
     call = ["knn", "--bench", "imagefolder", "--data", str(data), "--checkpoint", str(run), "--out", str(out)]
-    assert run_eval([*call, "--k", "1", "--features", str(tmp_path / "cache")]) == 0
+    for _ in range(2):  # the second with features from before
+        assert run_eval([*call, "--k", "1", "--features", str(tmp_path / "cache")]) == 0
+        shown = capsys.readouterr().out
+        assert "LEFT OUT, train: 1 of 48 pictures did not decode" in shown
+        assert "LEFT OUT, val: 1 of 20 pictures did not decode" in shown
     result = read(out)
     assert result["columns"]["top1"]["n"] == 19
     assert result["columns"]["top1"]["unreadable"] == 1
     assert result["pictures"]["train"]["unreadable"] == 1
     assert result["chosen"]["class"]["trained_on"] == 47
+
+
+def test_a_class_without_a_readable_training_picture_is_one_line(
+    run: Path, folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = shutil.copytree(folders, tmp_path / "data")
+    for path in sorted((data / "train" / "class2").rglob("*.JPEG"))[2:]:
+        path.unlink()
+    for path in (data / "train" / "class2").rglob("*.JPEG"):
+        path.write_bytes(b"torn")
+    call = ["knn", "--bench", "imagefolder", "--data", str(data), "--checkpoint", str(run)]
+    assert run_eval([*call, "--k", "1", "--features", str(tmp_path / "cache")]) == 2
+    assert "none of the 2 training pictures of class 'class2' decodes" in capsys.readouterr().err
 
 
 def test_classes_are_matched_by_name(folders: Path) -> None:

@@ -26,7 +26,7 @@ def bench(name: str, columns: tuple[str, ...], summaries: tuple[Summary, ...] = 
     return Bench(name=name, root=Path(name), sets=(images,), tasks=(task,), columns=made, summaries=summaries)
 
 
-def value(made: Bench, accuracy: float, partial: tuple[str, ...] = ()) -> dict[str, Any]:
+def value(made: Bench, accuracy: float, partial: tuple[str, ...] = (), unreadable: int = 0) -> dict[str, Any]:
     column = {
         "interval": [accuracy - 1, accuracy + 1],
         "n": 4,
@@ -44,7 +44,7 @@ def value(made: Bench, accuracy: float, partial: tuple[str, ...] = ()) -> dict[s
         "chosen": {"class": {"lr": 1.0, "candidates": [1, 2, 3]}},
         "protocol": {"k": 1},
         "notes": {},
-        "pictures": {},
+        "pictures": {"train": {"count": 1000, "unreadable": unreadable}},
         "versions": {"torch": "2"},
     }
 
@@ -82,7 +82,7 @@ def results() -> dict[str, Any]:
     rows = []
     for method, accuracy in (("mine", 60.0), ("resnet50", 70.0)):
         evaluations = {
-            (prefix, how): value(made, accuracy, ("images: 3 of 4",) if prefix == "mit-states" else ())
+            (prefix, how): value(made, accuracy, *((("images: 3 of 4",), 7) if prefix == "mit-states" else ()))
             for prefix, made in parts
             for how in ("linear_probe", "knn")
         }
@@ -117,6 +117,7 @@ def test_published_figures_stand_beside_and_say_what_they_are(tmp_path: Path) ->
     assert "| *SupCon on ImageNet, published* | 74.3 |  |  |  | ~45.3 |" in text
     assert "| resnet50 | **70.0** (69.0-71.0) |" in text
     assert "**PARTIAL, not comparable:** mit-states: images: 3 of 4" in text
+    assert "**LEFT OUT:** mit-states/train: 7 of 1,000 pictures did not decode\n" in text
     assert "- gap (imagenet, linear probe; difference): mine 60.0, resnet50 70.0\n" in text
     assert "f" * 64 in text
     write_report(tmp_path / "report.html", table, curves={}, captions=[], images=[])
@@ -124,6 +125,7 @@ def test_published_figures_stand_beside_and_say_what_they_are(tmp_path: Path) ->
     assert "<td>~75.6</td>" in page
     assert "<td>74.3</td>" in page
     assert "PARTIAL, not comparable" in page
+    assert "LEFT OUT: mit-states/train: 7 of 1,000 pictures did not decode<" in page
     assert "<p>gap (imagenet, kNN; difference): mine 60.0, resnet50 70.0</p>" in page
     assert "approximate" in page
 
