@@ -67,12 +67,13 @@ def model_of(
     transform: Transform,
     about: Mapping[str, object] | None = None,
     config: str | None = None,
+    hint: str = "",
 ) -> Model:
     """A network, [n, 3, size, size] -> [n, dim], as something to evaluate; it is put into eval mode.
 
     config: what decides the outputs besides the name, the weights and the transform, for the hash that kept features
-    go by; None takes an output itself, which code may have changed where weights did not. Raises UserError where it
-    gives no features, or other ones each time.
+    go by; None takes an output itself, which code may have changed where weights did not. hint: what to do about a
+    network that fails. Raises UserError where it gives no features, or other ones each time.
     """
     network = network.eval()
     size = transform.image_size
@@ -81,8 +82,8 @@ def model_of(
     try:
         with torch.inference_mode():
             once, again = network(noise), network(noise)
-    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(f"{name} is no encoder of images of {size} pixels: {first_line(error)}") from None
+    except Exception as error:  # a network's code may raise anything; timm's raises AssertionError for a wrong size
+        raise UserError(f"{name} is no encoder of images of {size} pixels: {first_line(error)}{hint}") from None
     shape = tuple(once.shape) if isinstance(once, torch.Tensor) else type(once).__name__
     if not isinstance(once, torch.Tensor) or once.ndim != 2:
         raise UserError(f"{name} gives no pooled features, [n, dim], but {shape}: choose another, or pool them")

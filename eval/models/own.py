@@ -24,4 +24,5 @@ def open_own(name: str) -> Model:
             "eval.models.model.Transform(image_size=...))"
         )
     file, _, function = name.rpartition(":")
-    return model_of(network, short(name), transform, {"objective": function, "checkpoint": file})
+    hint = f"; for another size {function}() returns (network, eval.models.model.Transform(image_size=...))"
+    return model_of(network, short(name), transform, {"objective": function, "checkpoint": file}, hint=hint)

@@ -62,6 +62,21 @@ class Several(Network):
     def forward(self, images):
         return (super().forward(images),)
 
+class Asserts(Network):
+    def forward(self, images):
+        assert images.shape[-1] == 32, "Input height (224) doesn't match model (32)."
+        return super().forward(images)
+
+def asserts():
+    return Asserts()
+
+class Raises(Network):
+    def forward(self, images):
+        raise KeyError()
+
+def raises():
+    return Raises()
+
 def broken():
     raise KeyError("of the user's own")
 
@@ -109,6 +124,11 @@ def test_what_it_is_told_by_is_its_output(mine: Path) -> None:
         ("constant", r"mine.py has no function constant\(\)"),
         ("nothing", "gives str: a torch.nn.Module is wanted"),
         ("maps", r"gives no pooled features, \[n, dim\], but \(1, 3, 224, 224\)"),
+        (
+            "asserts",
+            r"of 224 pixels: Input height \(224\).*; for another size asserts\(\) returns \(network, .*Transform\(",
+        ),
+        ("raises", "is no encoder of images of 224 pixels: KeyError; for another size"),
         ("several", "gives no pooled features.* but tuple"),
     ],
 )
