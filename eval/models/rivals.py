@@ -128,7 +128,7 @@ def _open_transformers(folder: Path, config: dict[str, Any]) -> Model:
             "transformers would draw them at random"
         )
     vision = getattr(network, "vision_model", network)  # of CLIP and its kin
-    size = int(getattr(vision.config, "image_size", 224))
+    size = _side(getattr(vision.config, "image_size", None), 224)
     kind = config["model_type"]
     transform = _preprocessor(folder, size)
     if transform is None:
@@ -221,9 +221,11 @@ def _settings(folder: Path) -> dict[str, Any] | None:
 
 
 def _side(value: Any, otherwise: int) -> int:
-    """224, {"height": 224, "width": 224} or {"shortest_edge": 224}."""
+    """224, [224, 224], {"height": 224, "width": 224} or {"shortest_edge": 224}."""
     if isinstance(value, dict):
         value = value.get("shortest_edge") or value.get("height")
+    if isinstance(value, list | tuple):
+        value = value[0] if value else None
     return int(value or otherwise)
 
 

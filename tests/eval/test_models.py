@@ -19,6 +19,8 @@ from transformers import (
     Dinov2Model,
     IJepaConfig,
     IJepaModel,
+    PvtV2Config,
+    PvtV2Model,
     ViTConfig,
     ViTForImageClassification,
     ViTMAEConfig,
@@ -191,6 +193,17 @@ def test_a_model_that_draws_is_refused() -> None:
         model_of(Draws(), "draws", transform, {})
 
 
+def test_a_size_may_be_a_pair_and_maps_are_averaged(tmp_path: Path) -> None:
+    one = [1, 1, 1, 1]
+    config = PvtV2Config(image_size=32, depths=one, num_attention_heads=one, hidden_sizes=[4] * 4, mlp_ratios=one)
+    network = PvtV2Model(config).eval()
+    network.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["image_size"] == [32, 32]
+    model = open_model(str(tmp_path))
+    assert model.transform.image_size == 32
+    torch.testing.assert_close(features(model), network(IMAGES).last_hidden_state.mean((2, 3)).detach())
+
+
 def test_half_precision_is_widened_and_tokens_without_a_class_are_averaged(tmp_path: Path) -> None:
     network = IJepaModel(IJepaConfig(**SMALL, image_size=32, patch_size=8), add_pooling_layer=False).eval().half()
     network.save_pretrained(tmp_path)
@@ -215,6 +228,7 @@ def test_half_precision_is_widened_and_tokens_without_a_class_are_averaged(tmp_p
             224,
             0.875,
         ),
+        ("preprocessor_config.json", {"size": [40, 40], "crop_size": [32, 32]}, 32, 0.8),
         ("preprocessor_config.json", {"size": 32, "rescale_factor": None}, 32, 1.0),
         ("preprocessor_config.json", {"size": {"height": 28, "width": 28}, "do_normalize": False}, 28, 1.0),
     ],
