@@ -28,6 +28,7 @@ from shards.atomic import write_json
 from shards.bars import say
 from shards.config import from_table, read_toml
 from shards.errors import UserError
+from trainer.own import is_own
 
 __all__ = ["Row", "Suite", "load_suite", "run_suite"]
 
@@ -148,9 +149,7 @@ def _rows(suite: Suite, out: Path, checkpoints: list[str]) -> list[Row]:
     if not suite.rows:
         raise UserError(f"the suite {suite.name} names no rows: give --checkpoint, once for each model")
     rows = [replace(row, checkpoint=_below(out, row.checkpoint)) for row in suite.rows]
-    missing = sorted(
-        {row.checkpoint for row in rows if not _named(row.checkpoint) and not Path(row.checkpoint).exists()}
-    )
+    missing = sorted({row.checkpoint for row in rows if not _there(row.checkpoint)})
     if missing:
         raise UserError(
             f"the suite {suite.name} evaluates runs that are not there: {', '.join(missing)}; train them first "
@@ -159,11 +158,23 @@ def _rows(suite: Suite, out: Path, checkpoints: list[str]) -> list[Row]:
     return rows
 
 
+def _there(spec: str) -> bool:
+    """Whether the run is there; what else a checkpoint may name says itself that it is not."""
+    code, _, run = spec.partition("@")
+    if is_own(code):  # FILE.py:FUNCTION@RUN
+        return not run or Path(run).exists()
+    return _named(spec) or is_own(spec) or Path(spec).exists()
+
+
 def _named(spec: str) -> bool:
     return spec.startswith(("timm:", "torchvision:"))
 
 
 def _below(out: Path, spec: str) -> str:
+    """With its paths taken from the suite's folder of results."""
+    code, _, run = spec.partition("@")
+    if run and is_own(code):
+        return f"{out / code}@{out / run}"
     return spec if _named(spec) else str(out / spec)
 
 

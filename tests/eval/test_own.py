@@ -149,6 +149,29 @@ def trained(mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     return tmp_path / "run"
 
 
+def test_a_suite_takes_it_like_any_other(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_folders(tmp_path / "pictures")
+    checkpoints = {"absolute": str(tmp_path / "mine.py:small"), "below": "../mine.py:small"}
+    checkpoints |= {"trained": "../mine.py:stem@../run"}
+    rows = [f"[[rows]]\nmethod = '{name}'\ncheckpoint = '{spec}'\n" for name, spec in checkpoints.items()]
+    (tmp_path / "suite.toml").write_text("benches = ['imagefolder']\n" + "".join(rows))
+    call = ["suite", "--config", "suite.toml", "--data", "pictures", "--out", "out"]
+    assert run_eval(call) == 0
+    found = json.loads((tmp_path / "out/results.json").read_text())["rows"]
+    assert [row["method"] for row in found] == list(checkpoints)
+    assert found[0]["knn"] == found[1]["knn"]
+    assert found[2]["model"]["checkpoint"].endswith(".pt")
+    trained.rename(tmp_path / "elsewhere")
+    capsys.readouterr()
+    assert run_eval(call) == 2
+    assert "runs that are not there: out/../mine.py:stem@out/../run;" in capsys.readouterr().err
+    mine = tmp_path / "mine.py"
+    mine.unlink()
+    (tmp_path / "suite.toml").write_text("benches = ['imagefolder']\n" + rows[0])
+    assert run_eval(call) == 2
+    assert f"there is no file {mine} with a network" in capsys.readouterr().err
+
+
 def test_it_is_trained_like_any_other(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = open_model("mine.py:stem@run")
     assert (model.name, model.feature_dim, model.folder) == ("mine.py:stem", 8, Path("run"))
