@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 from torch import nn
@@ -102,7 +103,9 @@ def model_of(
 
 
 def first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """With the second, where the first only announces it."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return shorten(" ".join(lines[: 2 if lines[0].rstrip().endswith(":") else 1]), 300, placeholder=" ...")
 
 
 def weights_hash(network: nn.Module, name: str) -> str:

@@ -10,17 +10,25 @@ FILE.py:FUNCTION@runs/NAME       that network with the weights of a checkpoint o
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+from safetensors import SafetensorError, safe_open
+
 from eval.models.model import Model, Transform, model_of
 from eval.models.own import open_own
 from shards.errors import UserError
-from trainer.checkpoint import find_checkpoint, load_backbone, read_checkpoint, run_of
+from trainer.checkpoint import NotRead, checkpoints, find_checkpoint, load_backbone, read_checkpoint, run_of
 from trainer.own import is_own
 
 __all__ = ["open_checkpoint", "open_model"]
+
+
+OWN = "give --checkpoint FILE.py:FUNCTION, a function that builds the network and loads them (docs/evaluation.md)"
+"""What to do about weights that do not say of what network they are."""
 
 
 def open_model(spec: str | None, *, untrained: bool = False) -> Model:
@@ -48,13 +56,20 @@ def open_model(spec: str | None, *, untrained: bool = False) -> Model:
         if untrained:
             raise UserError(f"{path} is a finished model and knows no initial weights: leave out --untrained")
         return other.open_folder(path)
+    if path and not checkpoints(path) and (weights := sorted(path.glob("*.safetensors"))):
+        raise UserError(f"{path} has weights ({weights[0].name}) but no config.json, which says of what network: {OWN}")
     return open_checkpoint(path, untrained=untrained)
 
 
 def open_checkpoint(path: Path | None, *, untrained: bool = False, own: str | None = None) -> Model:
     """A checkpoint of xclr-train, a run folder, or (None) the newest run. Raises UserError."""
     file = find_checkpoint(path)
-    network, info = load_backbone(file, untrained=untrained, own=own)
+    try:
+        network, info = load_backbone(file, untrained=untrained, own=own)
+    except NotRead:
+        raise
+    except UserError as error:
+        raise UserError(_foreign(file) or str(error)) from None
     data = json.loads(read_checkpoint(file)["recipe"])["data"]
     transform = Transform(image_size=info.image_size, crop_pct=info.crop_pct, mean=info.mean, std=info.std)
     about = {
@@ -70,3 +85,28 @@ def open_checkpoint(path: Path | None, *, untrained: bool = False, own: str | No
         shards=Path(data["shards"]) if data.get("shards") else None,
         graph=data.get("graph") or None,
     )
+
+
+def _foreign(file: Path) -> str:
+    """What a file is that is no checkpoint of xclr-train, and what to do with it; empty where that cannot be told."""
+    try:
+        with safe_open(file, "pt"):
+            return (
+                f"{file} does not say of what network its weights are: give its folder if it has config.json, or {OWN}"
+            )
+    except (SafetensorError, OSError):
+        pass
+    try:
+        if zipfile.is_zipfile(file) and zipfile.ZipFile(file).testzip():
+            return ""
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling raises anything
+        if not any(words in str(error) for words in ("Unsupported global", "TorchScript")):
+            return ""
+        return (
+            f"{file} holds a whole model or other objects beside weights, and to load it would run its code: "
+            f"if you trust it, {OWN}"
+        )
+    if not isinstance(state, dict) or {"version", "encoder"} <= set(state):
+        return ""
+    return f"{file} is no checkpoint of xclr-train, and its weights do not say of what network they are: {OWN}"

@@ -25,13 +25,19 @@ def open_timm(name: str, *, untrained: bool = False) -> Model:
     """timm:NAME with timm's weights for it (fetched, or from its cache)."""
     import timm
 
-    if not timm.is_model(name.split(".")[0]):
+    base, _, tag = name.partition(".")
+    if not timm.is_model(base):
         near = timm.list_models(f"*{name}*")[:5] or get_close_matches(name, timm.list_models(), 5)
         raise UserError(f"timm has no model {name!r}" + (f"; close names: {', '.join(near)}" if near else ""))
     torch.manual_seed(SEED)
     try:
         network = timm.create_model(name, pretrained=not untrained, num_classes=0)
     except Exception as error:  # the hub, safetensors and urllib each raise their own when weights are out of reach
+        known = timm.list_pretrained(f"{base}.*")
+        if known and tag and name not in known:
+            raise UserError(f"timm's {base} has no weights {tag!r}: give one of {', '.join(known)}") from None
+        if untrained or not known:
+            raise UserError(f"timm does not give {name} ({first_line(error)})") from None
         raise UserError(f"timm's weights of {name} cannot be had ({first_line(error)}): check the network") from None
     return _of_timm(network, f"timm:{name}", {"objective": "untrained" if untrained else "timm's weights"})
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from timm.models import save_for_hf
+from torch import nn
 from torchvision.models import get_model
 from transformers import (
     BertConfig,
@@ -160,6 +163,10 @@ def test_wrong_models_are_one_line(run: Path, tmp_path: Path) -> None:
         open_model(str(tmp_path))
     with pytest.raises(UserError, match="timm has no model 'resnot'"):
         open_model("timm:resnot")
+    with pytest.raises(UserError, match=r"resnet10t has no weights 'foo': give one of resnet10t.c3_in1k$"):
+        open_model("timm:resnet10t.foo", untrained=True)
+    with pytest.raises(UserError, match=r"timm does not give coatnet_0_224 .*No pretrained weights exist"):
+        open_model("timm:coatnet_0_224")
     with pytest.raises(UserError, match="squeezenet1_0 does not end in a linear layer"):
         open_model("torchvision:squeezenet1_0", untrained=True)
     with pytest.raises(UserError, match="torchvision has no classifier 'resnot'"):
@@ -274,6 +281,46 @@ def test_equal_weights_pooled_otherwise_are_another_model(run: Path, tmp_path: P
         save_for_hf(other, str(tmp_path / pool), model_args={"global_pool": pool, "fc_norm": False})
         hashes.add(open_model(str(tmp_path / pool)).sha256)
     assert len(hashes) == 2
+
+
+def test_files_that_say_nothing_of_their_network_lead_to_code(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Linear(2, 2))
+    state = network.state_dict()
+    old = {"_use_new_zipfile_serialization": False}
+    torch.save(state, tmp_path / "plain.pt")
+    torch.save(state, tmp_path / "old.pt", **old)
+    torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}}, tmp_path / "ddp.pt")
+    torch.save(network, tmp_path / "whole.pt")
+    torch.save(network, tmp_path / "oldwhole.pt", **old)
+    torch.save({"model": state, "args": Namespace(lr=1)}, tmp_path / "namespace.pt")
+    save_file(state, tmp_path / "model.safetensors")
+    what = dict.fromkeys(("plain", "old", "ddp"), "do not say of what network they are")
+    what |= dict.fromkeys(("whole", "oldwhole", "namespace"), "holds a whole model or other objects")
+    for name, words in what.items():
+        with pytest.raises(UserError, match=rf"{name}\.pt .*{words}.*give --checkpoint FILE\.py:FUNCTION"):
+            open_model(str(tmp_path / f"{name}.pt"))
+    with pytest.raises(UserError, match=r"does not say of what network .* folder if it has config.json, or .*FILE\.py"):
+        open_model(str(tmp_path / "model.safetensors"))
+    with pytest.raises(UserError, match=r"has weights \(model.safetensors\) but no config.json.*FILE\.py:FUNCTION"):
+        open_model(str(tmp_path))
+    whole, values = (tmp_path / "plain.pt").read_bytes(), state["0.weight"].numpy().tobytes()
+    for name, data in {
+        "cut": whole[:-40],
+        "flipped": whole.replace(values, bytes(len(values))),
+        "none": b"x",
+        "empty": b"",
+    }.items():
+        (tmp_path / f"{name}.pt").write_bytes(data)
+        with pytest.raises(UserError, match="is not a readable checkpoint: it is damaged"):
+            open_model(str(tmp_path / f"{name}.pt"))
+
+
+def test_an_export_that_does_not_fit_says_what_is_missing(run: Path, tmp_path: Path) -> None:
+    folder = export(next(run.glob("checkpoints/step-*.pt")), tmp_path / "out")
+    save_file({"other": torch.zeros(1)}, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"cannot be loaded by timm: .*Missing key.*cls_token") as caught:
+        open_model(str(folder))
+    assert len(str(caught.value)) < 500
 
 
 def test_damaged_and_foreign_models_are_one_line(tmp_path: Path) -> None:
