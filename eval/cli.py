@@ -167,7 +167,7 @@ def suite(
     folder = out or Path("runs") / chosen.name
     if folder.is_file():
         raise UserError(f"--out {folder} is a file: give a folder")
-    _check_writable(folder / "results.json")
+    _check_writable(folder / "results.json", {"suite", "rows", "columns"})
     run_suite(
         chosen,
         folder,
@@ -210,7 +210,7 @@ def _run(
     opened = open_bench(bench, data, partial=settings.partial, shards=model.shards)
     name = evaluation_hash(model, opened, method, settings)
     path = out or _free(_default_out(model, opened, method, untrained, settings), name)
-    _check_writable(path)  # before the work, not after it
+    _check_writable(path, {"bench", "method", "columns"})  # before the work, not after it
     step = f", step {model.about['step']}" if model.folder and "step" in model.about else ""
     say(f"{model.folder or model.name}{step} on {bench} ({opened.root})")
     result = evaluate(model, opened, method, settings)
@@ -218,17 +218,28 @@ def _run(
     show_result(result, path)
 
 
-def _check_writable(path: Path) -> None:
-    """Raises UserError where the file cannot be made."""
+def _check_writable(path: Path, keys: set[str]) -> None:
+    """Raises UserError where the file cannot be made, or is there and no earlier result, which has these keys."""
     folder = path.parent
     if path.is_dir():
         raise UserError(f"--out {path} is a folder: give the name of a .json file")
+    if path.exists() and not (path.is_file() and _may_be_replaced(path, keys)):
+        raise UserError(f"{path} is there and no earlier result, which it would replace: choose another --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise UserError(f"{folder}: {error.strerror}: choose another --out") from None
+
+
+def _may_be_replaced(path: Path, keys: set[str]) -> bool:
+    """An earlier result, or an empty file (of mktemp)."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        return not text or keys <= set(json.loads(text))
+    except (ValueError, TypeError):
+        return False
 
 
 def _free(path: Path, name: str) -> Path:

@@ -101,6 +101,27 @@ def test_results_lie_beside_the_checkpoint_and_a_second_call_says_it_reuses(
     assert f"--out {tmp_path} is a folder: give the name of a .json file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["def pix(): ...", '{"bench": "mine"}', "5", '["bench", "method"]'])
+def test_only_an_earlier_result_is_replaced(
+    run: Path, folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    out = tmp_path / "mine.py"
+    out.write_text(text)
+    call = ["knn", "--bench", "imagefolder", "--data", str(folders), "--checkpoint", str(run), "--out", str(out)]
+    call += ["--features", str(tmp_path / "cache"), "--k", "1"]
+    assert run_eval(call) == 2
+    assert f"{out} is there and no earlier result, which it would replace" in capsys.readouterr().err
+    assert out.read_text() == text
+    out.write_text("")
+    assert run_eval(call) == run_eval(call) == 0
+    assert read(out)["bench"] == "imagefolder"
+    suite = tmp_path / "suite"
+    suite.mkdir()
+    (suite / "results.json").write_text(text)
+    assert run_eval(["suite", "--out", str(suite)]) == 2
+    assert "results.json is there and no earlier result" in capsys.readouterr().err
+
+
 def test_equal_names_and_sizes_are_not_equal_pictures(tmp_path: Path) -> None:
     """Formats without compression give equal sizes to all pictures."""
     found = []
