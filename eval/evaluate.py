@@ -8,8 +8,9 @@ import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from math import sqrt
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import NormalDist, mean, stdev
 from typing import Any, Literal
 
 import numpy as np
@@ -26,13 +27,12 @@ from shards.atomic import atomic_file
 from shards.bars import say
 from shards.errors import UserError
 
-__all__ = ["METHODS", "Method", "Settings", "evaluate", "evaluation_hash", "method_table"]
+__all__ = ["METHODS", "Method", "Settings", "evaluate", "evaluation_hash", "method_table", "wilson"]
 
 Method = Literal["linear_probe", "knn"]
 METHODS: tuple[Method, ...] = ("linear_probe", "knn")
-VERSION = 3  # of the protocol: raise it when figures change
-RESAMPLES = 10_000
-INTERVAL = (2.5, 97.5)  # percentiles
+VERSION = 4  # of the protocol: raise it when figures change
+Z = NormalDist().inv_cdf(0.975)  # of a 95 % interval
 PACKAGES = ("torch", "timm", "numpy", "opencv-python-headless")
 
 
@@ -218,20 +218,22 @@ def _figure(column: Column, head: Head, features: Features, bench: Bench, settin
     if not len(counted):
         raise UserError(f"{bench.name}: {column.name} counts no image")
     share = float(counted.mean())
-    low, high = np.percentile(
-        # The bootstrap of a share of n right and wrong answers is a binomial, drawn here without resampling.
-        np.random.default_rng(0).binomial(len(counted), share, RESAMPLES) / len(counted),
-        INTERVAL,
-    )
     return {
         "accuracy": round(100 * share, 2),
-        "interval": [round(100 * float(low), 2), round(100 * float(high), 2)],
+        "interval": [round(100 * end, 2) for end in wilson(share, len(counted))],
         "n": len(counted),
         "unreadable": unreadable,
         "expected": column.expected,
         "about": column.about,
         "marked": column.marked,
     }
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """The score interval of a share of `count` right and wrong answers (Wilson 1927): it has a width at 0 and 1 too."""
+    centre = (share + Z**2 / (2 * count)) / (1 + Z**2 / count)
+    reach = Z / (1 + Z**2 / count) * sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
+    return max(0.0, centre - reach), min(1.0, centre + reach)
 
 
 def _classes(bench: Bench, column: Column) -> list[str]:

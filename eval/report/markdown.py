@@ -25,7 +25,7 @@ def markdown(results: dict[str, Any]) -> str:
     if results["unreadable"]:
         parts += [f"**LEFT OUT:** {'; '.join(results['unreadable'])}", ""]
     for method in TITLES:
-        parts += [f"{heading(results, method)}, 95% interval (bootstrap over test images):", ""]
+        parts += [f"{heading(results, method)}, 95% interval (Wilson score):", ""]
         parts += [_line(["", *results["columns"]]), _line(["---", *["---:"] * len(results["columns"])])]
         parts += [_line([row["method"], *_cells(row, results, method)]) for row in results["rows"]]
         if method == "linear_probe":

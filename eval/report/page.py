@@ -129,7 +129,7 @@ def _columns(results: dict[str, Any]) -> str:
     words = "; ".join(f"{name}: {detail['about']}" for name, detail in details.items() if detail["about"])
     return (
         f'<p class="soft">The best of a column is marked; a figure is uncertain by up to &plusmn;{widest:.1f} '
-        f"(95%, bootstrap over test images; hold the pointer over one). {escape(words)}.{_quotes(results)}</p>"
+        f"(95%, Wilson score; hold the pointer over one). {escape(words)}.{_quotes(results)}</p>"
     )
 
 

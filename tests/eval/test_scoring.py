@@ -16,6 +16,7 @@ from eval.benchmarks.imagenet9 import imagenet9_mapping
 from eval.benchmarks.imagenet_labels import real_labels
 from eval.benchmarks.objectnet import objectnet_classes
 from eval.benchmarks.scoring import any_of, mapped
+from eval.evaluate import wilson
 
 # ImageNet-9 by torchvision's class numbers, the runs of consecutive ones: (first, one past the last, broad class).
 RANGES = [(0, 7, 8), (7, 25, 1), (33, 69, 3), (87, 101, 1), (127, 147, 1), (151, 171, 0), (173, 269, 0), (269, 281, 4)]
@@ -122,6 +123,17 @@ def test_objectnet_both_ways(data_root: Path | None) -> None:
     assert any_of(right, among=among)(scores, np.arange(1500)).tolist() == within
     assert any_of(right)(scores, np.arange(1500)).tolist() == overall
     assert 0 < sum(overall) < sum(within)
+
+
+def test_intervals_hold_the_shares_that_fit() -> None:
+    """Wilson's ends are the shares p of which the one found lies just 1.96 standard deviations sqrt(p (1 - p) / n)."""
+    for right, count in ((0, 20), (20, 20), (1, 1), (7, 20), (31_000, 50_000)):
+        share = right / count
+        low, high = wilson(share, count)
+        fits = [p for p in np.linspace(0, 1, 100_001) if abs(share - p) <= 1.959964 * (p * (1 - p) / count) ** 0.5]
+        assert (low, high) == pytest.approx((min(fits), max(fits)), abs=1.1e-5)
+        assert low <= share <= high
+        assert high - low > 0.005
 
 
 def test_ties_go_to_the_lower_class() -> None:
