@@ -60,9 +60,11 @@ def evaluate(model: Model, bench: Bench, method: Method, settings: Settings) -> 
     if reused:
         say(f"{model.name} on {bench.name}: features from before are used again ({', '.join(reused)})")
     heads, chosen = _heads(model, bench, features, method, settings)
-    columns = {}
-    for column in bench.columns:
-        columns[column.name] = _figure(column, heads[column.task], features[column.images], bench, settings)
+    hits = _hits(bench, heads, features)
+    columns = {
+        column.name: _figure(column, hits[column.name], features[column.images], bench, settings)
+        for column in bench.columns
+    }
     return {
         "bench": bench.name,
         "root": str(bench.root),
@@ -204,10 +206,22 @@ def _chosen(probe: Probe) -> dict[str, Any]:
     return {**asdict(probe.chosen), **counts, "candidates": probe.table}
 
 
-def _figure(column: Column, head: Head, features: Features, bench: Bench, settings: Settings) -> dict[str, Any]:
-    hits = [column.score(head(block), rows) for rows, block in features.blocks()]
-    counted = np.concatenate(hits) if hits else np.zeros(0, np.float32)
-    counted = counted[~np.isnan(counted)]
+def _hits(bench: Bench, heads: dict[str, Head], features: dict[str, Features]) -> dict[str, Floats]:
+    """By column. A head is asked once for each block, however many columns judge its scores."""
+    alike: dict[tuple[str, str], list[Column]] = {}
+    for column in bench.columns:
+        alike.setdefault((column.task, column.images), []).append(column)
+    hits = {column.name: [np.zeros(0, np.float32)] for column in bench.columns}
+    for (task, images), columns in alike.items():
+        for rows, block in features[images].blocks():
+            scores = heads[task](block)
+            for column in columns:
+                hits[column.name].append(column.score(scores, rows))
+    return {name: np.concatenate(parts) for name, parts in hits.items()}
+
+
+def _figure(column: Column, hits: Floats, features: Features, bench: Bench, settings: Settings) -> dict[str, Any]:
+    counted = hits[~np.isnan(hits)]
     unreadable = _unreadable(column.score, features, len(_classes(bench, column)))
     found = len(counted) + unreadable
     if column.expected is not None and found != column.expected and not settings.partial:

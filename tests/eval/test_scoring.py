@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,14 @@ import pytest
 import torch
 from timm.data import ImageNetInfo, RealLabelsImagenet
 
-from eval.benchmarks.bench import LEFT_OUT, top
+from eval.benchmarks.bench import LEFT_OUT, Bench, Column, Task, top
 from eval.benchmarks.imagenet9 import imagenet9_mapping
 from eval.benchmarks.imagenet_labels import real_labels
 from eval.benchmarks.objectnet import objectnet_classes
 from eval.benchmarks.scoring import any_of, mapped
-from eval.evaluate import wilson
+from eval.evaluate import Settings, evaluate, wilson
+from eval.heads.knn import KNN, KNNConfig
+from tests.eval.make_folders import make_model, make_set
 
 # ImageNet-9 by torchvision's class numbers, the runs of consecutive ones: (first, one past the last, broad class).
 RANGES = [(0, 7, 8), (7, 25, 1), (33, 69, 3), (87, 101, 1), (127, 147, 1), (151, 171, 0), (173, 269, 0), (269, 281, 4)]
@@ -134,6 +137,32 @@ def test_intervals_hold_the_shares_that_fit() -> None:
         assert (low, high) == pytest.approx((min(fits), max(fits)), abs=1.1e-5)
         assert low <= share <= high
         assert high - low > 0.005
+
+
+def test_a_head_is_asked_once_for_all_columns_of_its_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, test = make_set(40), make_set(20, name="val", seed=1)
+    labels, truth = np.arange(40) % 10, np.arange(20) % 10
+    column = Column(name="top1", task="hue", images="val", score=top(truth))
+    bench = Bench(
+        name="hues",
+        root=tmp_path,
+        sets=(train, replace(test, may_train=False)),
+        tasks=(Task(name="hue", images="train", labels=labels, classes=[str(i) for i in range(10)]),),
+        columns=(
+            column,
+            replace(column, name="top3", score=top(truth, 3)),
+            replace(column, name="half", score=top(np.where(truth < 5, truth, LEFT_OUT))),
+            replace(column, name="seen", images="train", score=top(labels)),
+        ),
+    )
+    asked: list[int] = []
+    whole = KNN.scores
+    monkeypatch.setattr(KNN, "scores", lambda self, block: asked.append(len(block)) or whole(self, block))
+    settings = Settings(features=tmp_path, knn=KNNConfig(k=3))
+    columns = evaluate(make_model(), bench, "knn", settings)["columns"]
+    assert asked == [20, 40]
+    assert {name: found["n"] for name, found in columns.items()} == {"top1": 20, "top3": 20, "half": 10, "seen": 40}
+    assert columns["top3"]["accuracy"] >= columns["top1"]["accuracy"] > 20
 
 
 def test_ties_go_to_the_lower_class() -> None:
