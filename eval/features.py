@@ -109,6 +109,10 @@ def extract(model: Model, images: ImageSet, root: Path, *, max_bad: float = MAX_
     starts = range(0, len(images), CHUNK)
     missing = [start for start in starts if not _whole(folder, start, min(CHUNK, len(images) - start))]
     if missing:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{root}: {error.strerror}: choose another place (--features, $XCLR_FEATURES)") from None
         write_json(folder / "what.json", _what(model, images))
         _fill(model, images, folder, missing, max_bad)
     ok = [np.load(_mask(folder, start)) for start in starts]

@@ -88,6 +88,7 @@ PLACE = {
     errno.ENOTDIR: "a file lies where a folder is needed: choose another path",
     errno.EEXIST: "a file lies where a folder is needed: choose another path",
     errno.EISDIR: "a folder lies where a file is needed: choose another path",
+    errno.ELOOP: "a link leads back to itself: mend or delete it",
     errno.ENAMETOOLONG: "choose a shorter path",
     errno.ENOSPC: "make room and run the same command again",
     errno.EFBIG: "raise the limit on the size of files (ulimit -f) and run the same command again",

@@ -24,7 +24,7 @@ from shards.errors import UserError
 from shards.pictures import is_image
 from shards.tar import class_images, scan
 
-__all__ = ["Pictures", "list_folder", "list_tar", "open_imagefolder", "size_of"]
+__all__ = ["Pictures", "contents", "list_folder", "list_tar", "open_imagefolder", "size_of"]
 
 HASHED_WHOLE = 512 << 20  # bytes of pictures, at most, whose content is all part of a fingerprint: a second or two
 LOOKED_AT = 64  # pictures of a larger set whose content is part of it
@@ -105,7 +105,7 @@ def list_folder(folder: Path) -> Pictures:
     found = sorted((path[prefix:], size) for start in classes for path, size in _walk(start))
     keys = [key for key, _ in found]
     return Pictures(
-        where=folder, keys=keys, sizes=[size for _, size in found], read=lambda i: (folder / keys[i]).read_bytes()
+        where=folder, keys=keys, sizes=[size for _, size in found], read=lambda i: contents(folder / keys[i])
     )
 
 
@@ -123,6 +123,14 @@ def list_tar(path: Path) -> Pictures:
     )
 
 
+def contents(path: Path) -> bytes:
+    """Of a picture; nothing, which does not decode, where it was deleted since it was listed."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
 def size_of(entry: os.DirEntry[str]) -> int:
     """Bytes of a picture. Raises UserError for a link that leads nowhere."""
     try:
@@ -138,6 +146,8 @@ def _walk(folder: str) -> Iterator[tuple[str, int]]:
             if is_image(entry.name) and not entry.is_dir():
                 yield entry.path, size_of(entry)
             elif not entry.name.startswith(".") and entry.is_dir():
+                if entry.is_symlink() and Path(folder).resolve().is_relative_to(Path(entry.path).resolve()):
+                    raise UserError(f"{entry.path} is a link to a folder that it lies in: delete it")
                 yield from _walk(entry.path)
 
 

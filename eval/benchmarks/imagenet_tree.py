@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from eval.benchmarks.bench import Absent, ImageSet, Ints, Source, Task
-from eval.benchmarks.imagefolder import Pictures, list_folder, list_tar, size_of
+from eval.benchmarks.imagefolder import Pictures, contents, list_folder, list_tar, size_of
 from eval.benchmarks.imagenet_labels import IMAGES, check_against_real, class_index, flat_labels, image_number, wnids
 from eval.benchmarks.registry import BENCHES
 from shards.bars import say
@@ -160,5 +160,5 @@ def _flat(folder: Path) -> Pictures:
         raise UserError(f"{folder} holds no pictures: it must look like {folder}/ILSVRC2012_val_00000001.JPEG")
     keys = [name for name, _ in found]
     return Pictures(
-        where=folder, keys=keys, sizes=[size for _, size in found], read=lambda i: (folder / keys[i]).read_bytes()
+        where=folder, keys=keys, sizes=[size for _, size in found], read=lambda i: contents(folder / keys[i])
     )

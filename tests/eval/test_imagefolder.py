@@ -17,6 +17,7 @@ from eval.benchmarks.imagefolder import list_folder, list_tar
 from eval.benchmarks.registry import open_bench
 from eval.benchmarks.scoring import any_of, mapped
 from eval.evaluate import Settings, evaluation_hash
+from eval.features import extract
 from eval.models.open import open_model
 from eval.report.show import show_result
 from shards.errors import UserError
@@ -235,6 +236,30 @@ def test_unreadable_pictures_are_counted_and_left_out(
     assert result["chosen"]["class"]["trained_on"] == 47
 
 
+def test_a_link_to_itself_is_one_line(folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = shutil.copytree(folders, tmp_path / "data")
+    (data / "train" / "class0" / "round").symlink_to("round")
+    call = ["knn", "--bench", "imagefolder", "--data", str(data), "--checkpoint", "timm:test_vit", "--untrained"]
+    assert run_eval(call) == 2
+    assert "round: Too many levels of symbolic links; a link leads back to itself" in capsys.readouterr().err
+
+
+def test_a_picture_deleted_after_it_was_listed_does_not_decode(folders: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(folders, tmp_path / "data")
+    bench = open_bench("imagefolder", data)
+    (data / "train" / bench.by_name["train"].keys[5]).unlink()
+    features = extract(open_model("timm:test_vit", untrained=True), bench.by_name["train"], tmp_path / "cache")
+    assert np.flatnonzero(~features.ok).tolist() == [5]
+
+
+def test_a_place_where_features_cannot_be_kept_is_one_line(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call = ["knn", "--bench", "imagefolder", "--data", str(folders), "--checkpoint", "timm:test_vit", "--untrained"]
+    assert run_eval([*call, "--features", "/proc/x"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: /proc/x: ")
+    assert said.endswith(": choose another place (--features, $XCLR_FEATURES)")
+
+
 def test_a_class_without_a_readable_training_picture_is_one_line(
     run: Path, folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -287,6 +312,8 @@ def broken(folders: Path, data: Path, what: str) -> None:
         (data / "train.tar").write_bytes(b"x" * 700)
     elif what == "dangling link":
         (data / "val" / "class1" / "gone.jpg").symlink_to("nowhere.jpg")
+    elif what == "link upwards":
+        (data / "val" / "class1" / "up").symlink_to("..")
 
 
 @pytest.mark.parametrize(
@@ -298,6 +325,7 @@ def broken(folders: Path, data: Path, what: str) -> None:
         ("foreign class", r"has the class 'zebra' \(5 pictures\), which .*train lacks \(1 such of 4\)"),
         ("one class", r"has one class, 'class0': a probe needs two"),
         ("torn tar", r"train\.tar is torn or no tar"),
+        ("link upwards", r"val/class1/up is a link to a folder that it lies in: delete it"),
         ("dangling link", r"gone\.jpg cannot be looked at \(No such file or directory\): mend or delete it"),
     ],
 )
