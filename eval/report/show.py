@@ -16,6 +16,10 @@ from eval.report.titles import TITLES
 __all__ = ["show_result", "show_rows"]
 
 
+FIGURE_WIDTH = len("100.0")
+MODEL_WIDTH = 14  # of a model's name above its figures; a longer one takes several lines
+
+
 def show_result(result: dict[str, Any], path: Path) -> None:
     """One model, one benchmark, one method."""
     model = result["model"]
@@ -57,27 +61,46 @@ def _value(chosen: dict[str, Any], key: str) -> str:
 
 
 def show_rows(results: dict[str, Any], path: Path) -> None:
-    """A suite: one line a model, the best of each column in bold."""
+    """A suite: one line a model, or a figure where that is too wide; the best of each figure in bold."""
     console = Console(highlight=False)
     for method in TITLES:
         console.print(f"[italic]{heading(results, method)}[/italic]")  # a title would wrap at the table's width
-        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-        table.add_column("", no_wrap=True)
-        for column in results["columns"]:
-            table.add_column(escape(column), justify="right", overflow="fold")
-        for row in results["rows"]:
-            cells = []
-            for column in results["columns"]:
-                text = f"{row[method][column]:.1f}"
-                best = is_best(results["rows"], row, method, column)
-                cells.append(f"[bold]{text}[/bold]" if best else text)
-            table.add_row(escape(row["method"]), *cells)
-        console.print(table)
+        for table in _tables(results, method, console):
+            console.print(table)
     for line in difference_lines(results):
         console.print(line, soft_wrap=True, markup=False)
     show_unreadable(console, results["unreadable"])
     show_partial(console, results["partial"])
     console.print(f"written to {path}: results.json, results.md, report.html", soft_wrap=True, markup=False)
+
+
+def _tables(results: dict[str, Any], method: str, console: Console) -> list[Table]:
+    rows, columns = results["rows"], results["columns"]
+    names, cells = [row["method"] for row in rows], []
+    for row in rows:
+        texts = [f"{row[method][column]:.1f}" for column in columns]
+        best = [is_best(rows, row, method, column) for column in columns]
+        cells.append([f"[bold]{text}[/bold]" if b else text for text, b in zip(texts, best, strict=True)])
+    table = _table(names, columns, cells)
+    if console.measure(table, options=console.options.update(max_width=10_000)).maximum <= console.width:
+        return [table]
+    turned = [list(line) for line in zip(*cells, strict=True)]
+    widths = [min(len(name), MODEL_WIDTH) for name in names]
+    at_once = max(1, (console.width - max(map(len, columns)) - 4) // (max(*widths, FIGURE_WIDTH) + 2))
+    return [
+        _table(columns, names[start : start + at_once], [line[start : start + at_once] for line in turned])
+        for start in range(0, len(names), at_once)
+    ]
+
+
+def _table(lines: list[str], heads: list[str], cells: list[list[str]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for head in heads:
+        table.add_column(escape(head), justify="right", overflow="fold", min_width=FIGURE_WIDTH)
+    for name, line in zip(lines, cells, strict=True):
+        table.add_row(escape(name), *line)
+    return table
 
 
 def show_unreadable(console: Console, lines: list[str]) -> None:
