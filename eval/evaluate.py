@@ -124,7 +124,8 @@ def _probe_words(settings: Settings) -> dict[str, Any]:
             "classifier": classifier,
             "training": "random crops of 0.08 to 1 of the area and flips, two an image and pass, epochs / 2 passes; "
             "SGD with momentum, cosine to 0, every candidate whole",
-            "selection": "by accuracy on centre crops of a stratified part held out of the training images",
+            "selection": "by accuracy on centre crops of a stratified part held out of the training images; the winner "
+            "is not trained again on all of them",
         }
     selection = "by accuracy on a stratified part held out of the training images"
     if settings.probe.solver == "lbfgs":

@@ -2,8 +2,9 @@
 
 Each pass decodes every training image once and takes two random crops of it (RandomResizedCrop of 0.08 to 1 of the
 area, horizontal flip); the frozen network turns them into features that train every candidate of every task at once.
-A part of the images is held out and selects by centre crops. Features cannot be kept, so a probe costs epochs / 2
-forward passes over two views an image: this is the slow protocol, for comparison with published figures.
+A part of the images is held out and selects by centre crops; the winner is not trained again on all of them, for that
+would take as long once more. Features cannot be kept, so a probe costs epochs / 2 forward passes over two views an
+image: this is the slow protocol, for comparison with published figures.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class _Run:
             heads.step(prepare(x[both], group[0].features, at), y, self.config.momentum, progress)
 
     def finish(self) -> Probe:
-        """The candidate that is best on the centre crops of the held-out images."""
+        """The candidate that is best on the centre crops of the held-out images, which it is not trained on."""
         table: list[dict[str, Any]] = []
         best: tuple[float, Candidate, Moments, torch.Tensor] | None = None
         for group, at, heads in self.groups:

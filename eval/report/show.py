@@ -41,6 +41,8 @@ def show_result(result: dict[str, Any], path: Path) -> None:
         if "lr" in chosen:
             rate = f"{_value(chosen, 'lr')}, " if chosen["lr"] else ""  # L-BFGS has none
             how = f"chosen on {chosen['held_out']:,} of {chosen['trained_on']:,} training images"
+            if result["protocol"].get("name") == "views":
+                how = f"trained on {chosen['trained_on']:,} images, chosen on {chosen['held_out']:,} others"
             console.print(
                 f"{task}: {rate}{_value(chosen, 'weight_decay')}, {chosen['features']} features; "
                 f"{how if chosen['held_out'] else 'the only candidate'}"

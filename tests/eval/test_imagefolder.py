@@ -210,7 +210,7 @@ def test_a_choice_at_the_end_of_the_grid_is_said(
     chosen = {"lr": lr, "weight_decay": decay, "features": "unit", "held_out": 1, "trained_on": 9, "candidates": grid}
     model = {"model": "resnet18", "objective": "xclr"}
     table = {"method": "linear_probe", "bench": "b", "model": model, "columns": {}, "summaries": {}}
-    table |= {"partial": [], "pictures": {}}
+    table |= {"partial": [], "pictures": {}, "protocol": {}}
     show_result({**table, "chosen": {"class": chosen}}, Path("r.json"))
     assert said in " ".join(capsys.readouterr().out.split())
 

@@ -19,6 +19,7 @@ from tests.eval.make_folders import make_folders, make_model, make_set
 from tests.eval.runs import run_eval
 
 QUICK = ["--learning-rates", "1", "--weight-decays", "0.01"]
+TWO = ["--learning-rates", "1", "--weight-decays", "0.01,0.1"]
 
 
 def test_a_probe_on_views_learns_several_tasks_in_one_pass(tmp_path: Path) -> None:
@@ -59,13 +60,15 @@ def evaluate(data: Path, tmp_path: Path, *options: str) -> dict[str, Any]:
     return value
 
 
-def test_options_of_the_probe_reach_the_result(tmp_path: Path) -> None:
+def test_options_of_the_probe_reach_the_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = make_folders(tmp_path / "data", train=24)
-    plain = evaluate(data, tmp_path, *QUICK)
+    plain = evaluate(data, tmp_path, *TWO)
     assert plain["protocol"]["name"] == "features"
     assert plain["chosen"]["class"]["trained_on"] == 96
-    views = evaluate(data, tmp_path, *QUICK, "--protocol", "views", "--epochs", "2")
+    assert "chosen on 10 of 96 training images" in capsys.readouterr().out
+    views = evaluate(data, tmp_path, *TWO, "--protocol", "views", "--epochs", "2")
     assert views["protocol"]["name"] == "views"
+    assert "; trained on 86 images, chosen on 10 others" in " ".join(capsys.readouterr().out.split())
     assert "two an image and pass" in views["protocol"]["training"]
     exact = evaluate(data, tmp_path, "--solver", "lbfgs")
     assert exact["protocol"]["solver"] == "lbfgs"
