@@ -239,6 +239,8 @@ def _of_timm(network: nn.Module, name: str, about: dict[str, object], config: st
     from timm.data import resolve_model_data_config
 
     data = resolve_model_data_config(network)
+    if data["crop_mode"] != "center":
+        say(f"{name} is meant for whole pictures (crop_mode {data['crop_mode']}): here their central square is cut")
     transform = Transform(
         image_size=int(data["input_size"][-1]),
         crop_pct=float(data["crop_pct"]),

@@ -32,7 +32,7 @@ from transformers import (
 
 from eval.models.model import Model, Transform, model_of
 from eval.models.open import open_model
-from eval.models.rivals import _preprocessor
+from eval.models.rivals import _of_timm, _preprocessor
 from shards.errors import UserError
 from tests.eval.make_folders import make_folders
 from tests.eval.runs import run_eval, train_run
@@ -70,6 +70,13 @@ def test_timm_models_come_without_their_classifier() -> None:
     expected = timm.create_model("test_resnet", num_classes=0).eval()
     torch.testing.assert_close(features(model), expected(IMAGES).detach())
     assert model.about["objective"] == "untrained"
+
+
+def test_another_way_of_cutting_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    for mode, said in (("center", False), ("squash", True)):
+        network = timm.create_model("test_vit", num_classes=0, pretrained_cfg_overlay={"crop_mode": mode})
+        _of_timm(network, "test_vit", {})
+        assert ("crop_mode squash): here their central square is cut" in capsys.readouterr().err) == said
 
 
 def test_torchvision_models_give_what_their_classifier_reads() -> None:
