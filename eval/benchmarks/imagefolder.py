@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from eval.benchmarks.bench import Bench, Column, ImageSet, Source, Task, fingerprint, top
-from shards.bars import bar
-from shards.errors import UserError
+from shards.bars import bar, say
+from shards.errors import TornTar, UserError
 from shards.pictures import is_image
 from shards.tar import class_images, scan
 
@@ -29,6 +29,8 @@ __all__ = ["Pictures", "contents", "list_folder", "list_tar", "open_imagefolder"
 HASHED_WHOLE = 512 << 20  # bytes of pictures, at most, whose content is all part of a fingerprint: a second or two
 LOOKED_AT = 64  # pictures of a larger set whose content is part of it
 WORTH_A_BAR = (64 << 20, 10_000)  # bytes, files: more may take some seconds on a slow disk
+COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+"""By the first bytes."""
 TOP5_FROM = 10  # classes; below, the figure says little
 
 
@@ -67,7 +69,8 @@ class Pictures:
 def open_imagefolder(source: Source) -> Bench:
     """Train on train, test on val (or test). Raises UserError naming what is missing."""
     if not source.root.is_dir():
-        raise UserError(f"there is no folder {source.root}: give --data DIR that holds train/ and val/")
+        what = f"{source.root} is a file" if source.root.is_file() else f"there is no folder {source.root}"
+        raise UserError(f"{what}: give --data DIR that holds train/ and val/, or train.tar and val.tar")
     train, test = _split(source.root, ("train",)), _split(source.root, ("val", "test"))
     classes = sorted(set(train.class_names()))
     number = {name: label for label, name in enumerate(classes)}
@@ -82,6 +85,9 @@ def open_imagefolder(source: Source) -> Bench:
         raise UserError(f"{train.where} has one class, {classes[0]!r}: a probe needs two, one folder each")
     labels = np.array([number[name] for name in train.class_names()], np.int64)
     truth = np.array([number[name] for name in test.class_names()], np.int64)
+    without = sorted(set(classes) - set(test.class_names()))
+    if without:
+        say(f"{test.where} has no picture of {len(without)} of {len(classes)} classes, {without[0]!r} among them")
     columns = [Column(name="top1", task="class", images="val", score=top(truth), about="the class of the folder")]
     if len(classes) >= TOP5_FROM:
         columns.append(
@@ -93,7 +99,7 @@ def open_imagefolder(source: Source) -> Bench:
         sets=(train.image_set("train", may_train=True), test.image_set("val", may_train=False)),
         tasks=(Task(name="class", images="train", labels=labels, classes=classes),),
         columns=tuple(columns),
-        notes={"train": str(train.where), "val": str(test.where), "classes": len(classes)},
+        notes={"train": str(train.where), "val": str(test.where), "classes": len(classes), "not_in_val": len(without)},
     )
 
 
@@ -110,9 +116,16 @@ def list_folder(folder: Path) -> Pictures:
 
 
 def list_tar(path: Path) -> Pictures:
-    """Every picture in a tar of class folders; a folder over all of them is taken off. Raises TornTar."""
+    """Every picture in a tar of class folders; a folder over all of them is taken off. Raises UserError for no tar."""
     with path.open("rb") as file:
-        found = sorted(class_images(scan(file)), key=lambda pair: pair[0])
+        try:
+            found = sorted(class_images(scan(file)), key=lambda pair: pair[0])
+        except TornTar:
+            file.seek(0)
+            first = file.read(6)
+            if kind := next((kind for start, kind in COMPRESSED.items() if first.startswith(start)), None):
+                raise UserError(f"{path} is compressed ({kind}): unpack it, or give the tar within") from None
+            raise
     places = [(member.offset, member.size) for _, member in found]
     descriptor = os.open(path, os.O_RDONLY)  # kept for the life of the process; pread shares no position
     return Pictures(

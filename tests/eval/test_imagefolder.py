@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from dataclasses import replace
@@ -273,6 +274,25 @@ def test_a_class_without_a_readable_training_picture_is_one_line(
     assert "none of the 2 training pictures of class 'class2' decodes" in capsys.readouterr().err
 
 
+def test_a_class_without_test_pictures_is_said(
+    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = shutil.copytree(folders, tmp_path / "data")
+    assert open_bench("imagefolder", data).notes["not_in_val"] == 0
+    assert capsys.readouterr().err == ""
+    shutil.rmtree(data / "val" / "class2")
+    assert open_bench("imagefolder", data).notes["not_in_val"] == 1
+    assert f"{data / 'val'} has no picture of 1 of 4 classes, 'class2' among them\n" in capsys.readouterr().err
+
+
+def test_a_tar_is_no_folder_of_tars(tmp_path: Path) -> None:
+    (tmp_path / "all.tar").write_bytes(b"")
+    with pytest.raises(
+        UserError, match=r"all\.tar is a file: give --data DIR that holds .*, or train\.tar and val\.tar"
+    ):
+        open_bench("imagefolder", tmp_path / "all.tar")
+
+
 def test_classes_are_matched_by_name(folders: Path) -> None:
     bench = open_bench("imagefolder", folders)
     assert bench.tasks[0].classes == ["class0", "class1", "class2", "class3"]
@@ -310,6 +330,9 @@ def broken(folders: Path, data: Path, what: str) -> None:
     elif what == "torn tar":
         shutil.rmtree(data / "train")
         (data / "train.tar").write_bytes(b"x" * 700)
+    elif what == "gzip":
+        shutil.rmtree(data / "train")
+        (data / "train.tar").write_bytes(gzip.compress(bytes(10_240)))
     elif what == "dangling link":
         (data / "val" / "class1" / "gone.jpg").symlink_to("nowhere.jpg")
     elif what == "link upwards":
@@ -324,6 +347,7 @@ def broken(folders: Path, data: Path, what: str) -> None:
         ("no classes", r"train holds no pictures in class folders"),
         ("foreign class", r"has the class 'zebra' \(5 pictures\), which .*train lacks \(1 such of 4\)"),
         ("one class", r"has one class, 'class0': a probe needs two"),
+        ("gzip", r"train\.tar is compressed \(gzip\): unpack it"),
         ("torn tar", r"train\.tar is torn or no tar"),
         ("link upwards", r"val/class1/up is a link to a folder that it lies in: delete it"),
         ("dangling link", r"gone\.jpg cannot be looked at \(No such file or directory\): mend or delete it"),
