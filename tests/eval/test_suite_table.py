@@ -147,6 +147,7 @@ def test_published_figures_stand_beside_and_say_what_they_are(tmp_path: Path) ->
     page = (tmp_path / "report.html").read_text()
     assert "<td>~75.6</td>" in page
     assert "<td>74.3</td>" in page
+    assert ".near.named > .soft { overflow-wrap: anywhere; }" in page  # else long names run under the pictures
     assert "PARTIAL, not comparable" in page
     assert "LEFT OUT: mit-states/train: 7 of 1,000 pictures did not decode<" in page
     assert "<p>gap (imagenet, kNN; difference): mine 60.0, resnet50 70.0</p>" in page
