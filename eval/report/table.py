@@ -66,14 +66,7 @@ def gather(name: str, title: str, evaluated: list[dict[str, Any]], parts: list[P
                 for reason in value["partial"]
             }
         ),
-        "unreadable": sorted(
-            {
-                f"{value['bench']}/{line}" if several else line
-                for row in evaluated
-                for value in row["evaluations"].values()
-                for line in unreadable_lines(value)
-            }
-        ),
+        "unreadable": _unreadable(evaluated, several),
         "versions": first[(parts[0][0], METHODS[0])]["versions"],
     }
 
@@ -85,6 +78,11 @@ def unreadable_lines(evaluation: dict[str, Any]) -> list[str]:
         for name, found in evaluation["pictures"].items()
         if found["unreadable"]
     ]
+
+
+def _unreadable(evaluated: list[dict[str, Any]], several: bool) -> list[str]:
+    values = [value for row in evaluated for value in row["evaluations"].values()]
+    return sorted({f"{v['bench']}/{line}" if several else line for v in values for line in unreadable_lines(v)})
 
 
 def heading(results: dict[str, Any], method: str) -> str:
