@@ -21,6 +21,7 @@ ALIKE = 0.99  # mean cosine of different samples' projections
 LEARNT = 0.02  # of the way from the loss of projections that know nothing down to the target's entropy, the least loss
 RANK = 2.0  # RankMe: features that vary along a line or two
 WAIT = {"cuda": 0.1, "cpu": 0.5}  # share of the time; on a CPU the loader's work is the model's too
+AT_ONCE = ("one-hot", "uniform", "rank")  # what training does not change, or what no chance brings about
 ROWS = 3  # lines of metrics in a row before a complaint: the first ones see the loader start
 
 
@@ -55,7 +56,7 @@ class Adviser:
         due = []
         for kind, text in self._complaints(values).items():
             self.rows[kind] = self.rows.get(kind, 0) + 1 if text else 0
-            if text and kind not in self.said and self.rows[kind] >= (1 if kind == "rank" else ROWS):
+            if text and kind not in self.said and self.rows[kind] >= (1 if kind in AT_ONCE else ROWS):
                 self.said.add(kind)
                 due.append(text)
         return due

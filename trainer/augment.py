@@ -30,6 +30,7 @@ Image8 = npt.NDArray[np.uint8]  # [height, width, 3], RGB
 LUMA = np.array([[0.299, 0.587, 0.114]], np.float32)
 # cv2.error: of a header that claims more pixels than OpenCV takes.
 DECODERS_RAISE = (*PIL_RAISES, cv2.error, Image.DecompressionBombError)
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 CROP_TRIES = 10  # torchvision's RandomResizedCrop gives up after as many and takes the centre
 
 
@@ -85,13 +86,23 @@ def decode(data: bytes) -> Image8:
     """
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data and not _for_pil(data) else None
         if image is not None:
             return cast(Image8, image)
         with Image.open(BytesIO(data)) as picture:  # formats that OpenCV lacks, such as GIF
+            if picture.mode == "F":
+                raise BadImage("pixels are floating-point numbers, of which nobody says what is white")
             return np.asarray(picture.convert("RGB"))
     except DECODERS_RAISE as error:
         raise BadImage(str(error)) from None
+
+
+def _for_pil(data: bytes) -> bool:
+    """Of TIFFs OpenCV multiplies colours by alpha, takes L*a*b* for RGB, and makes floating-point pixels black."""
+    if not data.startswith(TIFF):
+        return False
+    with Image.open(BytesIO(data)) as picture:
+        return picture.mode in ("RGBA", "LA", "LAB", "F")
 
 
 def two_views(image: Image8, config: AugmentConfig, rng: np.random.Generator) -> Image8:

@@ -178,6 +178,25 @@ def test_every_kind_of_image_becomes_rgb(mode: str) -> None:
     assert decode(buffer.getvalue()).shape == (10, 20, 3)
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_alpha_of_a_tiff_is_dropped_too(mode: str) -> None:
+    """OpenCV would multiply the colours by it."""
+    alpha = Image.fromarray(np.arange(PICTURE[:, :, 0].size, dtype=np.uint8).reshape(PICTURE.shape[:2]))
+    plain = Image.fromarray(PICTURE).convert(mode.removesuffix("A"))
+    clear = plain.copy()
+    clear.putalpha(alpha)
+    buffer = BytesIO()
+    clear.save(buffer, "TIFF")
+    np.testing.assert_array_equal(decode(buffer.getvalue()), np.asarray(plain.convert("RGB")))
+
+
+def test_a_tiff_of_floating_point_numbers_is_a_bad_image() -> None:
+    buffer = BytesIO()
+    Image.fromarray(np.ones((9, 9), np.float32)).save(buffer, "TIFF")
+    with pytest.raises(BadImage, match="floating-point"):
+        decode(buffer.getvalue())
+
+
 def test_gif_and_webp_decode() -> None:
     for kind in ("GIF", "WEBP"):
         buffer = BytesIO()
