@@ -63,14 +63,14 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
-def prefetch(size: int, workers: int, remedy: str, free: int | None = None) -> int:
+def prefetch(size: int, workers: int, remedy: str, *, free: int | None = None, ranks: int = 1) -> int:
     """Batches of `size` bytes that each of a loader's workers may have ready, 1 to 4.
 
-    free: bytes in /dev/shm before any loader of this machine began; None: now.
+    free: bytes in /dev/shm before any loader of this machine began; None: now. ranks: of this machine, each with a
+    loader of its own.
 
     Raises UserError, naming `remedy`, where the shared memory cannot hold one of each.
     """
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of this machine, each with a loader of its own
     free = (free_shared_memory() if free is None else free) // ranks
     if size * workers > free:
         raise UserError(

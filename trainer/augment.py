@@ -22,10 +22,13 @@ from PIL import Image
 from shards.errors import UserError
 from shards.pictures import PIL_RAISES
 
-__all__ = ["AugmentConfig", "BadImage", "Image8", "decode", "sample_rng", "two_views"]
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "AugmentConfig", "BadImage", "Image8", "decode", "sample_rng", "two_views"]
 
 Image8 = npt.NDArray[np.uint8]  # [height, width, 3], RGB
 
+# timm's and torchvision's ImageNet constants, of pixels in 0..1.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 # ITU-R 601, as PIL's "L" and torchvision's rgb_to_grayscale have it.
 LUMA = np.array([[0.299, 0.587, 0.114]], np.float32)
 # cv2.error: of a header that claims more pixels than OpenCV takes.

@@ -23,7 +23,6 @@ from torch import nn
 from shards.atomic import atomic_file, sha256_file
 from shards.config import from_table
 from shards.errors import UserError
-from trainer.data import IMAGENET_MEAN, IMAGENET_STD
 from trainer.model import build_encoder, feature_dim
 from trainer.own import is_own, short
 from trainer.recipe import Recipe
@@ -58,8 +57,8 @@ class BackboneInfo:
     image_size: int
     """Side of the training views, pixels."""
     crop_pct: float
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     objective: str
     """`untrained` for initial weights."""
     step: int
@@ -207,8 +206,8 @@ def load_backbone(path: Path, *, untrained: bool = False, own: str | None = None
         feature_dim=feature_dim(encoder.backbone),
         image_size=recipe.augment.image_size,
         crop_pct=recipe.model.eval_crop,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
+        mean=recipe.model.statistics[0],
+        std=recipe.model.statistics[1],
         objective="untrained" if untrained else recipe.objective.name,
         step=0 if untrained else int(state["step"]),
         sha256=sha256_file(path),

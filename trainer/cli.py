@@ -200,7 +200,7 @@ def _train(chosen: Recipe, device: str, out: Path | None, *, resume: bool, dry_r
             print(stopped, file=sys.stderr)
             sys.exit(BY_HAND if stopped.by == signal.SIGINT else INTERRUPTED)
         except OutOfMemoryError as error:
-            raise UserError(_too_large(chosen, world.size, str(error), resume=resume)) from None
+            raise UserError(_too_large(chosen, world.size, str(error))) from None
         except RuntimeError as error:  # PyTorch raises it wherever the step happens to be
             if "DataLoader worker" not in str(error):
                 raise
@@ -290,13 +290,15 @@ class LoaderGone(UserError):
     code = 1  # not one of those after which ranks are not started again
 
 
-def _too_large(recipe: Recipe, ranks: int, reason: str, *, resume: bool) -> str:
+def _too_large(recipe: Recipe, ranks: int, reason: str) -> str:
     """What to do where a GPU's memory is not enough. A run that is gone on with keeps its batch."""
     held = recipe.data.chunk or recipe.data.batch_size // ranks
     chunk = next((held // part for part in (2, 3, 5, 7) if held % part == 0), 0)
     remedy = f"give --chunk {chunk}, which forwards so many of its samples at a time, " if chunk else "give "
-    first, smaller = reason.split(". ")[0], "" if resume else "a smaller --batch-size, or "
-    return f"{held} samples at a time do not fit a GPU ({first}): {remedy}{smaller}more GPUs"
+    first = reason.split(". ")[0]
+    return (
+        f"{held} samples at a time do not fit a GPU ({first}): {remedy}more GPUs, or a new run a smaller --batch-size"
+    )
 
 
 def _announce(recipe: Recipe, run: Path | None, ranks: int, device: str) -> None:

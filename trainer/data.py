@@ -24,15 +24,14 @@ from torch.utils.data import DataLoader, Dataset
 from shards.errors import UserError
 from shards.machine import free_shared_memory, prefetch
 from shards.reader import Shards
-from trainer.augment import AugmentConfig, BadImage, decode, sample_rng, two_views
+from trainer.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, BadImage, decode, sample_rng, two_views
 from trainer.plan import BatchPlan, StepSampler, Ticket
+from trainer.recipe import Statistics
 from trainer.world import World
 
-__all__ = ["Batch", "ViewDataset", "batches_of", "make_loader", "to_views"]
+__all__ = ["IMAGENET", "Batch", "ViewDataset", "batches_of", "make_loader", "to_views"]
 
-# timm's and torchvision's ImageNet constants.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 BLANK = 128  # grey level of the picture that stands in for an image that does not decode
 
 
@@ -149,6 +148,7 @@ def make_loader(
     """
     size = plan.batch_size // world.size * 2 * 3 * augment.image_size**2
     free = _free(world)  # asked on every rank, whether it has workers or not: they answer together
+    ahead = prefetch(size, workers, "lower --workers", free=free, ranks=world.local_size) if workers else 0
     return DataLoader(
         ViewDataset(shards, augment, plan.seed),
         batch_sampler=StepSampler(plan, rank=world.rank, size=world.size, start=start, stop=stop),
@@ -156,7 +156,7 @@ def make_loader(
         collate_fn=_as_it_is,
         worker_init_fn=_prepare_worker,
         pin_memory=world.device.type == "cuda",
-        prefetch_factor=min(most_ahead, prefetch(size, workers, "lower --workers", free)) if workers else None,
+        prefetch_factor=min(most_ahead, ahead) or None,
         multiprocessing_context="fork" if workers else None,
     )
 
@@ -169,18 +169,21 @@ def _free(world: World) -> int:
     return int(free)
 
 
-def to_views(batch: Batch, device: torch.device) -> torch.Tensor:
-    """[2b, 3, height, width] float32 normalised, channels-last in memory; the first b rows are the first views."""
+def to_views(batch: Batch, device: torch.device, statistics: Statistics = IMAGENET) -> torch.Tensor:
+    """[2b, 3, height, width] float32 normalised, channels-last in memory; the first b rows are the first views.
+
+    statistics: mean and deviation of each channel, of pixels in 0..1.
+    """
     views = batch.views.to(device, non_blocking=True).transpose(0, 1).flatten(0, 1)  # [2b, H, W, 3]
-    mean, std = _constants(device)
+    mean, std = _constants(device, statistics)
     return ((views.float() - mean) / std).permute(0, 3, 1, 2)
 
 
 @cache
-def _constants(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """ImageNet's mean and deviation in grey levels. Kept: copied anew, they would have each step wait for the last."""
+def _constants(device: torch.device, statistics: Statistics) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation in grey levels. Kept: copied anew, they would have each step wait for the last."""
     with torch.inference_mode(False):
-        mean, std = (255 * torch.tensor(values) for values in (IMAGENET_MEAN, IMAGENET_STD))
+        mean, std = (255 * torch.tensor(values) for values in statistics)
         return mean.to(device), std.to(device)
 
 

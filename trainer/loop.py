@@ -26,7 +26,7 @@ from shards.errors import SkipBudget, UserError
 from shards.graph import Graph
 from shards.mirror import RemoteShards, open_shards
 from shards.reader import Shards
-from trainer import setup
+from trainer import run_folder, setup
 from trainer.advice import Adviser
 from trainer.ahead import Ahead, cache_limit
 from trainer.checkpoint import checkpoints, write_best, write_checkpoint
@@ -72,33 +72,33 @@ def train(recipe: Recipe, run: Path, world: World, *, resume: bool = False) -> R
     Raises UserError for input that cannot work, for a run of another recipe, and where another process trains into
     the folder; Stopped after SIGTERM, SIGUSR1, SIGHUP or Ctrl-C.
     """
-    with setup.start_kept(run) if world.is_main else nullcontext():
+    with run_folder.start_kept(run) if world.is_main else nullcontext():
         shards = open_shards(recipe.data.shards)
         recipe = setup.settle(recipe, shards, world, run)
         plan = setup.make_plan(recipe, shards)
         total = plan.steps_per_epoch * recipe.epochs
         data_id = sha256_file(shards.root / "manifest.json")
-    with setup.held(run) if world.is_main else nullcontext():
+    with run_folder.held(run) if world.is_main else nullcontext():
         return _train(recipe, run, world, shards, plan, total, data_id, resume=resume)
 
 
 def _train(
     recipe: Recipe, run: Path, world: World, shards: Shards, plan: BatchPlan, total: int, data_id: str, *, resume: bool
 ) -> Result:
-    state = setup.resume_state(run, recipe, data_id, world, resume=resume)
+    state = run_folder.resume_state(run, recipe, data_id, world, resume=resume)
     start = int(state["step"]) if state else 0
     if start >= total:
         with suppress(OSError, ValueError, KeyError):  # without run.json it is finished all the same
-            if world.is_main and setup.status_of(run) != "finished":  # killed before it was written
-                setup.set_status(run, "finished", start)
+            if world.is_main and run_folder.status_of(run) != "finished":  # killed before it was written
+                run_folder.set_status(run, "finished", start)
         return Result(run=run, steps=total, already_done=True, loss=None)
     if state and world.is_main:
         say(f"going on from step {start} of {total}")
     graph = setup.graph_of(recipe, shards)
-    setup.check_same(run, state, recipe, graph)
+    run_folder.check_same(run, state, recipe, graph)
     loop = _Loop(recipe, run, world, shards, graph, plan, data_id, fresh=state is None)
     if world.is_main:
-        setup.describe_run(run, recipe, shards, step=start, total=total)
+        run_folder.describe_run(run, recipe, shards, step=start, total=total)
     if state:
         loop.load(state)
     del state, graph  # gigabytes, which the device holds now, or of which the loop keeps what it needs
@@ -121,12 +121,13 @@ class _Loop:
         fresh: bool,
     ) -> None:
         self.recipe, self.run, self.world, self.shards, self.plan = recipe, run, world, shards, plan
-        self.data_id, self.graph_id = data_id, setup.graph_id(recipe, graph)
+        self.data_id, self.graph_id = data_id, run_folder.graph_id(recipe, graph)
         self.code_id = code_id(recipe.model.backbone)
         self.monitor: Monitor | None = None
         if world.is_main and recipe.run.knn_every > 0:
             codes = graph or setup.monitors_graph(recipe, shards)
-            self.monitor = Monitor(shards, codes, recipe.augment.image_size, recipe.seed)
+            size, statistics = recipe.augment.image_size, recipe.model.statistics
+            self.monitor = Monitor(shards, codes, size, recipe.seed, statistics)
         self.stepper = setup.build_stepper(
             recipe, shards, graph, world, steps_per_epoch=plan.steps_per_epoch, fresh=fresh
         )
@@ -320,7 +321,7 @@ class _Loop:
 
         def write(copy: dict[str, Any]) -> None:
             write_checkpoint(self.run, step, copy, self.recipe.run.keep)
-            setup.describe_run(self.run, self.recipe, self.shards, step=step, total=total, status=status)
+            run_folder.describe_run(self.run, self.recipe, self.shards, step=step, total=total, status=status)
 
         self.saver.save(state, write)
 

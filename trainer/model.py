@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +19,7 @@ from shards.errors import UserError
 from trainer.own import call, is_own
 from trainer.recipe import ModelConfig
 
-__all__ = ["Encoder", "build_backbone", "build_encoder", "feature_dim", "load_weights"]
+__all__ = ["Encoder", "build_backbone", "build_encoder", "feature_dim", "load_weights", "with_statistics"]
 
 
 TIMM = "timm"  # as a place to start from: timm's weights of the backbone
@@ -60,6 +61,16 @@ def build_encoder(config: ModelConfig, image_size: int, seed: int) -> Encoder:
         nn.Linear(width, hidden, bias=False), norm, nn.ReLU(inplace=True), nn.Linear(hidden, config.projector_dim)
     )
     return Encoder(backbone, projector)
+
+
+def with_statistics(config: ModelConfig) -> ModelConfig:
+    """With the mean and deviation that images are normalised by: those of timm's weights where it starts from them."""
+    mean, std = config.statistics
+    if config.pretrained or config.start == TIMM:
+        known = get_pretrained_cfg(config.backbone, allow_unregistered=True)
+        if known:  # else there is no such model, which building it says
+            mean, std = config.mean or known.mean, config.std or known.std
+    return replace(config, mean=tuple(mean), std=tuple(std))
 
 
 def build_backbone(name: str, image_size: int, *, pretrained: bool = False) -> nn.Module:

@@ -17,8 +17,9 @@ from shards.errors import UserError
 from shards.graph import Graph
 from shards.reader import Shards
 from trainer.augment import BadImage, Image8, decode
-from trainer.data import Batch, to_views
+from trainer.data import IMAGENET, Batch, to_views
 from trainer.model import Encoder
+from trainer.recipe import Statistics
 
 __all__ = ["Monitor"]
 
@@ -30,7 +31,10 @@ TEMPERATURE = 0.07  # of the kNN vote (Wu et al. 2018)
 class Monitor:
     """Holds the decoded images of a seeded sample; `measure` embeds them. Raises UserError where there are too few."""
 
-    def __init__(self, shards: Shards, graph: Graph | None, image_size: int, seed: int) -> None:
+    def __init__(
+        self, shards: Shards, graph: Graph | None, image_size: int, seed: int, statistics: Statistics = IMAGENET
+    ) -> None:
+        self.statistics = statistics
         rng = np.random.default_rng(seed)
         chosen = np.sort(rng.permutation(_pool(shards))[:SAMPLES])
         images, kept = [], []
@@ -62,7 +66,7 @@ class Monitor:
         parts = []
         for images in torch.split(self.images, 256):
             ids = torch.zeros(len(images), dtype=torch.int64)
-            parts.append(encoder.features(to_views(Batch(images, ids, ids, ids), device)).cpu())
+            parts.append(encoder.features(to_views(Batch(images, ids, ids, ids), device, self.statistics)).cpu())
         encoder.train(training)
         features = torch.cat(parts)
         values = {"rankme": _rankme(features)}

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_type_hints
 
 from shards.config import from_table, read_toml, typed
 from shards.errors import UserError
-from trainer.augment import AugmentConfig
+from trainer.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig
 
 __all__ = [
     "DataConfig",
@@ -23,6 +23,7 @@ __all__ = [
     "OptimiserConfig",
     "Recipe",
     "RunConfig",
+    "Statistics",
     "TextConfig",
     "as_table",
     "builtin_recipes",
@@ -30,6 +31,9 @@ __all__ = [
     "differences",
     "load_recipe",
 ]
+
+
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,11 +69,24 @@ class ModelConfig:
     projector_norm: Literal["batch", "layer"] = "batch"
     eval_crop: float = 0.875
     """Share of the shorter side that evaluation crops from the centre; 1: the whole."""
+    mean: tuple[float, ...] = ()
+    """Of the three channels of pixels in 0..1, by which images are normalised; empty: ImageNet's, or with `start =
+    "timm"` those that timm's weights were trained with."""
+    std: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         _at_least("model", self, projector_hidden=0, projector_dim=1)
         if not 0 < self.eval_crop <= 1:
             raise UserError(f"model.eval_crop is a share of the side above 0 and up to 1, not {self.eval_crop}")
+        if len(self.mean) not in (0, 3) or len(self.std) not in (0, 3) or not all(value > 0 for value in self.std):
+            raise UserError(
+                f"model.mean and model.std are three numbers each, those above 0, not {[*self.mean]} and {[*self.std]}"
+            )
+
+    @property
+    def statistics(self) -> Statistics:
+        """Mean and deviation, of which none is left open."""
+        return (self.mean or IMAGENET_MEAN, self.std or IMAGENET_STD)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,7 +239,7 @@ def _differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
         a, b = one.get(key), other.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
             found += [f"{key}.{name}" for name in _differences(a, b)]
-        elif _plain(a) != _plain(b):
+        elif a != b:
             found.append(f"{key}: {b!r}, not {a!r}")
     return found
 
@@ -230,7 +247,8 @@ def _differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
 def as_table(recipe: Recipe) -> dict[str, Any]:
     """Plain dicts, lists and scalars, as JSON would return them."""
     table = asdict(recipe)
-    table["augment"] = {key: list(v) if isinstance(v, tuple) else v for key, v in table["augment"].items()}
+    for section in ("augment", "model"):
+        table[section] = {key: list(v) if isinstance(v, tuple) else v for key, v in table[section].items()}
     return table
 
 
@@ -239,7 +257,3 @@ def _at_least(section: str, config: object, **lowest: int) -> None:
     for name, low in lowest.items():
         if not getattr(config, name) >= low:
             raise UserError(f"{section}.{name} must be at least {low}, not {getattr(config, name)}")
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

@@ -1,33 +1,24 @@
-"""What a run needs before its first step: settings that fit, the plan, the encoder, and what its folder holds."""
+"""What a run needs before its first step: settings that fit, the plan, the encoder."""
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-import torch.distributed as dist
 
-from shards.atomic import json_bytes, sweep, write_json
 from shards.bars import say
-from shards.config import from_table
-from shards.errors import NO_LOCKS, UserError
+from shards.errors import UserError
 from shards.graph import Graph
 from shards.machine import cores
 from shards.reader import Shards
-from trainer.checkpoint import NotRead, checkpoint_path, checkpoints, read_checkpoint
-from trainer.model import build_encoder
-from trainer.own import code_id, normal
+from trainer.model import build_encoder, with_statistics
+from trainer.own import normal
 from trainer.plan import BatchPlan
-from trainer.recipe import Recipe, as_table, differences
+from trainer.recipe import Recipe
 from trainer.step import Stepper
 from trainer.table import TextTable
 from trainer.text import Captions, TextTower, vocabulary
@@ -35,22 +26,12 @@ from trainer.trackers import library_of
 from trainer.world import World
 
 __all__ = [
-    "alone",
     "build_stepper",
-    "check_same",
-    "describe_run",
-    "graph_id",
     "graph_name",
     "graph_of",
-    "held",
     "make_plan",
     "monitors_graph",
-    "resume_state",
-    "set_status",
     "settle",
-    "start_kept",
-    "status_kept",
-    "status_of",
     "workers",
 ]
 
@@ -142,7 +123,7 @@ def settle(recipe: Recipe, shards: Shards, world: World, run: Path | None = None
         small = world.device.type == "cpu" and recipe.augment.image_size < SMALL
         precision = "bfloat16" if _fast_bfloat16(world.device) and not small else "float32"
     data = replace(recipe.data, graph=graph_name(recipe, shards, run))
-    model = replace(recipe.model, backbone=normal(recipe.model.backbone))
+    model = with_statistics(replace(recipe.model, backbone=normal(recipe.model.backbone)))
     return replace(recipe, precision=precision, data=data, model=model)
 
 
@@ -168,191 +149,7 @@ def _fast_bfloat16(device: torch.device) -> bool:
     return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
 
 
-def resume_state(run: Path, recipe: Recipe, data_id: str, world: World, *, resume: bool) -> dict[str, Any] | None:
-    """What to go on from; None: from the start. Raises UserError for a run of another recipe or of other data.
-
-    Rank 0 chooses the checkpoint for all: each by itself might see other files of a shared folder, and train on.
-    """
-    if world.size == 1:
-        return _chosen_state(run, recipe, data_id, resume=resume)
-    state, refused, step = None, None, NEW
-    if world.is_main:
-        try:
-            state = _chosen_state(run, recipe, data_id, resume=resume)
-            step = NEW if state is None else int(state["step"])
-        except UserError as error:
-            refused, step = error, REFUSED
-    said = torch.tensor(step, device=world.device)
-    dist.broadcast(said, 0)
-    step = int(said)
-    if refused:
-        raise refused
-    if step == REFUSED:
-        raise UserError("rank 0 does not start, and says why")
-    if step == NEW or world.is_main:
-        return state
-    try:
-        return read_checkpoint(checkpoint_path(run, step))
-    except UserError as error:
-        raise UserError(f"rank {world.rank}: {error}; all ranks read {run}, which must be on a shared disk") from None
-
-
-NEW, REFUSED = -1, -2
-
-
-def _chosen_state(run: Path, recipe: Recipe, data_id: str, *, resume: bool) -> dict[str, Any] | None:
-    found = checkpoints(run)
-    if not found:
-        return None
-    state, torn = _newest_readable(found)
-    before = from_table(Recipe, json.loads(state["recipe"]), where=str(found[-1]))  # new options take their defaults
-    # Where the shards lie may change; whether they are the same ones is asked of the manifest.
-    # A run of an earlier version has no graph's name where there was one graph only.
-    graph = before.data.graph or recipe.data.graph
-    before = replace(before, data=replace(before.data, shards=recipe.data.shards, graph=graph))
-    before = replace(before, model=replace(before.model, backbone=normal(before.model.backbone)))
-    chunk, before = before.data.chunk, replace(before, data=replace(before.data, chunk=recipe.data.chunk))
-    unlike = differences(as_table(recipe), as_table(before))
-    if unlike:
-        raise UserError(
-            f"{run} holds a run of another recipe ({'; '.join(unlike[:4])}): choose another --out, with --start {run} "
-            "to begin with its weights"
-        )
-    if state["data"] != data_id:
-        raise UserError(f"{run} holds a run on other shards than {recipe.data.shards} is now: choose another --out")
-    if not resume:
-        raise UserError(f"{run} holds a run at step {state['step']}: add --resume to go on, or choose another --out")
-    if chunk != recipe.data.chunk:  # fewer GPUs may have to
-        say(f"note: {recipe.data.chunk or 'all'} samples of a rank at a time from here on: what BatchNorm sees at once")
-    for path in torn:  # else they would stay the newest for whoever asks next
-        with suppress(OSError):
-            path.rename(path.with_suffix(".torn"))
-    return state
-
-
-def graph_id(recipe: Recipe, graph: Graph | None) -> str:
-    """A checksum of graph.json, which holds those of the graph's files; empty where none is trained on."""
-    if graph is None or recipe.objective.name != "xclr":
-        return ""
-    return hashlib.sha256(json_bytes(graph.meta)).hexdigest()
-
-
-def check_same(run: Path, state: dict[str, Any] | None, recipe: Recipe, graph: Graph | None) -> None:
-    """Raises UserError where the run would go on with another graph, or another network, under the same name."""
-    for key, now, what in (
-        ("graph", graph_id(recipe, graph), "on another graph than has its name now"),
-        ("code", code_id(recipe.model.backbone), f"with another {recipe.model.backbone.rpartition(':')[0]}"),
-    ):
-        if state and state.get(key, now) != now:
-            raise UserError(f"{run} was trained {what}: put that one back, or choose another --out")
-
-
-def _newest_readable(found: list[Path]) -> tuple[dict[str, Any], list[Path]]:
-    """And those that are newer, but torn, each of which costs the steps since the one before."""
-    torn = []
-    for path in reversed(found):
-        try:
-            state = read_checkpoint(path)
-        except NotRead:
-            raise
-        except UserError as error:
-            say(f"warning: {error}")
-            torn.append(path)
-            continue
-        if torn:
-            say(f"going on from the one before, {path.name}")
-        return state, torn
-    run = found[0].parent.parent
-    raise UserError(f"none of the checkpoints of {run} is readable: delete the folder, or choose another --out")
-
-
-@contextmanager
-def alone(run: Path) -> Iterator[None]:
-    """Hold the run's folder against a second training. The lock goes with the process, however it ends.
-
-    It is of the kind that forked processes do not share: a killed run's loader workers live some seconds longer.
-    """
-    run.mkdir(parents=True, exist_ok=True)
-    with (run / "lock").open("w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            raise UserError(f"another process is training into {run}: wait for it, or choose another --out") from None
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-            say(f"warning: the disk of {run} has no locks: see to it that nothing else trains into that folder")
-        sweep(run, run / "checkpoints")  # what a killed run was writing
-        yield
-
-
-def describe_run(run: Path, recipe: Recipe, shards: Shards, *, step: int, total: int, status: str = "running") -> None:
-    """Write run.json. step: of the newest checkpoint."""
-    write_json(
-        run / "run.json",
-        {
-            "recipe": as_table(recipe),
-            "dataset": shards.manifest.dataset,
-            "samples": len(shards),
-            "steps": total,
-            "status": status,
-            "step": step,
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-        },
-    )
-
-
-def status_of(run: Path) -> str:
-    return str(json.loads((run / "run.json").read_text(encoding="utf-8"))["status"])
-
-
-def set_status(run: Path, status: str, step: int | None = None) -> None:
-    """step: of the newest checkpoint; None: as it was."""
-    path = run / "run.json"
-    before = json.loads(path.read_text(encoding="utf-8"))
-    write_json(path, {**before, "status": status, "step": before["step"] if step is None else step})
-
-
-@contextmanager
-def held(run: Path) -> Iterator[None]:
-    """The run's folder, from before anything is decided until the end, however it comes."""
-    with alone(run), status_kept(run):
-        yield
-
-
-@contextmanager
-def start_kept(run: Path) -> Iterator[None]:
-    """Before the folder is held: run.json of a stopped run says `failed` after an error, of one that another process
-    trains nothing new."""
-    try:
-        yield
-    except Exception:
-        with suppress(OSError, ValueError, KeyError):
-            if status_of(run) == "stopped":
-                set_status(run, "failed")
-        raise
-
-
-@contextmanager
-def status_kept(run: Path) -> Iterator[None]:
-    """run.json says `stopped` after a signal (--resume goes on), `failed` after an error that may well come again, also
-    before the first step.
-
-    Of a run that was killed it goes on saying `running`.
-    """
-    try:
-        yield
-    except BaseException as error:
-        stopped = isinstance(error, KeyboardInterrupt) or getattr(error, "by", None) is not None
-        with suppress(OSError, ValueError, KeyError):  # of a full disk, which is the error itself, or no run.json yet
-            if status_of(run) != "finished":
-                set_status(run, "stopped" if stopped else "failed")
-        raise
-
-
 def workers(recipe: Recipe, world: World) -> int:
     if recipe.run.workers >= 0:
         return recipe.run.workers
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return max(1, cores() // ranks_here)
+    return max(1, cores() // world.local_size)

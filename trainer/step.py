@@ -176,7 +176,7 @@ class Stepper:
             tokens = self.captions.tokens(batch.texts, batch.samples, step // self.steps_per_epoch)
             tokens = tokens.to(device, non_blocking=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
-            return cast(Output, self.model(to_views(batch, device), tokens))
+            return cast(Output, self.model(to_views(batch, device, self.recipe.model.statistics), tokens))
 
     def _loss(
         self, z: torch.Tensor, text: torch.Tensor | None, batch: Batch

@@ -36,6 +36,8 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    local_size: int = 1
+    """Ranks of this machine."""
     device: torch.device
 
     @property
@@ -51,6 +53,7 @@ def this_world(device: torch.device) -> World:
         rank=dist.get_rank(),
         size=dist.get_world_size(),
         local_rank=int(os.environ.get("LOCAL_RANK", 0)),
+        local_size=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
         device=device,
     )
 
@@ -63,8 +66,10 @@ def join_world(device: str = "auto") -> Iterator[World]:
     there.
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    world = World(rank=rank, size=size, local_rank=local_rank, device=_device(device, local_rank))
+    local_rank, local_size = (int(os.environ.get(name, n)) for name, n in (("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)))
+    world = World(
+        rank=rank, size=size, local_rank=local_rank, local_size=local_size, device=_device(device, local_rank)
+    )
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)
     if size == 1:

@@ -12,10 +12,9 @@ import torch
 from torch import nn
 
 from shards.errors import UserError
+from trainer.augment import IMAGENET_MEAN, IMAGENET_STD
 
 __all__ = [
-    "IMAGENET_MEAN",
-    "IMAGENET_STD",
     "Model",
     "Transform",
     "first_line",
@@ -23,9 +22,6 @@ __all__ = [
     "transform_table",
     "weights_hash",
 ]
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +31,8 @@ class Transform:
     image_size: int
     """Pixels."""
     crop_pct: float = 0.875
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     """Of pixels in 0..1."""
 
 

@@ -29,12 +29,11 @@ def test_what_workers_hold_ready_fits_the_shared_memory(
 
 def test_ranks_of_a_machine_share_its_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "free_shared_memory", lambda: 8 << 30)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert machine.prefetch(36 << 20, 12, "") == 1
+    assert machine.prefetch(36 << 20, 12, "", ranks=8) == 1
     with pytest.raises(UserError, match=r"96 loader processes with a batch of 100 MiB each do not fit the 8192 MiB"):
-        machine.prefetch(100 << 20, 12, "lower --workers")
+        machine.prefetch(100 << 20, 12, "lower --workers", ranks=8)
     monkeypatch.setattr(machine, "free_shared_memory", lambda: 2 << 30)  # six ranks have taken their shares since
-    assert machine.prefetch(36 << 20, 12, "", free=8 << 30) == 1
+    assert machine.prefetch(36 << 20, 12, "", free=8 << 30, ranks=8) == 1
 
 
 @pytest.mark.parametrize(

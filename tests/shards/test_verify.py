@@ -20,7 +20,6 @@ import shards.verify
 from shards.atomic import sha256_file
 from shards.errors import UserError
 from shards.graph import Graph, read_graph, write_graph
-from shards.index import write_table
 from shards.manifest import FileEntry, Manifest
 from shards.sealed import seal_problem, write_sealed
 from shards.verify import verify
@@ -114,7 +113,7 @@ def forge_column(path: Path, name: str, change: Callable[[list[Any]], list[Any]]
     table = pq.read_table(path, partitioning=None)
     at = table.schema.get_field_index(name)
     column = pa.array(change(table[name].to_pylist()), table.schema.field(at).type)
-    write_table(path, table.set_column(at, table.schema.field(at), column))
+    pq.write_table(table.set_column(at, table.schema.field(at), column), path, store_schema=False)
 
 
 INDEX = "index/train-000000.parquet"

@@ -22,6 +22,7 @@ import trainer.export as export_module
 from shards.errors import UserError
 from tests.make import make_shards
 from tests.trainer.test_loop import ALONE, SIZES, command, recipe
+from trainer import data
 from trainer.checkpoint import checkpoints, load_backbone, read_checkpoint
 from trainer.cli import app
 from trainer.cli import command as train_command
@@ -140,7 +141,8 @@ def test_fine_tuning_starts_from_given_weights(run: Path, shards: Path, tmp_path
     assert not torch.equal(tuned(images), trained(images))
 
 
-def test_fine_tuning_starts_from_timms_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_hub(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """timm's weights are initial ones; whether they were asked for, call by call."""
     asked = []
     real = timm.create_model
 
@@ -149,6 +151,45 @@ def test_fine_tuning_starts_from_timms_weights(monkeypatch: pytest.MonkeyPatch) 
         return real(name, pretrained=False, **options)
 
     monkeypatch.setattr("trainer.model.timm.create_model", create)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("change", "mean"),
+    [
+        ({}, [0.485, 0.456, 0.406]),
+        ({"model__start": "timm"}, [0.5, 0.5, 0.5]),
+        ({"model__start": "timm", "model__mean": [0.1, 0.2, 0.3]}, [0.1, 0.2, 0.3]),
+    ],
+)
+def test_images_are_normalised_as_the_weights_want_it(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], mean: list[float]
+) -> None:
+    """test_vit's are of timm's 0.5, those of a network that starts from nothing ImageNet's."""
+    without_hub(monkeypatch)
+    seen = []
+    real = data.to_views
+
+    def views(batch: Any, device: torch.device, statistics: Any) -> torch.Tensor:
+        seen.append(statistics)
+        return real(batch, device, statistics)
+
+    monkeypatch.setattr("trainer.step.to_views", views)
+    monkeypatch.setattr("trainer.monitor.to_views", views)
+    chosen = recipe(shards, epochs=1, **change)
+    train(chosen, tmp_path / "run", ALONE)
+    assert {tuple(each) for each, _ in seen} == {tuple(mean)}
+    assert list(load_backbone(checkpoints(tmp_path / "run")[-1])[1].mean) == mean
+    out = export(checkpoints(tmp_path / "run")[-1], tmp_path / "out")
+    assert json.loads((out / "config.json").read_text())["pretrained_cfg"]["mean"] == mean
+    batch = data.Batch(torch.full((1, 2, 1, 1, 3), 255, dtype=torch.uint8), *(torch.zeros(1),) * 3)
+    one = real(batch, torch.device("cpu"), ((0.5, 0.5, 0.5), (0.25, 0.5, 1.0)))
+    assert one[0].flatten().tolist() == [2.0, 1.0, 0.5]
+    assert train(chosen, tmp_path / "run", ALONE, resume=True).already_done
+
+
+def test_fine_tuning_starts_from_timms_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = without_hub(monkeypatch)
     for start in ("", "timm"):
         build_encoder(ModelConfig(backbone="test_resnet", start=start), 32, 0)
     assert asked == [False, True]
@@ -235,8 +276,14 @@ def test_a_dry_run_sees_a_loader_that_is_slow(shards: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("options", "remedy"),
     [
-        ([], "8 samples at a time do not fit a GPU .CUDA out of memory.: give --chunk 4, .*, a smaller --batch-size"),
-        (["--chunk", "1"], "1 samples at a time do not fit a GPU .*: give a smaller --batch-size, or more GPUs"),
+        (
+            [],
+            "8 samples at a time do not fit a GPU .CUDA out of memory.: give --chunk 4, .* more GPUs, or a new run",
+        ),
+        (
+            ["--chunk", "1"],
+            "1 samples at a time do not fit a GPU .*: give more GPUs, or a new run a smaller --batch-size",
+        ),
         (["--dry-run"], "8 samples at a time"),
     ],
 )

@@ -240,7 +240,7 @@ def test_a_signal_to_the_whole_group_saves_too(shards: Path, tmp_path: Path, num
 def test_a_second_training_into_the_folder_is_refused(shards: Path, tmp_path: Path) -> None:
     script = f"""
 from pathlib import Path
-from trainer.setup import alone
+from trainer.run_folder import alone
 with alone(Path({str(tmp_path / "run")!r})):
     print("held", flush=True)
     input()

@@ -101,8 +101,8 @@ def test_weights_of_another_network_are_one_line(shards: Path, tmp_path: Path) -
         train(recipe(shards, model__backbone=own), tmp_path / "run", ALONE)
     (tmp_path / "mine.py").write_text(FILE.replace("width=4", "width=5"))
     with (
-        mock.patch("trainer.setup.code_id", return_value=""),
-        mock.patch("trainer.setup.check_same"),
+        mock.patch("trainer.run_folder.code_id", return_value=""),
+        mock.patch("trainer.run_folder.check_same"),
         pytest.raises(UserError, match=r"holds the weights of another network .*: put that one back"),
     ):
         train(recipe(shards, model__backbone=own), tmp_path / "run", ALONE, resume=True)

@@ -26,7 +26,7 @@ from shards.verify import verify
 from tests.make import make_graph, make_shards
 from tests.trainer.ranks import Ranks
 from tests.trainer.test_loop import ALONE, SIZES, command, recipe, weights
-from trainer import checkpoint, setup
+from trainer import checkpoint, run_folder, setup
 from trainer.checkpoint import checkpoints, read_checkpoint
 from trainer.cli import app
 from trainer.loop import Stopped, _Loop, train
@@ -144,7 +144,7 @@ def test_run_json_tells_stopped_from_failed(shards: Path, tmp_path: Path, monkey
     with pytest.raises(UserError, match="of another recipe"):
         train(recipe(shards, objective__tau=0.2), tmp_path / "stopped", ALONE, resume=True)
     assert status(tmp_path / "stopped") == "finished"
-    setup.set_status(tmp_path / "stopped", "running")  # killed between the last checkpoint and this line
+    run_folder.set_status(tmp_path / "stopped", "running")  # killed between the last checkpoint and this line
     assert train(recipe(shards), tmp_path / "stopped", ALONE, resume=True).already_done
     assert status(tmp_path / "stopped") == "finished"
     for content in ("{}", "torn"):
@@ -249,7 +249,7 @@ def test_run_json_may_be_lost_or_torn_while_the_run_goes_on(
 
 def train_until(world: World, shards: Path, run: Path, stop: int, lost: int) -> int:
     """On a rank: up to `stop`. The rank `lost` cannot read the newest checkpoint at its first try. Its first step."""
-    tries, first, told, read = [0], [-1], _Loop._told, setup.read_checkpoint
+    tries, first, told, read = [0], [-1], _Loop._told, run_folder.read_checkpoint
 
     def asked(self: _Loop, flag: bool) -> bool:
         tries[0] += 1
@@ -269,7 +269,7 @@ def train_until(world: World, shards: Path, run: Path, stop: int, lost: int) -> 
     steps = Stepper.step
     with (
         mock.patch.object(_Loop, "_told", asked),
-        mock.patch.object(setup, "read_checkpoint", once),
+        mock.patch.object(run_folder, "read_checkpoint", once),
         mock.patch.object(Stepper, "step", noted),
         suppress(Stopped),
     ):
@@ -296,7 +296,7 @@ def test_gradients_are_those_of_ddp(shards: Path, tmp_path: Path, ranks: Ranks, 
 
 def resumed(world: World, shards: Path, run: Path, lost: int, epochs: int = 2) -> Any:
     """On a rank: the step to go on from, or what is wrong; the rank `lost` cannot read any checkpoint."""
-    real = setup.read_checkpoint
+    real = run_folder.read_checkpoint
 
     def reading(path: Path) -> Any:
         if world.rank == lost:
@@ -305,9 +305,9 @@ def resumed(world: World, shards: Path, run: Path, lost: int, epochs: int = 2) -
 
     data = sha256_file(shards / "manifest.json")
     chosen = setup.settle(recipe(shards, data__batch_size=12, epochs=epochs), Shards.open(shards), world, run)
-    with mock.patch.object(setup, "read_checkpoint", reading):
+    with mock.patch.object(run_folder, "read_checkpoint", reading):
         try:
-            state = setup.resume_state(run, chosen, data, world, resume=True)
+            state = run_folder.resume_state(run, chosen, data, world, resume=True)
         except UserError as error:
             return str(error)
     return state and state["step"]
@@ -384,7 +384,7 @@ def test_a_disk_without_locks_is_trained_on(
     def none(*_: Any) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(setup.fcntl, "lockf", none)
+    monkeypatch.setattr(run_folder.fcntl, "lockf", none)
     train(recipe(shards, epochs=1), tmp_path / "run", ALONE)
     assert "has no locks: see to it that nothing else trains" in " ".join(capsys.readouterr().err.split())
 
