@@ -44,7 +44,7 @@ from trainer.world import World
 
 __all__ = ["Result", "Stopped", "train"]
 
-BAD_IMAGES = 0.01  # share of samples that may fail to decode before the run stops; stage one checks every image
+BAD_IMAGES = 0.01  # share of samples that may fail to decode before the run stops; stage one reads headers and ends
 
 
 class Stopped(Exception):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from eval.heads.knn import KNN, KNNConfig
 from eval.models.model import Model
 from shards.bars import say
 from shards.errors import UserError
+from shards.page import data_uri
 from shards.reader import Shards
 from trainer.augment import BadImage, decode
 
@@ -132,6 +132,6 @@ def _as_uri(data: bytes) -> str:
         size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
         image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
     elif data[:2] == b"\xff\xd8":
-        return "data:image/jpeg;base64," + base64.b64encode(data).decode()
+        return data_uri(data)
     _, encoded = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 88])
-    return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode()
+    return data_uri(encoded.tobytes())
