@@ -10,9 +10,10 @@ import torch
 from shards.errors import UserError
 from shards.reader import Shards
 from tests.make import make_shards
+from tests.trainer.ranks import Ranks
 from trainer import data
-from trainer.augment import AugmentConfig
-from trainer.data import IMAGENET_MEAN, IMAGENET_STD, Batch, make_loader, to_views
+from trainer.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig
+from trainer.data import Batch, make_loader, to_views
 from trainer.plan import BatchPlan
 from trainer.world import World
 
@@ -90,3 +91,16 @@ def test_too_little_shared_memory_is_said_before_a_worker_dies_of_it(
     with pytest.raises(UserError, match=r"2 loader processes .* /dev/shm: lower --workers, or .*shm-size"):
         batches(make_shards(tmp_path), 2)
     assert len(batches(tmp_path, 0)) == 6
+
+
+def loader_of(world: World, shards: Path, workers: list[int]) -> int:
+    opened = Shards.open(shards)
+    plan = BatchPlan(shard_sizes=[shard.samples for shard in opened.manifest.shards], batch_size=4, seed=0)
+    config = AugmentConfig(image_size=16)
+    return make_loader(opened, plan, config, world, start=0, stop=2, workers=workers[world.rank]).num_workers
+
+
+def test_ranks_may_have_workers_or_none(tmp_path: Path, ranks: Ranks) -> None:
+    """They ask each other for the shared memory, whether they need it or not."""
+    shards = make_shards(tmp_path / "shards", sizes=(12,), classes=3)
+    assert ranks(2, loader_of, shards, [0, 2]) == [0, 2]
