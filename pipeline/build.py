@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from pipeline.layout import group_shards, shard_bounds, shuffled
 from pipeline.packing import Packing, packed_order
 from pipeline.parallel import Workers
 from pipeline.scan.scan import NOT_OURS, SCAN_SCHEMA, Limits, check_room, scan
+from pipeline.sources.captions import notes
 from pipeline.sources.source import Partition, Source
 from pipeline.texts import number_texts
 from pipeline.work import WORK, alone, differing, disk_errors, read_settings
@@ -41,6 +43,7 @@ __all__ = ["BuildSettings", "build_shards", "is_built"]
 
 FILES, CAPTIONS, CLASSES = "files_sha256", "captions_sha256", "classes_sha256"
 EXAMPLES = "examples"  # reason -> a sample left out for it, in a scan's metadata
+READ = "captions_read"  # what was counted of the captions, there too
 Positions = npt.NDArray[np.int64]
 
 
@@ -193,17 +196,20 @@ def _scan_all(source: Source, settings: BuildSettings, work: Path, workers: Work
         for _ in workers.ordered(function, todo):
             advance(1)
     budget, not_ours = SkipBudget(source.where, settings.max_skipped), 0
-    skips = []  # judged once all usable ones are counted: the bad ones may be the first
+    skips, captions = [], Counter[str]()  # judged once all usable ones are counted: the bad ones may be the first
     for partition in source.partitions:
         schema = pq.read_schema(_scan_path(work, partition))
         meta = {key.decode(): value for key, value in schema.metadata.items()}
         examples = json.loads(meta.pop(EXAMPLES, b"{}"))
+        captions.update(json.loads(meta.pop(READ, b"{}")))
         counts = {key: int(value) for key, value in meta.items() if key != "of"}
         budget.ok(counts.pop("rows"))
         not_ours += counts.pop(NOT_OURS, 0)
         skips += [(reason, examples.get(reason) or f"in {partition.name}", n) for reason, n in sorted(counts.items())]
     for reason, example, count in skips:
         budget.skip(reason, example, count)
+    for line in notes(captions):
+        say(line)
     return budget.counts | ({NOT_OURS: not_ours} if not_ours else {})
 
 
@@ -215,7 +221,7 @@ def _scan_one(source: Source, settings: BuildSettings, work: Path, partition: Pa
     found = scan(source, here, settings.limits, spool, in_place=in_place)
     table = found.table()
     counts = {"rows": table.num_rows, **found.skipped}
-    meta = {"of": _scanned(source, partition), EXAMPLES: json.dumps(found.examples)}
+    meta = {"of": _scanned(source, partition), EXAMPLES: json.dumps(found.examples), READ: json.dumps(found.captions)}
     meta |= {reason: str(count) for reason, count in counts.items()}
     with atomic_file(path) as file:
         pq.write_table(table.replace_schema_metadata(meta), file, compression="zstd")

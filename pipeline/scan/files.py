@@ -60,7 +60,7 @@ def table(source: Source, partition: Partition, limits: Limits, spool: Path) -> 
             found,
             limits,
             path,
-            text=joined(captions, limits.max_caption),
+            text=joined(captions, limits.max_caption, found.captions),
             key=f"{number:08d}",
             meta=meta,
         )

@@ -35,7 +35,7 @@ def images_inside(source: Source, partition: Partition, limits: Limits, spool: P
     with atomic_file(spool) as file:
         tar = TarWriter(file)
         for number, (image, name, captions) in enumerate(_rows(source, partition, path)):
-            text = joined(captions, limits.max_caption)
+            text = joined(captions, limits.max_caption, found.captions)
             if image is None:
                 found.skipped["no image"] += 1
             elif found.usable(image, text, limits):

@@ -55,6 +55,8 @@ class Scan:
     skipped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
     """Of some reasons: a sample that was left out for it."""
+    captions: Counter[str] = field(default_factory=Counter)
+    """How many were read, and of them those that lost something on the way (pipeline.sources.captions)."""
 
     def add(self, **values: Any) -> None:
         for name, column in self.rows.items():

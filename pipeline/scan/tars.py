@@ -61,7 +61,7 @@ def webdataset(source: Source, partition: Partition, limits: Limits, spool: Path
                 limits,
                 content,
                 parts[extension or ""],
-                text=joined(texts, limits.max_caption),
+                text=joined(texts, limits.max_caption, found.captions),
                 key=_own(key, in_place) or prefix + flat,
                 file=path,
                 extension=extension,

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import ast
 import codecs
+import json
 import re
 import unicodedata
-from collections.abc import Iterable
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 
-__all__ = ["joined", "normalise"]
+__all__ = ["joined", "normalise", "notes"]
+
+ALL, LINES = "captions", "of several lines"  # what is counted of them
 
 # White space and control characters, the C1 block and Unicode's line and paragraph separators included.
 BLANK = re.compile(r"[\s\x00-\x1f\x7f-\x9f]+")
 UNSEEN = ("Cf", "Zs")  # zero-width characters and their kin: a caption of nothing else is none
 SURROGATES = re.compile(r"[\ud800-\udfff]")
+STRING = r"""(?:'(?:[^'\\\n]|\\.)*+'|"(?:[^"\\\n]|\\.)*+")"""
+# A list as Python prints it, or NumPy, without commas (which Python itself would read as one string).
+PYTHON_LIST = re.compile(rf"\[\s*{STRING}(?:\s*,?\s*{STRING})*+\s*,?\s*\]\s*", re.DOTALL)
 
 
 def normalise(caption: str | bytes, longest: int) -> str:
@@ -34,10 +44,48 @@ def normalise(caption: str | bytes, longest: int) -> str:
     return text if any(unicodedata.category(character) not in UNSEEN for character in text) else ""
 
 
-def joined(captions: Iterable[object], longest: int) -> str:
+def joined(captions: Iterable[object], longest: int, counts: Counter[str]) -> str:
     """The text of a sample: its captions, each once, normalised, joined by newlines; "" when none has any letter.
 
-    What is neither a string nor bytes (a number, None) is no caption.
+    What is neither a string nor bytes (a number, None) is no caption; a printed list of strings is several. Adds to
+    `counts` the captions, and those of several lines, which normalise makes one.
     """
-    texts = [normalise(caption, longest) for caption in captions if isinstance(caption, (str, bytes))]
+    given = [one for caption in captions if isinstance(caption, (str, bytes)) for one in _several(caption)]
+    texts = [normalise(caption, longest) for caption in given]
+    counts[ALL] += len(given)
+    if lines := sum(map(_has_lines, given)):
+        counts[LINES] += lines
     return texts[0] if len(texts) == 1 else "\n".join(dict.fromkeys(filter(None, texts)))
+
+
+def notes(counts: Mapping[str, int]) -> list[str]:
+    """What a user should know of all captions that were joined."""
+    if not counts.get(LINES):
+        return []
+    return [
+        f"note: {counts[LINES]:,} of {counts[ALL]:,} captions held several lines, which were joined: where each line "
+        "is a caption of its own, give a JSON list or a row for each (docs/sources.md)"
+    ]
+
+
+def _several(caption: str | bytes) -> Sequence[str | bytes]:
+    """The strings of a list that was written as text (JSON's `["a", "b"]`, Python's `['a', 'b']`), else the caption."""
+    start = caption.lstrip()
+    if start[:1] not in ("[", b"["):  # nearly all
+        return [caption]
+    text = start.decode("utf-8", "surrogateescape") if isinstance(start, bytes) else start
+    found: object = None
+    with suppress(ValueError, RecursionError):
+        found = json.loads(text)
+    if found is None and PYTHON_LIST.fullmatch(text):
+        with suppress(ValueError, SyntaxError), warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # of unknown escapes
+            warnings.simplefilter("ignore", DeprecationWarning)  # the same, up to Python 3.11
+            found = [ast.literal_eval(string) for string in re.findall(STRING, text, re.DOTALL)]
+    return found if isinstance(found, list) and all(isinstance(one, str) for one in found) else [caption]
+
+
+def _has_lines(caption: str | bytes) -> bool:
+    if isinstance(caption, bytes):
+        return b"\n" in caption and b"\n" in caption.strip()
+    return "\n" in caption and "\n" in caption.strip()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.sources.captions import joined, normalise
+from pipeline.sources.captions import joined, normalise, notes
 
 
 def test_the_rule() -> None:
@@ -23,8 +24,25 @@ def test_the_rule() -> None:
 
 
 def test_a_sample_of_several_captions() -> None:
-    assert joined(["one", " two\n", "one ", "", None, 3, b"three"], 100) == "one\ntwo\nthree"
-    assert joined([], 100) == joined([None, " "], 100) == ""
+    counts = Counter[str]()
+    assert joined(["one", " two\n", "one ", "", None, 3, b"three"], 100, counts) == "one\ntwo\nthree"
+    assert joined([], 100, counts) == joined([None, " "], 100, counts) == ""
+    assert notes(counts) == []
+    assert joined([b"a\r\nb", "c\nd", "e\n"], 100, counts) == "a b\nc d\ne"
+    assert notes(counts)[0].startswith("note: 2 of 9 captions held several lines, which were joined: ")
+
+
+def test_a_list_that_was_written_as_text_is_several_captions() -> None:
+    def captions(cell: str | bytes) -> list[str]:
+        return joined([cell], 100, Counter()).split("\n")
+
+    assert captions('["a cat", "caf\\u00e9"]') == captions(b' ["a cat","caf\xc3\xa9"]\n') == ["a cat", "café"]
+    assert captions("['it\\'s', \"two's\", 'a \\d', ]") == ["it's", "two's", "a \\d"]
+    assert captions("['a cat' 'a dog'\n 'an ox']") == ["a cat", "a dog", "an ox"]  # NumPy's
+    assert captions(b'["caf\xe9", "x"]') == ["caf\ufffd", "x"]
+    assert captions("[]") == [""]
+    for one in ("[laughs]", '["a", 3]', "['a', 'b'", "['a'] or ['b']", "['\\x']", "[" * 50):
+        assert captions(one) == [one]
 
 
 def test_a_cut_leaves_whole_characters() -> None:

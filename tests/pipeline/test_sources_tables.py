@@ -87,6 +87,24 @@ def test_columns_lists_and_folders_of_ones_own(tmp_path: Path) -> None:
         build(wrong, tmp_path / "in", tmp_path / "out3")
 
 
+def test_lists_in_cells_are_several_captions_and_joined_lines_are_told(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    made = pictures(tmp_path / "in", ["a.jpg", "b.jpg"])
+    mine = data_set(tmp_path / "mine.toml", format="table")
+    expected = {"a.jpg": (made["a.jpg"], "one, a\ntwo"), "b.jpg": (made["b.jpg"], "three four")}
+    rows = [("a.jpg", "['one, a', 'two']"), ("b.jpg", "three\nfour")]
+    for suffix in ("jsonl", "parquet", "csv"):
+        write_table(tmp_path / suffix / f"t.{suffix}", rows)
+        if suffix == "csv":
+            (tmp_path / "csv" / "t.csv").write_text(
+                'image,caption\na.jpg,"[""one, a"", ""two""]"\nb.jpg,"three\nfour"\n'
+            )
+        (tmp_path / suffix / "images").symlink_to(tmp_path / "in")
+        assert build(mine, tmp_path / suffix, tmp_path / f"out-{suffix}") == expected
+        assert "note: 1 of 3 captions held several lines" in capfd.readouterr().err
+
+
 def test_many_parts_and_many_tables_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"{i}.jpg" for i in range(20)]
     pictures(tmp_path / "in", names)
