@@ -152,6 +152,7 @@ def build(
         print("\n".join(lines(cost)))
         if there:
             print(f"{root}: the shards are there already; of these steps at most encoding and search are left")
+            _say_left_out(root)
         return
     fresh = build_shards(found, root, settings, processes)
     _say_built(root, fresh)
@@ -283,9 +284,23 @@ def _say_built(root: Path, fresh: bool) -> None:
     skipped = "".join(f", {count} {reason}" for reason, count in manifest.skipped.items())
     counts = f"{manifest.samples:,} samples in {len(manifest.shards)} shards, {manifest.texts:,} texts"
     print(f"{root}: shards {'written' if fresh else 'already there'}, {counts}{skipped}", flush=True)
+    if not fresh:
+        _say_left_out(root)
     if manifest.texts == 1 or len(manifest.classes) == 1:
         what = f"are of one class, {manifest.classes[0]!r}" if len(manifest.classes) == 1 else "have the same text"
         say(f"warning: all samples {what}, which teaches nothing: does SOURCE lie a folder too high?")
+
+
+def _say_left_out(root: Path) -> None:
+    """Images that were mended or came since are no other source, so a build that is there stays as it is."""
+    from shards.bars import say
+    from shards.manifest import Manifest
+
+    if left_out := sum(Manifest.load(root).skipped.values()):
+        say(
+            f"note: {left_out:,} samples of the source were left out when it was built: if those were mended since, "
+            f"choose another OUT= (--out), or delete {root}, to build anew"
+        )
 
 
 def _bytes(gigabytes: float | None) -> int | None:

@@ -211,6 +211,24 @@ def test_the_graphs_options_are_checked_before_a_shard_is_written(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_finished_build_says_what_it_left_out(tmp_path: Path) -> None:
+    made = pictures(tmp_path / "in", ["a.jpg", "b.jpg"])
+    (tmp_path / "in" / "t.csv").write_text("image,caption\na.jpg,cat\nb.jpg,dog\n")
+    mine = data_set(tmp_path / "mine.toml", format="table")
+    arguments = ["build", mine, "--source", str(tmp_path / "in"), "--graph", "none", "--out"]
+    (tmp_path / "in" / "b.jpg").unlink()
+    runner = CliRunner()
+    first = runner.invoke(app, [*arguments, str(tmp_path / "out")], catch_exceptions=False)
+    assert "left out" not in first.output
+    (tmp_path / "in" / "b.jpg").write_bytes(made["b.jpg"])
+    again = runner.invoke(app, [*arguments, str(tmp_path / "out")], catch_exceptions=False)
+    assert "note: 1 samples of the source were left out when it was built: " in again.output
+    runner.invoke(app, [*arguments, str(tmp_path / "anew")], catch_exceptions=False)
+    whole = runner.invoke(app, [*arguments, str(tmp_path / "anew")], catch_exceptions=False)
+    assert "already there, 2 samples" in whole.output
+    assert "left out" not in whole.output
+
+
 def test_two_builds_in_one_folder(tmp_path: Path) -> None:
     from pipeline.work import alone
 
