@@ -9,12 +9,12 @@ import re
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 __all__ = ["joined", "normalise", "notes"]
 
-ALL, LINES = "captions", "of several lines"  # what is counted of them
+ALL, LINES, REPLACED = "captions", "of several lines", "not UTF-8"  # what is counted of them
 
 # White space and control characters, the C1 block and Unicode's line and paragraph separators included.
 BLANK = re.compile(r"[\s\x00-\x1f\x7f-\x9f]+")
@@ -48,24 +48,27 @@ def joined(captions: Iterable[object], longest: int, counts: Counter[str]) -> st
     """The text of a sample: its captions, each once, normalised, joined by newlines; "" when none has any letter.
 
     What is neither a string nor bytes (a number, None) is no caption; a printed list of strings is several. Adds to
-    `counts` the captions, and those of several lines, which normalise makes one.
+    `counts` the captions, and those that lost something: of several lines, or not UTF-8.
     """
     given = [one for caption in captions if isinstance(caption, (str, bytes)) for one in _several(caption)]
     texts = [normalise(caption, longest) for caption in given]
     counts[ALL] += len(given)
     if lines := sum(map(_has_lines, given)):
         counts[LINES] += lines
+    if replaced := sum(map(_is_replaced, given, texts)):
+        counts[REPLACED] += replaced
     return texts[0] if len(texts) == 1 else "\n".join(dict.fromkeys(filter(None, texts)))
 
 
-def notes(counts: Mapping[str, int]) -> list[str]:
+def notes(counts: Counter[str]) -> list[str]:
     """What a user should know of all captions that were joined."""
-    if not counts.get(LINES):
-        return []
-    return [
-        f"note: {counts[LINES]:,} of {counts[ALL]:,} captions held several lines, which were joined: where each line "
-        "is a caption of its own, give a JSON list or a row for each (docs/sources.md)"
-    ]
+    lines = {
+        LINES: "held several lines, which were joined: where each line is a caption of its own, give a JSON list or a "
+        "row for each (docs/sources.md)",
+        REPLACED: "held bytes that are no UTF-8, which became U+FFFD: save them as UTF-8 (iconv -f LATIN1 -t UTF-8, "
+        "say), and build anew",
+    }
+    return [f"note: {counts[key]:,} of {counts[ALL]:,} captions {line}" for key, line in lines.items() if counts[key]]
 
 
 def _several(caption: str | bytes) -> Sequence[str | bytes]:
@@ -89,3 +92,10 @@ def _has_lines(caption: str | bytes) -> bool:
     if isinstance(caption, bytes):
         return b"\n" in caption and b"\n" in caption.strip()
     return "\n" in caption and "\n" in caption.strip()
+
+
+def _is_replaced(caption: str | bytes, text: str) -> bool:
+    """Whether `text`, the caption normalised, holds an U+FFFD that the caption did not."""
+    if "\ufffd" not in text:  # nearly all
+        return False
+    return "\ufffd" not in (caption.decode("utf-8", "ignore") if isinstance(caption, bytes) else caption)

@@ -32,6 +32,12 @@ def test_a_sample_of_several_captions() -> None:
     assert notes(counts)[0].startswith("note: 2 of 9 captions held several lines, which were joined: ")
 
 
+def test_captions_that_are_not_utf8_are_told() -> None:
+    counts = Counter[str]()
+    joined([b"caf\xe9", "caf\u00e9".encode(), "\ufffd was there".encode(), b'["\xe9", "x"]'], 100, counts)
+    assert notes(counts)[0].startswith("note: 2 of 5 captions held bytes that are no UTF-8, which became U+FFFD: ")
+
+
 def test_a_list_that_was_written_as_text_is_several_captions() -> None:
     def captions(cell: str | bytes) -> list[str]:
         return joined([cell], 100, Counter()).split("\n")

@@ -171,11 +171,12 @@ def test_rows_that_lead_nowhere(tmp_path: Path) -> None:
         build(mine, tmp_path / "few", tmp_path / "out2")
 
 
-def test_captions_that_are_not_utf8(tmp_path: Path) -> None:
+def test_captions_that_are_not_utf8(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pictures(tmp_path / "in", ["a.jpg"])
     mine = data_set(tmp_path / "mine.toml", format="table")
     (tmp_path / "in" / "t.csv").write_bytes(b'image,caption\na.jpg,"caf\xe9\n au lait"\n')
     assert build(mine, tmp_path / "in", tmp_path / "out")["a.jpg"][1] == "caf\ufffd au lait"
+    assert "note: 1 of 1 captions held bytes that are no UTF-8" in capfd.readouterr().err
     (tmp_path / "in" / "t.csv").unlink()
     (tmp_path / "in" / "t.jsonl").write_bytes(b'{"file_name": "a.jpg", "title": "half \\ud83d of it"}\n')
     assert build(mine, tmp_path / "in", tmp_path / "out2")["a.jpg"][1] == "half ? of it"
