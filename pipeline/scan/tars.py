@@ -18,7 +18,7 @@ from pipeline.scan.files import of_class
 from pipeline.scan.samples import NOT_OURS, Limits, Scan, listed, mapped
 from pipeline.sources.captions import joined
 from pipeline.sources.class_names import as_text
-from pipeline.sources.source import Partition, Source
+from pipeline.sources.source import Partition, Source, check_unpacked
 from shards.errors import TornTar, UserError
 from shards.pictures import EXTENSIONS
 from shards.remote import fetch, shown
@@ -40,6 +40,7 @@ def webdataset(source: Source, partition: Partition, limits: Limits, spool: Path
     Any other member is neither read nor copied.
     """
     tar, beside = _local(partition, spool)
+    check_unpacked(tar, shown(partition.url) if partition.url else str(tar))
     found, seen = Scan(), set[str]()
     captions, failed = _beside(beside, source.dataset.captions)
     if failed:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from pipeline.sources.class_names import ClassName, class_names
 from pipeline.sources.datasets import Dataset
 from pipeline.sources.remote import RemoteFile, find
-from pipeline.sources.source import Partition, Source
+from pipeline.sources.source import Partition, Source, check_unpacked
 from pipeline.sources.tables import columns, holds_images
 from shards.errors import TornTar, UserError
 from shards.remote import is_remote, shown
@@ -146,6 +146,7 @@ def _is_class(folder: Path) -> bool:
 
 def _tar_classes(path: Path) -> list[str]:
     """Names of the class folders of a tar, sorted."""
+    check_unpacked(path, str(path))
     members = list[Member]()
     with path.open("rb") as file, suppress(TornTar):  # the scan refuses it, or takes what is whole, as it is told
         members.extend(scan_tar(file, links=True))

@@ -22,7 +22,7 @@ import pyarrow.csv as pc_csv
 import pyarrow.parquet as pq
 
 from pipeline.sources.datasets import CAPTIONS, Dataset
-from pipeline.sources.source import Source
+from pipeline.sources.source import Source, check_unpacked
 from shards.atomic import atomic_file
 from shards.errors import UserError
 from shards.machine import lock_file
@@ -136,6 +136,7 @@ def _write(path: Path, table: pa.Table, unreadable: int) -> None:
 def _read(dataset: Dataset, path: Path) -> Columns:
     """Raises UserError for a table that cannot be read, or lacks the columns."""
     try:
+        check_unpacked(path, str(path))
         return _reader(dataset, path)(dataset, path)
     except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
         if isinstance(error, UserError):

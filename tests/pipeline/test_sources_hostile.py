@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -90,6 +91,14 @@ def test_names_that_are_no_text_or_endless(tmp_path: Path) -> None:
     assert sorted(keys)[0] == "00000_caf_"
     assert len(set(keys)) == 3
     assert max(map(len, keys)) == MAX_KEY + len("00000_")
+
+
+@pytest.mark.parametrize("dataset", ["flickr8k", "tiny-imagenet-100"])
+def test_a_compressed_tar_is_called_so(dataset: str, tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "0.tar", GOOD)
+    (tmp_path / "0.tar.gz").write_bytes(gzip.compress(tar.read_bytes()))
+    with pytest.raises(UserError, match=r"0\.tar\.gz is compressed \(gzip\): unpack it, and give what comes out"):
+        build(dataset, tmp_path / "0.tar.gz", tmp_path / "out", limits=Limits(use_torn=True))
 
 
 def test_names_that_become_one_are_counted(tmp_path: Path) -> None:
