@@ -32,7 +32,7 @@ def folder(source: Source, partition: Partition, limits: Limits) -> Scan:
     for number, path in enumerate(_visible(partition.path)):
         extension = path.suffix[1:].lower()
         if not extension:
-            found.skipped["no extension"] += 1
+            found.skip("no extension", str(path))
         elif extension in EXTENSIONS:
             values = of_class(source, partition.number, str(path.relative_to(partition.path.parent)))
             _keep(found, limits, path, key=f"{partition.number:05d}_{number:07d}", **values)
@@ -46,14 +46,13 @@ def table(source: Source, partition: Partition, limits: Limits, spool: Path) -> 
     first, rows, unreadable = grouped_rows(
         source, spool.with_name(f"table-{source.fingerprint()[:16]}.arrow"), partition.start, partition.stop
     )
-    if unreadable and partition.start == 0:
-        found.skipped["unreadable row"] += unreadable
+    if unreadable.rows and partition.start == 0:
+        found.skip("unreadable row", unreadable.last, unreadable.rows)
     for number, (name, captions) in enumerate(rows, first):
         path = _find(os.fsdecode(name), source.images)
         if path is None:
             reason = NOT_OURS if URL.match(os.fsdecode(name)) else "missing file"
-            found.skipped[reason] += 1
-            found.examples.setdefault(reason, str(source.images[0] / name.decode("utf-8", "replace")))
+            found.skip(reason, str(source.images[0] / name.decode("utf-8", "replace")))
             continue
         meta = json.dumps({"path": name.decode("utf-8", "replace")}, ensure_ascii=False)
         _keep(
@@ -90,13 +89,13 @@ def _keep(found: Scan, limits: Limits, path: Path, *, text: str, **values: Any) 
         if not stat.S_ISREG(path.stat().st_mode):
             raise FileNotFoundError
         with mapped(path) as (_, content):
-            if found.usable(content, text, limits):
+            if found.usable(content, text, limits, str(path)):
                 extension = extension if extension in EXTENSIONS else kind(content)
                 found.add(text=text, file=str(path), offset=0, size=len(content), extension=extension, **values)
     except UnicodeEncodeError:
-        found.skipped["file name that is not UTF-8"] += 1
+        found.skip("file name that is not UTF-8", as_text(str(path)))
     except OSError:  # a dangling link, or a file that must not be read
-        found.skipped["missing file"] += 1
+        found.skip("missing file", str(path))
 
 
 def _find(name: str, roots: Sequence[Path]) -> Path | None:

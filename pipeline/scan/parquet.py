@@ -34,11 +34,13 @@ def images_inside(source: Source, partition: Partition, limits: Limits, spool: P
     path = _local(partition, spool)
     with atomic_file(spool) as file:
         tar = TarWriter(file)
+        since = f", counted from row group {partition.start}" if partition.start else ""
         for number, (image, name, captions) in enumerate(_rows(source, partition, path)):
+            what = f"row {number + 1} of {partition.name}{since}"
             text = joined(captions, limits.max_caption, found.captions)
             if image is None:
-                found.skipped["no image"] += 1
-            elif found.usable(image, text, limits):
+                found.skip("no image", what)
+            elif found.usable(image, text, limits, what):
                 key, extension = f"{partition.number:05d}_{number:07d}", kind(image)
                 offset = tar.add(f"{key}.{extension}", image)
                 meta = json.dumps({"path": name} if name else {}, ensure_ascii=False)

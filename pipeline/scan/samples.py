@@ -54,7 +54,7 @@ class Scan:
     rows: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in SCAN_SCHEMA.names})
     skipped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
-    """Of some reasons: a sample that was left out for it."""
+    """Reason -> the last sample that was left out for it."""
     captions: Counter[str] = field(default_factory=Counter)
     """How many were read, and of them those that lost something on the way (pipeline.sources.captions)."""
 
@@ -62,8 +62,12 @@ class Scan:
         for name, column in self.rows.items():
             column.append(values.get(name))
 
-    def usable(self, image: bytes | memoryview, text: str, limits: Limits) -> bool:
-        """Whether a sample can be used; counts why not."""
+    def skip(self, reason: str, what: str, count: int = 1) -> None:
+        self.skipped[reason] += count
+        self.examples[reason] = what
+
+    def usable(self, image: bytes | memoryview, text: str, limits: Limits, what: str) -> bool:
+        """Whether a sample, which messages call `what`, can be used; counts why not."""
         if not text:
             reason: str | None = "no caption"
         elif len(image) > limits.max_bytes:
@@ -71,7 +75,7 @@ class Scan:
         else:
             reason = problem(image, limits.max_pixels)
         if reason:
-            self.skipped[reason] += 1
+            self.skip(reason, what)
         return reason is None
 
     def table(self) -> pa.Table:

@@ -53,7 +53,7 @@ def webdataset(source: Source, partition: Partition, limits: Limits, spool: Path
             extension = "jpg" if "jpg" in parts else next((e for e in EXTENSIONS if e in parts), None)
             reason = _unlike_a_sample(parts, extension) or ("repeated key" if flat in seen else None)
             if reason:
-                found.skipped[reason] += 1
+                found.skip(reason, f"{as_text(key)} of {partition.name}")
                 continue
             seen.add(flat)
             texts = captions.get(name, ()) or _inside(content, parts, source.dataset.captions)
@@ -64,6 +64,7 @@ def webdataset(source: Source, partition: Partition, limits: Limits, spool: Path
                 parts[extension or ""],
                 text=joined(texts, limits.max_caption, found.captions),
                 key=_own(key, in_place) or prefix + flat,
+                what=f"{as_text(key)} of {partition.name}",
                 file=path,
                 extension=extension,
                 **_meta(parts.get("json")),
@@ -86,7 +87,7 @@ def class_tar(source: Source, partition: Partition, limits: Limits, in_place: bo
         for name, member in class_images(members):
             own = _own(split_key(member.name)[0], in_place)
             if own and own in seen:
-                found.skipped["repeated key"] += 1
+                found.skip("repeated key", f"{own} of {partition.name}")
                 continue
             seen.add(own)
             _keep(
@@ -95,6 +96,7 @@ def class_tar(source: Source, partition: Partition, limits: Limits, in_place: bo
                 content,
                 member,
                 key=own or f"{members[member]:07d}",
+                what=f"{as_text(member.name)} of {partition.name}",
                 file=str(partition.path),
                 extension=Path(name).suffix[1:].lower(),
                 **of_class(source, labels[as_text(name.split("/", 1)[0])], member.name),
@@ -122,9 +124,11 @@ def _unlike_a_sample(parts: dict[str, Member], extension: str | None) -> str | N
     return None
 
 
-def _keep(found: Scan, limits: Limits, content: memoryview, image: Member, *, text: str, **values: Any) -> None:
+def _keep(
+    found: Scan, limits: Limits, content: memoryview, image: Member, *, text: str, what: str, **values: Any
+) -> None:
     """Add a sample, or count why not."""
-    if found.usable(content[image.offset : image.offset + image.size], text, limits):
+    if found.usable(content[image.offset : image.offset + image.size], text, limits, what):
         found.add(text=text, offset=image.offset, size=image.size, **values)
 
 

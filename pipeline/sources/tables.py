@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -35,11 +35,20 @@ TOKEN_LINE = re.compile(rb"[^\t#]+#\d+\t")  # Flickr8k.token.txt: NAME.jpg#0<TAB
 BLOCK = 64 << 20  # bytes of CSV parsed at once; a row must fit
 ROWS = 1 << 16  # JSON rows turned into Arrow at once
 UNREADABLE = b"unreadable"
+EXAMPLE = b"unreadable_example"
 EARLY = 1000  # JSON objects that may lack a column before it is missed
 CELL_LINES = 50  # more in one cell are rows
 
-# Image names, and of each its caption or list of captions; then how many rows could not be read.
-Columns = tuple[pa.Array, pa.Array, int]
+
+class Unreadable(NamedTuple):
+    """Rows that could not be read: how many, and the last of them."""
+
+    rows: int = 0
+    last: str = ""
+
+
+# Image names, and of each its caption or list of captions.
+Columns = tuple[pa.Array, pa.Array, Unreadable]
 
 
 def columns(dataset: Dataset, names: Sequence[str], where: str) -> tuple[str, str]:
@@ -61,7 +70,7 @@ def holds_images(kind: pa.DataType) -> bool:
 
 def grouped_rows(
     source: Source, cache: Path, part: int, parts: int
-) -> tuple[int, Iterator[tuple[bytes, list[Any]]], int]:
+) -> tuple[int, Iterator[tuple[bytes, list[Any]]], Unreadable]:
     """Number of the part's first image; (name, captions) of each of its images; unreadable rows of the whole."""
     if not cache.exists():
         with _alone(cache.with_suffix(".lock")):
@@ -70,7 +79,8 @@ def grouped_rows(
     with pa.memory_map(str(cache)) as file:
         table = pa.ipc.open_file(file).read_all()
     first, last = (table.num_rows * i // parts for i in (part, part + 1))
-    unreadable = int(table.schema.metadata[UNREADABLE])
+    meta = table.schema.metadata
+    unreadable = Unreadable(int(meta[UNREADABLE]), meta.get(EXAMPLE, b"").decode())
     return first, _pairs(table.slice(first, last - first)), unreadable
 
 
@@ -106,7 +116,7 @@ def _column(what: str, given: Sequence[str], usual: Sequence[str], names: Sequen
     )
 
 
-def _grouped(tables: Sequence[Columns]) -> tuple[pa.Table, int]:
+def _grouped(tables: Sequence[Columns]) -> tuple[pa.Table, Unreadable]:
     """One row an image, in the order of its first appearance, with all its captions in the order of the rows."""
     images = pa.chunked_array([names.cast(pa.large_binary()) for names, _, _ in tables], pa.large_binary())
     encoded = pc.dictionary_encode(images.combine_chunks() if images.num_chunks > 1 else images.chunk(0))
@@ -124,11 +134,13 @@ def _grouped(tables: Sequence[Columns]) -> tuple[pa.Table, int]:
     offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int64())
     flat = pa.concat_arrays(texts).take(pa.array(order))
     table = pa.table({"image": encoded.dictionary, "captions": pa.LargeListArray.from_arrays(offsets, flat)})
-    return table, sum(unreadable for _, _, unreadable in tables)
+    unread = [unreadable for _, _, unreadable in tables]
+    last = next((one.last for one in reversed(unread) if one.rows), "")
+    return table, Unreadable(sum(one.rows for one in unread), last)
 
 
-def _write(path: Path, table: pa.Table, unreadable: int) -> None:
-    table = table.replace_schema_metadata({UNREADABLE: str(unreadable)})
+def _write(path: Path, table: pa.Table, unreadable: Unreadable) -> None:
+    table = table.replace_schema_metadata({UNREADABLE: str(unreadable.rows), EXAMPLE: unreadable.last})
     with atomic_file(path) as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table, max_chunksize=ROWS)
 
@@ -169,28 +181,30 @@ def _delimited(dataset: Dataset, path: Path) -> Columns:
     # Flickr30k's results.csv has bare quotes within captions, and no quoted ones.
     quoted = delimiter != "|"
     names, table, bad = _parsed(dataset, path, delimiter, quoted=quoted)
-    if quoted and (lost := _lines(path) - 1 - bad - table.num_rows) > 0:
+    if quoted and (lost := _lines(path) - 1 - bad.rows - table.num_rows) > 0:
         # Cells hold line ends: as they may, or because a quote that is a mere character took whole rows for its cell.
-        near, most, like_rows = _longest(names, table, delimiter, header)
-        well = _well_quoted(path, delimiter)
+        most, like_rows = _longest(names, table, delimiter, header)
+        well, place = _quoted_cells(path, delimiter)
         if not well or most > CELL_LINES:
             plain = None if b'"' in header else _parsed(dataset, path, delimiter, quoted=False)
-            if plain and not plain[2]:
+            if plain and not plain[2].rows:
                 names, table, bad = plain
             elif not well or like_rows:
                 raise UserError(
-                    f"{path}: a quote is opened and not closed, so {lost} lines were taken for parts of other rows "
-                    f'(near {near!r}): double the quotes within a cell (""), or save the table as JSON lines'
+                    f"{path}: a quote is opened and not closed in {_line(path, place)}, so {lost} lines were taken for "
+                    'parts of other rows: double the quotes within a cell (""), or save the table as JSON lines'
                 )
     return _whole(table[names[0]]), _whole(table[names[1]]), bad
 
 
-def _parsed(dataset: Dataset, path: Path, delimiter: str, *, quoted: bool) -> tuple[tuple[str, str], pa.Table, int]:
+def _parsed(
+    dataset: Dataset, path: Path, delimiter: str, *, quoted: bool
+) -> tuple[tuple[str, str], pa.Table, Unreadable]:
     """Names of the columns of images and captions; these; and rows that have other columns than the header."""
-    bad: list[object] = []
+    bad: list[str] = []
 
-    def skip(row: object) -> str:
-        bad.append(row)
+    def skip(row: pc_csv.InvalidRow) -> str:
+        bad.append(row.text)
         return "skip"
 
     parse = pc_csv.ParseOptions(
@@ -209,7 +223,7 @@ def _parsed(dataset: Dataset, path: Path, delimiter: str, *, quoted: bool) -> tu
         strings_can_be_null=False,
     )
     table = pc_csv.read_csv(path, pc_csv.ReadOptions(block_size=BLOCK), parse, convert)
-    return (image, caption), table, len(bad)
+    return (image, caption), table, Unreadable(len(bad), _shown(bad[-1].encode()) if bad else "")
 
 
 def _lines(path: Path) -> int:
@@ -217,8 +231,8 @@ def _lines(path: Path) -> int:
         return sum(1 for line in file if line.strip())
 
 
-def _longest(names: tuple[str, str], table: pa.Table, delimiter: str, header: bytes) -> tuple[str, int, bool]:
-    """The image of the row with the most line ends, how many, and whether its lines are like the table's rows."""
+def _longest(names: tuple[str, str], table: pa.Table, delimiter: str, header: bytes) -> tuple[int, bool]:
+    """Line ends of the row that has the most, and whether its lines are like the table's rows."""
     ends = pc.add(*(pc.count_substring(table[name], "\n") for name in names))
     most = pc.max(ends).as_py() or 0
     row = pc.index(ends, most).as_py() if most else 0
@@ -226,28 +240,49 @@ def _longest(names: tuple[str, str], table: pa.Table, delimiter: str, header: by
     inner = max(cells, key=lambda cell: cell.count(b"\n")).splitlines()[1:-1]
     mark = delimiter.encode()
     alike = sum(line.count(mark) == header.count(mark) for line in inner)
-    return (cells[0].decode("utf-8", "replace").splitlines() or [""])[0][:60], most, alike > 0.9 * len(inner)
+    return most, alike > 0.9 * len(inner)
 
 
-def _well_quoted(path: Path, delimiter: str) -> bool:
-    """Whether every cell that begins with a quote ends with one, before a delimiter or the end of its line."""
+def _quoted_cells(path: Path, delimiter: str) -> tuple[bool, int]:
+    """Whether every cell that begins with a quote ends with one, before a delimiter or the end of its line; and the
+    first byte of the first that does not, or of the one with the most line ends."""
     mark = re.escape(delimiter.encode())
     cell = re.compile(rb"(?:\A|(?<=[\n\r" + mark + rb']))"(?:[^"]|"")*+("?)(?=(' + mark + rb"|\r|\n|\Z)?)")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return all(found[1] and found[2] is not None for found in cell.finditer(content))
+        longest = place = 0
+        for found in cell.finditer(content):
+            if not found[1] or found[2] is None:
+                return False, found.start()
+            if (ends := found[0].count(b"\n")) > longest:
+                longest, place = ends, found.start()
+        return True, place
+
+
+def _line(path: Path, place: int) -> str:
+    """`line 3 ('a.jpg,"a ca')`: where a byte lies."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            place -= len(line)
+            if place < 0:
+                return f"line {number} ({_shown(line)})"
+    raise AssertionError
+
+
+def _shown(row: bytes) -> str:
+    return repr(row.strip().decode("utf-8", "replace")[:60])
 
 
 def _parquet(dataset: Dataset, path: Path) -> Columns:
     image, caption = columns(dataset, pq.read_schema(path).names, str(path))
     table = pq.read_table(path, columns=[image, caption], partitioning=None)
-    return _whole(table[image]), _whole(table[caption]), 0
+    return _whole(table[image]), _whole(table[caption]), Unreadable()
 
 
 def _json_lines(dataset: Dataset, path: Path) -> Columns:
     """One object a line; lines that are none are counted, and are not the end of the table."""
-    found, unreadable = _Rows(dataset, path), 0
+    found, unreadable = _Rows(dataset, path), Unreadable()
     with path.open("rb") as file:
-        for line in file:
+        for number, line in enumerate(file, 1):
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError):
@@ -255,7 +290,7 @@ def _json_lines(dataset: Dataset, path: Path) -> Columns:
             if isinstance(row, dict):
                 found.add(row)
             elif line.strip():
-                unreadable += 1
+                unreadable = Unreadable(unreadable.rows + 1, f"line {number} ({_shown(line)})")
     return found.columns(unreadable)
 
 
@@ -266,10 +301,13 @@ def _json(dataset: Dataset, path: Path) -> Columns:
         hint = ': COCO\'s files need format = "coco"' if isinstance(rows, dict) and "annotations" in rows else ""
         raise UserError(f"{path} is no list of objects{hint}")
     found = _Rows(dataset, path)
+    unreadable = Unreadable()
     for row in rows:
         if isinstance(row, dict):
             found.add(row)
-    return found.columns(sum(not isinstance(row, dict) for row in rows))
+        else:
+            unreadable = Unreadable(unreadable.rows + 1, repr(row)[:60])
+    return found.columns(unreadable)
 
 
 def _coco(_: Dataset, path: Path) -> Columns:
@@ -278,21 +316,22 @@ def _coco(_: Dataset, path: Path) -> Columns:
     content = json.loads(path.read_bytes())
     if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
         raise UserError(f"{path} is no COCO file: it must hold images and annotations")
-    names, stray = dict[int | str, str](), 0
+    names, stray = dict[int | str, str](), list[dict[str, Any]]()
     for row in _objects(path, content["images"]):
         if isinstance(row.get("id"), (int, str)) and isinstance(row.get("file_name"), str) and row["id"] not in names:
             names[row["id"]] = row["file_name"]
         else:
-            stray += 1
+            stray.append(row)
     captions: dict[int | str, list[bytes]] = {image: [] for image in names}
     for row in _objects(path, content["annotations"]):
         image = row.get("image_id")
         if isinstance(image, (int, str)) and image in captions and isinstance(row.get("caption"), str):
             captions[image].append(_encoded(row["caption"]))
         else:
-            stray += 1
+            stray.append(row)
     images = pa.array([_encoded(name) for name in names.values()], pa.large_binary())
-    return images, pa.array(list(captions.values()), pa.large_list(pa.large_binary())), stray
+    unreadable = Unreadable(len(stray), repr(stray[-1])[:60] if stray else "")
+    return images, pa.array(list(captions.values()), pa.large_list(pa.large_binary())), unreadable
 
 
 def _objects(path: Path, rows: object) -> Iterator[dict[str, Any]]:
@@ -304,15 +343,15 @@ def _objects(path: Path, rows: object) -> Iterator[dict[str, Any]]:
 
 def _token_lines(_: Dataset, path: Path) -> Columns:
     """Flickr8k.token.txt, results_20130124.token: NAME.jpg#0<TAB>caption, without a header."""
-    images, captions, unreadable = list[bytes](), list[bytes](), 0
+    images, captions, unreadable = list[bytes](), list[bytes](), Unreadable()
     with path.open("rb") as file:
-        for line in file:
+        for number, line in enumerate(file, 1):
             name, tab, caption = line.rstrip(b"\r\n").partition(b"\t")
             if tab:
                 images.append(name.rpartition(b"#")[0] or name)
                 captions.append(caption)
             elif line.strip():
-                unreadable += 1
+                unreadable = Unreadable(unreadable.rows + 1, f"line {number} ({_shown(line)})")
     return pa.array(images, pa.large_binary()), pa.array(captions, pa.large_binary()), unreadable
 
 
@@ -351,7 +390,7 @@ class _Rows:
         if len(self.images) == ROWS:
             self._flush()
 
-    def columns(self, unreadable: int) -> Columns:
+    def columns(self, unreadable: Unreadable) -> Columns:
         if self.names is None and self.early:
             columns(self.dataset, list(self.known), str(self.path))
         self._flush()

@@ -22,7 +22,7 @@ from pipeline.sources.tables import grouped_rows, holds_images
 from shards.errors import UserError
 from shards.manifest import Manifest
 from shards.reader import Shards
-from tests.pipeline.sources import data_set, pictures
+from tests.pipeline.sources import data_set, pictures, write_tar
 
 NAMES = ("a.jpg", "b.jpg", "sub/c.jpg")
 ROWS = (("a.jpg", "one"), ("b.jpg", "two, with a comma"), ("a.jpg", 'a "quoted" one'), ("sub/c.jpg", "drei: ü"))
@@ -316,8 +316,35 @@ def test_coco_images_without_an_id_of_their_own_are_counted(tmp_path: Path) -> N
 
 def test_a_missing_file_is_named_with_the_place_that_was_tried(tmp_path: Path) -> None:
     write_table(tmp_path / "in" / "t.csv", [(f"{i}.jpg", "a") for i in range(20)])
-    with pytest.raises(UserError, match=r"20 missing file; the last was .*in/0\.jpg\), over the budget"):
+    with pytest.raises(UserError, match=r"20 missing file; the last was .*in/19\.jpg\), over the budget"):
         build(data_set(tmp_path / "mine.toml", format="table"), tmp_path / "in", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad", "shown"),
+    [
+        ("t.csv", "image,caption\n{},a\n", b"x,b,c\n", "'x,b,c'"),
+        ("t.jsonl", '{{"image": "{}", "caption": "a"}}\n', b"{torn\n", r"line 13 \('{torn'\)"),
+        ("Flickr8k.token.txt", "{}#0\ta\n", b"torn\n", r"line 13 \('torn'\)"),
+    ],
+)
+def test_a_row_that_cannot_be_read_is_shown(tmp_path: Path, name: str, good: str, bad: bytes, shown: str) -> None:
+    pictures(tmp_path / "in", ["a.jpg"])
+    (tmp_path / "in" / name).write_bytes(good.format("a.jpg").encode() + bad * 12)
+    mine = data_set(tmp_path / "mine.toml", format="table", files=[name])
+    with pytest.raises(UserError, match=rf"12 unreadable row; the last was {shown}\)"):
+        build(mine, tmp_path / "in", tmp_path / "out")
+
+
+def test_a_sample_without_a_caption_is_named(tmp_path: Path) -> None:
+    made = pictures(tmp_path / "in", [f"{i}.jpg" for i in range(12)])
+    write_table(tmp_path / "in" / "t.jsonl", [(name, "") for name in made])
+    mine = data_set(tmp_path / "mine.toml", format="table")
+    with pytest.raises(UserError, match=r"12 no caption; the last was \S*in/11\.jpg\)"):
+        build(mine, tmp_path / "in", tmp_path / "out")
+    write_tar(tmp_path / "tars" / "0.tar", [(f"k{name}", content) for name, content in made.items()])
+    with pytest.raises(UserError, match=r"12 no caption; the last was k11 of 0\.tar\)"):
+        build("flickr8k", tmp_path / "tars", tmp_path / "out2")
 
 
 def test_coco_files_that_are_none(tmp_path: Path) -> None:
@@ -351,12 +378,12 @@ def test_captions_of_several_lines_stay_so_and_unclosed_quotes_are_told(tmp_path
     assert len(found) == 80
     rows[40] = '40.jpg,"number 40, and no end'
     path.write_text("\n".join(["image,caption", *rows, ""]))
-    with pytest.raises(UserError, match=r"t\.csv: a quote is opened and not closed"):
+    with pytest.raises(UserError, match=r't\.csv: a quote is opened and not closed in line 82 \(\'40\.jpg,"number 40'):
         grouped(path)
     plain = [f"{i}.jpg,a" for i in range(200)]
     plain[10], plain[20], plain[120] = '10.jpg,"a, b"', '20.jpg,"b', '120.jpg,b"'  # an even number of quotes
     path.write_text("\n".join(["image,caption", *plain, ""]))
-    with pytest.raises(UserError, match=r"lines were taken for parts of other rows \(near '20\.jpg'\)"):
+    with pytest.raises(UserError, match=r"not closed in line 22 \('20\.jpg,\"b'\), so 100 lines were taken"):
         grouped(path)
 
 
@@ -370,7 +397,7 @@ def test_lines_within_quotes_that_look_like_rows(tmp_path: Path) -> None:
     path.write_text(f'image,caption\na.jpg,"{long}"\nb.jpg,"x ""y"", z"\n')
     assert grouped(path) == {"a.jpg": [long], "b.jpg": ['x "y", z']}
     path.write_text('image,caption\na.jpg,"hello, there\nb.jpg,"hi, x\nc.jpg,x\n')
-    with pytest.raises(UserError, match="a quote is opened and not closed"):
+    with pytest.raises(UserError, match="a quote is opened and not closed in line 2 "):
         grouped(path)
 
 
