@@ -100,12 +100,19 @@ def read_settings(path: Path, key: str | None = None) -> dict[str, Any] | None:
 
 
 def differing(found: dict[str, Any], wanted: dict[str, Any], forgiven: Set[str] = frozenset()) -> list[str]:
-    """`name OLD, not NEW` for each setting that differs, besides the forgiven ones."""
-    return [
-        f"{name} {found.get(name)}, not {wanted.get(name)}"
-        for name in sorted({*found, *wanted} - forgiven)
-        if found.get(name) != wanted.get(name)
-    ]
+    """`name OLD, not NEW` for each setting that differs, besides the forgiven ones; of tables, for each of theirs."""
+    lines = []
+    for name in sorted({*found, *wanted} - forgiven):
+        old, new = found.get(name), wanted.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            lines += [f"{name} {line}" for line in differing(old, new)]
+        elif old != new:
+            lines.append(f"{name} {_told(old)}, not {_told(new)}")
+    return lines
+
+
+def _told(value: object) -> object:
+    return "none" if value is None or value in ("", []) else value
 
 
 def mapped_zeros(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.float32]:

@@ -179,6 +179,16 @@ def test_another_description_is_no_other_build(tmp_path: Path) -> None:
     assert build_shards(open_source(dataset, str(source)), tmp_path / "out", BuildSettings()) is False
 
 
+def test_of_a_changed_data_set_file_the_keys_that_differ_are_named(tmp_path: Path) -> None:
+    source = class_folders(tmp_path / "in")
+    out = build(data_set(tmp_path / "mine.toml", format="imagefolder"), source, tmp_path / "out")
+    mine = data_set(tmp_path / "mine.toml", format="imagefolder", images=["y"], files=["x"])
+    with pytest.raises(
+        UserError, match=r"was built with dataset files none, not \['x'\]; dataset images none, not \['y'\]:"
+    ):
+        build(mine, source, out)
+
+
 def test_a_dry_run_says_what_is_there(tmp_path: Path) -> None:
     source, out = img2dataset(tmp_path / "in"), tmp_path / "out"
     arguments = ["build", "flickr8k", "--source", str(source), "--out", str(out), "--graph", "none", "--dry-run"]
