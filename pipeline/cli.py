@@ -30,7 +30,13 @@ class Kind(StrEnum):
 
 
 KOption = Annotated[
-    int, typer.Option("--k", min=1, help="Nearest texts that a text lists; as many as there are texts: every pair.")
+    int,
+    typer.Option(
+        "--k",
+        min=1,
+        help="Nearest texts that a text lists; as many as there are texts: every pair. Where codes stand for the other "
+        "pairs (the default tail of training) it hardly changes the target; it decides with --tail none or background.",
+    ),
 ]
 EncoderOption = Annotated[
     str | None,

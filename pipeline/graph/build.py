@@ -15,6 +15,7 @@ import numpy.typing as npt
 from pipeline.costs import keep_cost
 from pipeline.encode.encoder import BUNDLED, CONFIG, EncoderSource, resolve_encoder
 from pipeline.graph import kinds
+from pipeline.graph.classes import check_classes
 from pipeline.graph.wordnet import find_wordnet
 from pipeline.work import WORK, alone, differing, disk_errors, holds_nothing, read_settings
 from shards.atomic import sha256_file, sweep, write_json
@@ -53,12 +54,12 @@ def build_graph(
     The same settings again return at once; a stopped run goes on from its finished parts. Raises UserError where
     another graph has that name or was begun under it, and where the shards lack what the kind needs.
     """
+    if name is not None and (name != Path(name).name or name.startswith(".")):
+        raise UserError(f"a graph's --name is one plain folder name, not {name!r}")
     shards = Shards.open(root)
     encoder_source, source = _check(shards, kind, encoder, source, k, code_dim, recall)
     settings = {"kind": kind, "k": k, "code_dim": code_dim, "seed": seed, "recall": recall}
     settings |= _inputs(shards, encoder_source, source)
-    if name is not None and (name != Path(name).name or name.startswith(".")):
-        raise UserError(f"a graph's --name is one plain folder name, not {name!r}")
     folder = root / "graphs" / (name or graph_name(kind, encoder_source, source, k))
     with disk_errors(folder), alone(folder, "choose another --name") as work:
         if _finished(folder, settings):
@@ -74,6 +75,8 @@ def build_graph(
             write_graph(root, folder.name, graph, _home(shards), [shard.name for shard in shards.manifest.shards])
             _keep_cost(root, folder)
             say(f"{folder}: {len(graph)} texts, {len(graph.neighbours)} listed pairs, {_summary(graph)}")
+            if graph.meta["search"]["method"] == "complete":
+                say("note: every pair is listed, so k changes nothing")
         shutil.rmtree(work, ignore_errors=True)
     return folder
 
@@ -146,8 +149,13 @@ def _check(
     if not shards.manifest.texts:
         raise UserError(f"{shards.root} has no texts, so it can have no graph: build it from a source with captions")
     check_options(kind, encoder, source, k, code_dim, recall)
+    if kind in ("class", "random", "wordnet"):
+        check_classes(shards, complete=kind != "class")
+    if kind == "wordnet":
+        source = find_wordnet(source)
+        kinds.class_synsets(shards, source)
     if kind != "encoder":
-        return None, find_wordnet(source) if kind == "wordnet" else source
+        return None, source
     return encoder if isinstance(encoder, EncoderSource) else resolve_encoder(encoder), source
 
 

@@ -20,6 +20,7 @@ from shards.reader import Shards
 
 __all__ = [
     "COMPLETE",
+    "check_classes",
     "check_complete",
     "class_background",
     "class_codes",
@@ -35,6 +36,7 @@ __all__ = [
 Classes = npt.NDArray[np.int64]
 Matrix = npt.NDArray[np.float32]
 LARGEST = 4 << 30  # bytes of one-hot codes, which each rank of a training holds
+OTHERS = "use --kind encoder, or --kind file for similarities of your own (docs/sources.md)"
 COMPLETE = 8192  # texts up to which every row may be complete: 67 M listed pairs, 400 MB in memory
 
 
@@ -47,14 +49,14 @@ def text_classes(shards: Shards) -> Classes:
     index = shards.index
     labelled = index.label >= 0
     if not classes or not labelled.any():
-        raise UserError(f"{shards.root} has no class labels, which this graph needs: use one of kind encoder")
+        raise UserError(f"{shards.root} has no class labels, which this graph needs: {OTHERS}")
     pairs, counts = np.unique(index.text_id[labelled] * classes + index.label[labelled], return_counts=True)
     text, label = pairs // classes, pairs % classes
     order = np.lexsort((-label, counts, text))  # the last row of each text is its most frequent, then smallest label
     result = np.full(texts, -1, np.int64)
     result[text[order]] = label[order]
     if (missing := int((result < 0).sum())) > 0:
-        raise UserError(f"{missing} of {texts} texts in {shards.root} have no labelled sample: use --kind encoder")
+        raise UserError(f"{missing} of {texts} texts in {shards.root} have no labelled sample: {OTHERS}")
     return result
 
 
@@ -107,15 +109,7 @@ def matrix_background(matrix: Matrix, classes: Classes) -> tuple[Matrix, Matrix]
 
 
 def class_codes(classes: Classes, count: int) -> tuple[npt.NDArray[np.int8], Matrix]:
-    """One-hot codes [n, count] with scale 1: exactly 1 within a class and 0 otherwise.
-
-    Raises UserError where they are more than LARGEST bytes.
-    """
-    if len(classes) * count > LARGEST:
-        raise UserError(
-            f"codes of {len(classes):,} texts for {count:,} classes are {len(classes) * count / 2**30:.0f} GiB: use "
-            "--kind encoder, or train with --objective supcon, which takes labels without a graph"
-        )
+    """One-hot codes [n, count] with scale 1: exactly 1 within a class and 0 otherwise."""
     codes = np.zeros((len(classes), count), np.int8)
     codes[np.arange(len(classes)), classes] = 1
     return codes, np.ones(len(classes), np.float32)
@@ -137,12 +131,25 @@ def class_lists(classes: Classes, k: int) -> Lists:
     return _join(rows, [np.ones(len(row), np.float16) for row in rows])
 
 
+def check_classes(shards: Shards, *, complete: bool) -> None:
+    """Raises UserError where there can be no graph of the classes, before anything of it is made.
+
+    complete: every pair is to be listed, else one-hot codes are to stand for the classes.
+    """
+    texts, count = len(text_classes(shards)), len(shards.manifest.classes)
+    if complete:
+        check_complete(texts)
+    elif texts * count > LARGEST:
+        raise UserError(
+            f"codes of {texts:,} texts for {count:,} classes are {texts * count / 2**30:.0f} GiB: use --kind encoder, "
+            "or train with --objective supcon, which takes labels without a graph"
+        )
+
+
 def check_complete(texts: int) -> None:
     """Raises UserError beyond COMPLETE texts: before a matrix of as many classes is made."""
     if texts > COMPLETE:
-        raise UserError(
-            f"this graph lists every pair, so it takes at most {COMPLETE} texts, not {texts}: use --kind encoder"
-        )
+        raise UserError(f"this graph lists every pair, so it takes at most {COMPLETE} texts, not {texts}: {OTHERS}")
 
 
 def complete_lists(matrix: Matrix, classes: Classes) -> Lists:

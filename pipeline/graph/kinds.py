@@ -14,7 +14,7 @@ from pipeline.encode import codes
 from pipeline.encode.embed import encode_texts
 from pipeline.encode.encoder import EncoderSource
 from pipeline.graph import audit, classes, file
-from pipeline.graph.wordnet import WNID, read_nouns, synset_of, wu_palmer
+from pipeline.graph.wordnet import WNID, Nouns, read_nouns, synset_of, wu_palmer
 from pipeline.search.exact import Similarity, dot_products
 from pipeline.search.neighbours import Lists, symmetric_lists
 from pipeline.search.plan import nearest
@@ -27,6 +27,7 @@ __all__ = [
     "Found",
     "Settings",
     "class_graph",
+    "class_synsets",
     "edge_graph",
     "encoder_graph",
     "file_graph",
@@ -98,19 +99,26 @@ def class_graph(shards: Shards, settings: Settings) -> Graph:
 
 
 def random_graph(shards: Shards, settings: Settings) -> Graph:
-    classes.check_complete(shards.manifest.texts)
     matrix = classes.random_matrix(len(shards.manifest.classes), settings.seed)
     return matrix_graph(matrix, classes.text_classes(shards), settings, {"kind": "random", "classes": len(matrix)},
                         "one number a pair of classes, evenly from 0..1")  # fmt: skip
 
 
 def wordnet_graph(shards: Shards, folder: Path, settings: Settings) -> Graph:
-    """Wu-Palmer similarity of the classes' synsets.
+    """Wu-Palmer similarity of the classes' synsets."""
+    synsets, nouns = class_synsets(shards, folder)
+    source = {
+        "kind": "wordnet",
+        "classes": len(synsets),
+        "sha256": sha256_file(folder / "data.noun"),
+        "synsets": [f"n{synset:08d}" for synset in synsets],
+    }
+    return matrix_graph(wu_palmer(synsets, nouns), classes.text_classes(shards), settings, source, "Wu-Palmer")
 
-    A class is meant by its folder (`wnids` in the shards' settings) where that is a WordNet id, else by its name.
-    """
-    classes.check_complete(shards.manifest.texts)
-    labels = classes.text_classes(shards)
+
+def class_synsets(shards: Shards, folder: Path) -> tuple[list[int], Nouns]:
+    """The synset of each class, by its folder (`wnids` in the shards' settings) where that is a WordNet id, else by its
+    name. Raises UserError where WordNet has none."""
     names = shards.manifest.classes
     folders = shards.manifest.settings.get("wnids") or names
     nouns = read_nouns(folder)
@@ -119,14 +127,7 @@ def wordnet_graph(shards: Shards, folder: Path, settings: Settings) -> Graph:
     if missing:
         some = ", ".join(map(repr, missing[:3]))
         raise UserError(f"{len(missing)} of {len(names)} classes are no nouns in {folder}: {some}; use --kind encoder")
-    found = [synset for synset in synsets if synset is not None]
-    source = {
-        "kind": "wordnet",
-        "classes": len(names),
-        "sha256": sha256_file(folder / "data.noun"),
-        "synsets": [f"n{synset:08d}" for synset in found],
-    }
-    return matrix_graph(wu_palmer(found, nouns), labels, settings, source, "Wu-Palmer")
+    return [synset for synset in synsets if synset is not None], nouns
 
 
 def file_graph(shards: Shards, path: Path, settings: Settings, folder: Path, work: Path) -> Graph:

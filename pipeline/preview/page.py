@@ -76,6 +76,7 @@ class Numbers:
 
 def write_preview(path: Path, numbers: Numbers, strips: Sequence[Strip]) -> None:
     title = f"{numbers.manifest.dataset}, graph {numbers.name}"
+    more = "" if numbers.meta.get("complete") else "If the last is as close as the first, raise k. "
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="soft">{escape(numbers.root)}. Is the graph worth training on, and at which tau_s?</p>',
@@ -83,8 +84,8 @@ def write_preview(path: Path, numbers: Numbers, strips: Sequence[Strip]) -> None
         "<h2>What the graph calls near</h2>",
         '<p class="soft">A random image in each row, then images of its nearest texts, of the last text that its list '
         "holds, and of a random text. Read the captions: near ones should say nearly the same, the last one something "
-        "related, the random one nothing in common. If the last is as close as the first, raise k; if near ones are "
-        "unrelated, try another encoder.</p>",
+        "related, the random one nothing in common. "
+        f"{more}If near ones are unrelated, try another encoder.</p>",
         f'<div class="strips">{"".join(map(_strip, strips))}</div>',
         '<h2>Similarities and the target</h2><div class="charts">',
         _histogram(numbers.meta["histogram"]),

@@ -161,7 +161,7 @@ def test_class_graph_is_one_within_a_class(tmp_path: Path) -> None:
 
 
 def test_graphs_of_too_many_classes_are_refused_before_their_matrix_is_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     root = text_shards(tmp_path, [f"t{i}" for i in range(9)], list(range(9)), list("abcdefghi"))
     monkeypatch.setattr(classes, "COMPLETE", 8)
@@ -171,14 +171,17 @@ def test_graphs_of_too_many_classes_are_refused_before_their_matrix_is_made(
     monkeypatch.setattr(classes, "LARGEST", 80)
     with pytest.raises(UserError, match=r"codes of 9 texts for 9 classes .* --objective supcon"):
         build_graph(root, kind="class")
+    assert "making" not in capfd.readouterr().err
     monkeypatch.setattr(classes, "LARGEST", 81)
     build_graph(root, kind="class")
+    assert "note:" not in capfd.readouterr().err
 
 
-def test_random_graph_is_one_number_a_pair_of_classes(tmp_path: Path) -> None:
+def test_random_graph_is_one_number_a_pair_of_classes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     of_text = np.arange(12) % 4
     root = text_shards(tmp_path, [f"t{i}" for i in range(12)], of_text.tolist(), list("abcd"))
     graph = read_graph(build_graph(root, kind="random", k=3))
+    assert "note: every pair is listed, so k changes nothing" in capfd.readouterr().err
     matrix = np.eye(12)
     for row in range(12):
         listed, similarities = neighbours_of(graph, row)
@@ -192,11 +195,13 @@ def test_random_graph_is_one_number_a_pair_of_classes(tmp_path: Path) -> None:
     assert graph.meta["complete"] is True
 
 
-def test_wrong_input(tmp_path: Path) -> None:
+def test_wrong_input(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     root = text_shards(tmp_path / "plain", ["a", "b", "c"])
-    with pytest.raises(UserError, match="no class labels"):
-        build_graph(root, kind="class")
-    assert not (root / "graphs" / "class").exists()
+    for kind in ("class", "random", "wordnet"):
+        with pytest.raises(UserError, match=r"no class labels.* use --kind encoder, or --kind file"):
+            build_graph(root, kind=kind, source=tmp_path / "nowhere" if kind == "wordnet" else None)
+        assert not (root / "graphs" / kind).exists()
+    assert "making" not in capfd.readouterr().err
     with pytest.raises(UserError, match="choose one of encoder, class, random, wordnet, file"):
         build_graph(root, kind="words")
     with pytest.raises(UserError, match="at least 1"):

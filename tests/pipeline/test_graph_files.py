@@ -94,7 +94,7 @@ def test_class_names_to_synsets(wordnet: Path) -> None:
     assert synset_of("zebra", nouns) is None
 
 
-def test_wordnet_graph(wordnet: Path, tmp_path: Path) -> None:
+def test_wordnet_graph(wordnet: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     root = text_shards(tmp_path / "s", ["a dog", "a cat", "my cat", "a crane"], [0, 1, 1, 2], ["dog", "cat", "crane"])
     graph = read_graph(build_graph(root, kind="wordnet", source=wordnet))
     dog_cat, dog_crane = np.float16(0.75), np.float16(2 / 7)
@@ -109,8 +109,10 @@ def test_wordnet_graph(wordnet: Path, tmp_path: Path) -> None:
     assert graph.meta["complete"] is True
     assert graph.meta["fidelity"]["none"]["kl"] < 1e-5
     strange = text_shards(tmp_path / "t", ["a", "b"], [0, 1], ["dog", "zebra"])
+    capfd.readouterr()
     with pytest.raises(UserError, match=r"1 of 2 classes are no nouns .* 'zebra'"):
         build_graph(strange, kind="wordnet", source=wordnet)
+    assert "making" not in capfd.readouterr().err
     with pytest.raises(UserError, match="apt install wordnet-base"):
         build_graph(root, kind="wordnet", source=tmp_path / "s", name="x")
 

@@ -118,6 +118,9 @@ def test_the_page(tmp_path: Path) -> None:
     before = path.read_bytes()
     preview(root)
     assert path.read_bytes() == before
+    assert "raise k" in text
+    build_graph(root, kind="random")
+    assert "raise k" not in preview(root, "random").read_text()  # every pair is listed already
 
 
 def test_packed_order_has_its_line(tmp_path: Path) -> None:
