@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,10 @@ from pipeline.scan.samples import NOT_OURS, Limits, Scan, mapped
 from pipeline.sources.captions import joined
 from pipeline.sources.class_names import as_text
 from pipeline.sources.source import Partition, Source
-from pipeline.sources.tables import grouped_rows
+from pipeline.sources.tables import URL, find_image, grouped_rows
 from shards.pictures import EXTENSIONS
 
 __all__ = ["folder", "of_class", "table"]
-
-URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def folder(source: Source, partition: Partition, limits: Limits) -> Scan:
@@ -49,7 +46,7 @@ def table(source: Source, partition: Partition, limits: Limits, spool: Path) -> 
     if unreadable.rows and partition.start == 0:
         found.skip("unreadable row", unreadable.last, unreadable.rows)
     for number, (name, captions) in enumerate(rows, first):
-        path = _find(os.fsdecode(name), source.images)
+        path = find_image(os.fsdecode(name), source.images)
         if path is None:
             reason = NOT_OURS if URL.match(os.fsdecode(name)) else "missing file"
             found.skip(reason, str(source.images[0] / name.decode("utf-8", "replace")))
@@ -96,13 +93,3 @@ def _keep(found: Scan, limits: Limits, path: Path, *, text: str, **values: Any) 
         found.skip("file name that is not UTF-8", as_text(str(path)))
     except OSError:  # a dangling link, or a file that must not be read
         found.skip("missing file", str(path))
-
-
-def _find(name: str, roots: Sequence[Path]) -> Path | None:
-    """The file of that name below the first root that has it."""
-    if not name or "\0" in name or URL.match(name):
-        return None
-    try:
-        return next((path for path in (root / name for root in roots) if path.is_file()), None)
-    except OSError:  # a name longer than any file's
-        return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import json
 import mmap
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pc_csv
@@ -27,10 +29,11 @@ from shards.atomic import atomic_file
 from shards.errors import UserError
 from shards.machine import lock_file
 
-__all__ = ["columns", "grouped_rows", "holds_images"]
+__all__ = ["URL", "columns", "find_image", "grouped_rows", "holds_images"]
 
 IMAGE_NAMES = ("image", "path", "filepath", "file_path", "file_name", "filename", "image_path", "image_name", "img")
 CAPTION_NAMES = ("caption", "captions", "text", "title", "sentence", "sentences", "comment")
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 TOKEN_LINE = re.compile(rb"[^\t#]+#\d+\t")  # Flickr8k.token.txt: NAME.jpg#0<TAB>caption
 BLOCK = 64 << 20  # bytes of CSV parsed at once; a row must fit
 ROWS = 1 << 16  # JSON rows turned into Arrow at once
@@ -75,7 +78,7 @@ def grouped_rows(
     if not cache.exists():
         with _alone(cache.with_suffix(".lock")):
             if not cache.exists():
-                _write(cache, *_grouped([_read(source.dataset, path) for path in source.tables]))
+                _write(cache, *_grouped([_read(source.dataset, path) for path in source.tables], source.images))
     with pa.memory_map(str(cache)) as file:
         table = pa.ipc.open_file(file).read_all()
     first, last = (table.num_rows * i // parts for i in (part, part + 1))
@@ -116,11 +119,22 @@ def _column(what: str, given: Sequence[str], usual: Sequence[str], names: Sequen
     )
 
 
-def _grouped(tables: Sequence[Columns]) -> tuple[pa.Table, Unreadable]:
+def find_image(name: str, roots: Sequence[Path]) -> Path | None:
+    """The file of that name below the first root that has it."""
+    if not name or "\0" in name or URL.match(name):
+        return None
+    try:
+        return next((path for path in (root / name for root in roots) if path.is_file()), None)
+    except OSError:  # a name longer than any file's
+        return None
+
+
+def _grouped(tables: Sequence[Columns], roots: Sequence[Path]) -> tuple[pa.Table, Unreadable]:
     """One row an image, in the order of its first appearance, with all its captions in the order of the rows."""
     images = pa.chunked_array([names.cast(pa.large_binary()) for names, _, _ in tables], pa.large_binary())
     encoded = pc.dictionary_encode(images.combine_chunks() if images.num_chunks > 1 else images.chunk(0))
-    ids = encoded.indices.to_numpy()
+    spellings, image = _spellings(encoded.dictionary, roots)
+    ids = image[encoded.indices.to_numpy()]
     texts, parents, start = [], [], 0
     for names, captions, _ in tables:
         several = pa.types.is_list(captions.type) or pa.types.is_large_list(captions.type)
@@ -130,13 +144,33 @@ def _grouped(tables: Sequence[Columns]) -> tuple[pa.Table, Unreadable]:
         start += len(names)
     groups = np.concatenate(parents)
     order = np.argsort(groups, kind="stable")
-    counts = np.bincount(groups, minlength=len(encoded.dictionary))
+    counts = np.bincount(groups, minlength=len(spellings))
     offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int64())
     flat = pa.concat_arrays(texts).take(pa.array(order))
-    table = pa.table({"image": encoded.dictionary, "captions": pa.LargeListArray.from_arrays(offsets, flat)})
+    table = pa.table({"image": spellings, "captions": pa.LargeListArray.from_arrays(offsets, flat)})
     unread = [unreadable for _, _, unreadable in tables]
     last = next((one.last for one in reversed(unread) if one.rows), "")
     return table, Unreadable(sum(one.rows for one in unread), last)
+
+
+def _spellings(names: pa.Array, roots: Sequence[Path]) -> tuple[pa.Array, npt.NDArray[np.int64]]:
+    """The first name of each image, and [names] which of them each is another spelling of: a.jpg, ./a.jpg, /in/a.jpg.
+
+    Files are looked for only where such spellings are met. Where `..` leads, links decide, so such names stay.
+    """
+    dotted = pc.any(pc.match_substring_regex(names, r"(^|/)\./|(^|[^:])//")).as_py()
+    absolute = pc.sum(pc.starts_with(names, "/")).as_py() or 0
+    if not dotted and absolute in (0, len(names)):
+        return names, np.arange(len(names))
+    images: dict[str, int] = {}
+    first, image = list[int](), np.empty(len(names), np.int64)
+    for position, name in enumerate(map(os.fsdecode, names.to_pylist())):
+        found = None if ".." in name else find_image(name, roots)
+        key = os.path.normpath(found) if found else f"\0{name}"  # no path: named, and not there
+        image[position] = number = images.setdefault(key, len(images))
+        if number == len(first):
+            first.append(position)
+    return names.take(pa.array(first, pa.int64())), image
 
 
 def _write(path: Path, table: pa.Table, unreadable: Unreadable) -> None:

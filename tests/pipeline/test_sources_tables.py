@@ -172,6 +172,24 @@ def test_rows_that_lead_nowhere(tmp_path: Path) -> None:
         build(mine, tmp_path / "few", tmp_path / "out2")
 
 
+def test_spellings_of_a_path_are_one_image(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    made = pictures(root, ["b.jpg", "a.jpg", "images/c.jpg"])
+    names = ["b.jpg", "./a.jpg", "a.jpg", str(root / "a.jpg"), "c.jpg", f"{root}//images/./c.jpg", "x//gone.jpg",
+             "images/../a.jpg", "http://x//a.jpg", "http://x/a.jpg"]  # fmt: skip
+    write_table(root / "t.jsonl", [(name, f"caption {i}") for i, name in enumerate(names)])
+    mine = data_set(tmp_path / "mine.toml", format="table")
+    found = build(mine, root, tmp_path / "out")
+    assert found == {
+        "b.jpg": (made["b.jpg"], "caption 0"),
+        "./a.jpg": (made["a.jpg"], "caption 1\ncaption 2\ncaption 3"),
+        "c.jpg": (made["images/c.jpg"], "caption 4\ncaption 5"),
+        "images/../a.jpg": (made["a.jpg"], "caption 7"),
+    }
+    assert Manifest.load(tmp_path / "out").skipped == {"missing file": 1, "not downloaded": 2}
+    assert sorted(Shards.open(tmp_path / "out").index.key.to_pylist()) == [f"{i:08d}" for i in (0, 1, 2, 4)]
+
+
 def test_captions_that_are_not_utf8(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pictures(tmp_path / "in", ["a.jpg"])
     mine = data_set(tmp_path / "mine.toml", format="table")
