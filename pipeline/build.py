@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.encode.encoder import CONFIG
+from pipeline.encode.encoder import CONFIG, ENCODER
 from pipeline.layout import group_shards, shard_bounds, shuffled
 from pipeline.packing import Packing, packed_order
 from pipeline.parallel import Workers
@@ -164,7 +164,8 @@ def _finished(source: Source, out: Path, work: Path, wanted: dict[str, Any]) -> 
         if found is None:
             continue
         found["dataset"] = _deciding(found.get("dataset", {}))
-        unlike = differing(found, wanted, _forgiven(found, wanted))
+        spared = ENCODER if what == "begun" and not _encoded(out, work) else set[str]()
+        unlike = differing(found, wanted, _forgiven(found, wanted) | spared)
         if what == "begun" and not (work / "samples.arrow").exists():  # only scans so far: those of other files go
             unlike = [line for line in unlike if not line.startswith((FILES, CAPTIONS, CLASSES))]
         unlike = ["other class names" if line.startswith(CLASSES) else line for line in unlike]
@@ -177,6 +178,11 @@ def _finished(source: Source, out: Path, work: Path, wanted: dict[str, Any]) -> 
             )
         return what == "built"
     return False
+
+
+def _encoded(out: Path, work: Path) -> bool:
+    """Whether layout packed has come as far as any vectors, which another encoder would make useless."""
+    return (work / "packed.npy").exists() or any(out.glob(f"graphs/*/{WORK}/**/*.npy"))
 
 
 def _forgiven(found: dict[str, Any], wanted: dict[str, Any]) -> set[str]:

@@ -23,12 +23,13 @@ from shards.errors import UserError
 if TYPE_CHECKING:
     pass
 
-__all__ = ["BUNDLED", "CONFIG", "Encoder", "EncoderSource", "first_line", "resolve_encoder"]
+__all__ = ["BUNDLED", "CONFIG", "ENCODER", "Encoder", "EncoderSource", "first_line", "resolve_encoder"]
 
 BUNDLED = "all-MiniLM-L6-v2"
 ALIASES = {"minilm": BUNDLED, f"sentence-transformers/{BUNDLED}": BUNDLED}
 # Weights in formats that are not read here, and pickles, which are never read.
 CONFIG = "encoder_config_sha256"
+ENCODER = {"encoder", "encoder_sha256", CONFIG}  # keys of its identity
 SETTINGS = ("*.json", "*.txt", "*.model")
 IGNORED = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.ot", "*.msgpack", "onnx/*", "openvino/*"]
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,30 @@ def test_the_graph_goes_on_from_the_layouts_encoding(tmp_path: Path, monkeypatch
     shutil.rmtree(tmp_path / "again" / "graphs")
     build_graph(tmp_path / "again", k=8)
     assert contents(tmp_path / "again") == contents(out)
+
+
+def test_an_encoder_that_failed_may_be_replaced(
+    tmp_path: Path, words: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was scanned stays; once anything is encoded, another encoder is another build."""
+    source, out = themes(tmp_path / "in"), tmp_path / "out"
+    wrong = packing(encoder=replace(resolve_encoder(None), id="wrong", config_sha256="wrong"))
+
+    def failing(*arguments: Any) -> Any:
+        raise UserError("lacks weights")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.graph.kinds, "encode_texts", failing)
+        with pytest.raises(UserError, match="lacks weights"):
+            build(source, out, wrong)
+    assert not (out / "graphs" / "wrong-k8").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.build.write_shard", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            build(source, out)
+    with pytest.raises(UserError, match="was begun with encoder all-MiniLM-L6-v2, not wrong"):
+        build(source, out, wrong)
+    assert Manifest.load(build(source, out)).settings["encoder"] == "all-MiniLM-L6-v2"
 
 
 def stopped(job: Any) -> Any:
