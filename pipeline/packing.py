@@ -2,7 +2,7 @@
 
 What a list of neighbours is uniquely good for is building batches: a random batch holds next to none of a text's
 neighbours (0.4 a row among 160,840 captions at batch 1024). A group grows from a random text by what the texts
-already in it list most, a third of its size at a time; so its members list each other, and not only the first one.
+already in it list most, half its size at a time; so its members list each other, and not only the first one.
 
 The copies of a text go to different groups. All of them in one batch would have G = 1 with each other, take the
 target's mass and leave the graded neighbours, which groups are for, next to nothing; a text's own second view says

@@ -1,9 +1,7 @@
-"""Text encoders: from a name to a folder of weights, and from the folder to a function captions -> embeddings.
+"""Text encoders: from a name to a folder of weights (load.py makes a function of it).
 
 A name is resolved to a folder first and everything is loaded from there, so the revision and the sha256 that
 graph.json records are those of the weights that were used, and the bundled model never asks the network.
-torch and sentence-transformers take seconds to import, so they are imported where they are used: `xclr-shards info`
-should not wait for them.
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,17 +18,14 @@ import numpy.typing as npt
 from shards.atomic import sha256_file
 from shards.errors import UserError
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = ["BUNDLED", "CONFIG", "ENCODER", "Encoder", "EncoderSource", "first_line", "resolve_encoder"]
 
 BUNDLED = "all-MiniLM-L6-v2"
 ALIASES = {"minilm": BUNDLED, f"sentence-transformers/{BUNDLED}": BUNDLED}
-# Weights in formats that are not read here, and pickles, which are never read.
 CONFIG = "encoder_config_sha256"
 ENCODER = {"encoder", "encoder_sha256", CONFIG}  # keys of its identity
 SETTINGS = ("*.json", "*.txt", "*.model")
+# Weights in formats that are not read here, and pickles, which are never read.
 IGNORED = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.ot", "*.msgpack", "onnx/*", "openvino/*"]
 
 
