@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import Result
 from PIL import Image
 from timm.data import ImageNetInfo, RealLabelsImagenet
 from typer.testing import CliRunner
@@ -103,7 +102,7 @@ def desk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder / "data" / "benchmarks"
 
 
-def xclr_eval(*arguments: str | Path) -> Result:
+def xclr_eval(*arguments: str | Path) -> Any:
     """Run the command line in this process, on one thread: on such small matrices more only get in each other's way."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

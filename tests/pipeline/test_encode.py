@@ -263,7 +263,11 @@ def test_two_models_are_never_held_at_once(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize(
     ("lost", "said"),
-    [("a layer", "lacks weights of its model"), ("tokenizer", "one and the same vector"), ("1_Pooling", "cannot load")],
+    [
+        ("a layer", "lacks weights of its model"),
+        ("tokenizer", "one and the same vector|cannot load"),  # transformers 5, 4
+        ("1_Pooling", "cannot load"),
+    ],
 )
 def test_what_a_folder_lacks_is_not_made_up(tmp_path: Path, lost: str, said: str) -> None:
     """The libraries draw missing weights at random, and make an empty tokenizer, without a word."""

@@ -152,6 +152,7 @@ def test_a_second_derivative_is_dense_or_none() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # of PyTorch's compiler about itself
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # the same, torch 2.11
 def test_block_and_loss_can_be_compiled() -> None:
     vectors, z = vectors_of(12), torch.randn(24, 5)
 
