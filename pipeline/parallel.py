@@ -78,7 +78,10 @@ def _filed(function: Callable[[Job], Result]) -> Iterator[Callable[[Job], Result
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "function"
-        path.write_bytes(pickle.dumps(function))
+        try:
+            path.write_bytes(pickle.dumps(function))
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}: make room there, or set TMPDIR to a larger disk") from None
         yield partial(_call, path)
 
 

@@ -180,7 +180,7 @@ def _train(chosen: Recipe, device: str, out: Path | None, *, resume: bool, dry_r
     from trainer.dryrun import estimate
     from trainer.launch import BY_HAND, INTERRUPTED, stop_without_launcher
     from trainer.loop import Stopped, train
-    from trainer.world import join_world
+    from trainer.world import LoaderGone, join_world
 
     stop_without_launcher()
     with join_world(device) as world:
@@ -284,10 +284,6 @@ def _default_run(recipe: Recipe) -> Path:
     seed = f"-seed{recipe.seed}" if recipe.seed else ""
     backbone = short(recipe.model.backbone).replace("/", "_").replace(":", "-")
     return Path("runs") / f"{dataset}-{recipe.objective.name}{graph}-{backbone}{seed}"
-
-
-class LoaderGone(UserError):
-    code = 1  # not one of those after which ranks are not started again
 
 
 def _too_large(recipe: Recipe, ranks: int, reason: str) -> str:

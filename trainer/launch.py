@@ -22,7 +22,7 @@ from shards.errors import UserError
 from shards.machine import cores
 from trainer.plan import check_share
 from trainer.signals import heeded
-from trainer.world import PeerGone
+from trainer.world import LoaderGone, PeerGone
 
 __all__ = ["BY_HAND", "INTERRUPTED", "launch", "ranks_wanted", "stop_without_launcher"]
 
@@ -71,9 +71,11 @@ def launch(
             return code
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         now = newest()
-        if not left or (code > 0 and now == before):
+        killed = code < 0 or code == LoaderGone.code
+        if not left or (not killed and now == before):
             why = " (for lack of memory, perhaps)" if code == -signal.SIGKILL else ""
-            say(f"error: rank {rank} {how}{why}; with --resume the same command goes on from the newest checkpoint")
+            remedy = "; with --resume the same command goes on from the newest checkpoint" if now else ""
+            say(f"error: rank {rank} {how}{why}{remedy}")
             return code if code >= 0 else 128 - code
         say(f"warning: rank {rank} {how}; all ranks start again from the newest checkpoint ({left} times more at most)")
         left, before = left - 1, now

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+from contextlib import suppress
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,10 +18,19 @@ from timm.models import get_pretrained_cfg
 from torch import nn
 
 from shards.errors import UserError
+from trainer.augment import IMAGENET_MEAN, IMAGENET_STD
 from trainer.own import call, is_own
-from trainer.recipe import ModelConfig
+from trainer.recipe import ModelConfig, Statistics
 
-__all__ = ["Encoder", "build_backbone", "build_encoder", "feature_dim", "load_weights", "with_statistics"]
+__all__ = [
+    "Encoder",
+    "build_backbone",
+    "build_encoder",
+    "feature_dim",
+    "load_weights",
+    "statistics_of_run",
+    "with_statistics",
+]
 
 
 TIMM = "timm"  # as a place to start from: timm's weights of the backbone
@@ -63,14 +74,39 @@ def build_encoder(config: ModelConfig, image_size: int, seed: int) -> Encoder:
     return Encoder(backbone, projector)
 
 
-def with_statistics(config: ModelConfig) -> ModelConfig:
-    """With the mean and deviation that images are normalised by: those of timm's weights where it starts from them."""
-    mean, std = config.statistics
+def with_statistics(config: ModelConfig, before: Statistics | None = None) -> ModelConfig:
+    """With the mean and deviation that images are normalised by: those of the weights that it starts from.
+
+    before: those of the run that is gone on with.
+    """
+    mean, std = before or _statistics_of_start(config) or config.statistics
+    return replace(config, mean=tuple(config.mean or mean), std=tuple(config.std or std))
+
+
+def _statistics_of_start(config: ModelConfig) -> Statistics | None:
+    """timm's, a run's or an export's own; None where nothing says them."""
     if config.pretrained or config.start == TIMM:
         known = get_pretrained_cfg(config.backbone, allow_unregistered=True)
-        if known:  # else there is no such model, which building it says
-            mean, std = config.mean or known.mean, config.std or known.std
-    return replace(config, mean=tuple(mean), std=tuple(std))
+        return (known.mean, known.std) if known else None
+    if not config.start:
+        return None
+    path = Path(config.start)
+    folder = path if path.is_dir() else path.parent
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        if (folder / "config.json").is_file():
+            known = json.loads((folder / "config.json").read_text(encoding="utf-8"))["pretrained_cfg"]
+            return tuple(known["mean"]), tuple(known["std"])
+    run = folder.parent if folder.name == "checkpoints" else folder
+    return statistics_of_run(run)
+
+
+def statistics_of_run(run: Path) -> Statistics | None:
+    """By which a run's images are normalised; None where its run.json does not say."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        model = json.loads((run / "run.json").read_text(encoding="utf-8"))["recipe"]["model"]
+        # Before there was a choice, ImageNet's.
+        return tuple(model.get("mean") or IMAGENET_MEAN), tuple(model.get("std") or IMAGENET_STD)
+    return None
 
 
 def build_backbone(name: str, image_size: int, *, pretrained: bool = False) -> nn.Module:

@@ -35,9 +35,16 @@ def normal(name: str) -> str:
 
 
 def code_id(name: str) -> str:
-    """A checksum of the file; empty for a name of timm's."""
+    """A checksum of the file, which must be there; empty for a name of timm's."""
     match = OWN.fullmatch(name)
-    return sha256_file(Path(match[1])) if match else ""
+    return sha256_file(_file(match)) if match else ""
+
+
+def _file(match: re.Match[str]) -> Path:
+    file = Path(match[1])
+    if not file.is_file():
+        raise UserError(f"there is no file {file} with a network in it")
+    return file
 
 
 def call(name: str) -> Any:
@@ -47,9 +54,7 @@ def call(name: str) -> Any:
     """
     match = OWN.fullmatch(name)
     assert match is not None
-    file, function = Path(match[1]), match[2]
-    if not file.is_file():
-        raise UserError(f"there is no file {file} with a network in it")
+    file, function = _file(match), match[2]
     spec = importlib.util.spec_from_file_location(f"own_{file.stem}", file)
     assert spec is not None
     assert spec.loader is not None

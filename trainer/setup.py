@@ -15,7 +15,8 @@ from shards.errors import UserError
 from shards.graph import Graph
 from shards.machine import cores
 from shards.reader import Shards
-from trainer.model import build_encoder, with_statistics
+from trainer.checkpoint import checkpoints
+from trainer.model import build_encoder, statistics_of_run, with_statistics
 from trainer.own import normal
 from trainer.plan import BatchPlan
 from trainer.recipe import Recipe
@@ -100,7 +101,7 @@ def _choose_kernels(*, deterministic: bool) -> None:
 def settle(recipe: Recipe, shards: Shards, world: World, run: Path | None = None) -> Recipe:
     """Resolve what `auto` and the absence of a graph's name mean here, and check that data and objective fit.
 
-    run: a run that is gone on with keeps its graph, though others have come.
+    run: a run that is gone on with keeps its graph, though others have come, and what its images are normalised by.
     """
     shards.check_sizes()
     if recipe.run.track:
@@ -123,7 +124,8 @@ def settle(recipe: Recipe, shards: Shards, world: World, run: Path | None = None
         small = world.device.type == "cpu" and recipe.augment.image_size < SMALL
         precision = "bfloat16" if _fast_bfloat16(world.device) and not small else "float32"
     data = replace(recipe.data, graph=graph_name(recipe, shards, run))
-    model = with_statistics(replace(recipe.model, backbone=normal(recipe.model.backbone)))
+    before = statistics_of_run(run) if run and checkpoints(run) else None
+    model = with_statistics(replace(recipe.model, backbone=normal(recipe.model.backbone)), before)
     return replace(recipe, precision=precision, data=data, model=model)
 
 

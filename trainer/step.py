@@ -223,9 +223,12 @@ def _start_as_one(encoder: Encoder, name: str, world: World) -> None:
     if len(set(gather(mine[None], world).tolist())) > 1:
         raise UserError(f"{name} builds networks of other shapes on other ranks: it must be the same everywhere")
     for x in tensors:
-        sent = x.contiguous()  # channels-last weights are not, and would be refused
-        dist.broadcast(sent, 0)
-        x.copy_(sent)
+        if x.layout is not torch.strided:
+            continue
+        sent = x.clone(memory_format=torch.contiguous_format)
+        dist.broadcast(sent.reshape(-1).view(torch.uint8), 0)  # bytes: of some types none can be sent
+        if not torch.equal(sent, x):  # what lies over itself (expand) could not be written
+            x.copy_(sent)
 
 
 def synchronised(encoder: Encoder) -> Encoder:

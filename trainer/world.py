@@ -19,7 +19,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from shards.errors import UserError
 
-__all__ = ["PeerGone", "World", "join_world", "this_world"]
+__all__ = ["LoaderGone", "PeerGone", "World", "join_world", "this_world"]
 
 TIMEOUT = timedelta(minutes=30)
 GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # what gloo says of another's end
@@ -29,6 +29,12 @@ class PeerGone(UserError):
     """Another rank has ended, for a reason of its own."""
 
     code = 75
+
+
+class LoaderGone(UserError):
+    """A process that loads this rank's images was killed: as if the rank had been."""
+
+    code = 76
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

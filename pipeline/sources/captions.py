@@ -22,7 +22,8 @@ UNSEEN = ("Cf", "Zs")  # zero-width characters and their kin: a caption of nothi
 SURROGATES = re.compile(r"[\ud800-\udfff]")
 STRING = r"""(?:'(?:[^'\\\n]|\\.)*+'|"(?:[^"\\\n]|\\.)*+")"""
 # A list as Python prints it, or NumPy, without commas (which Python itself would read as one string).
-PYTHON_LIST = re.compile(rf"\[\s*{STRING}(?:\s*,?\s*{STRING})*+\s*,?\s*\]\s*", re.DOTALL)
+# Possessive throughout, so that no text takes longer than its length says.
+PYTHON_LIST = re.compile(rf"\[\s*+{STRING}(?:\s*+(?:,\s*+)?{STRING})*+\s*+(?:,\s*+)?\]\s*+", re.DOTALL)
 
 
 def normalise(caption: str | bytes, longest: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import unicodedata
 from collections import Counter
 
@@ -49,6 +50,12 @@ def test_a_list_that_was_written_as_text_is_several_captions() -> None:
     assert captions("[]") == [""]
     for one in ("[laughs]", '["a", 3]', "['a', 'b'", "['a'] or ['b']", "['\\x']", "[" * 50):
         assert captions(one) == [one]
+
+
+def test_what_begins_like_a_list_costs_no_more_than_its_length() -> None:
+    begin = time.process_time()
+    joined([b'["SALE"' + b" \n" * 200_000 + b"lots"], 100, Counter())  # backtracking would take hours
+    assert time.process_time() - begin < 5
 
 
 def test_a_cut_leaves_whole_characters() -> None:

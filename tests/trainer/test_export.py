@@ -30,7 +30,7 @@ from trainer.data import ViewDataset
 from trainer.dryrun import estimate
 from trainer.export import export
 from trainer.loop import train
-from trainer.model import build_encoder
+from trainer.model import build_encoder, with_statistics
 from trainer.recipe import ModelConfig
 from trainer.step import Stepper
 
@@ -186,6 +186,34 @@ def test_images_are_normalised_as_the_weights_want_it(
     one = real(batch, torch.device("cpu"), ((0.5, 0.5, 0.5), (0.25, 0.5, 1.0)))
     assert one[0].flatten().tolist() == [2.0, 1.0, 0.5]
     assert train(chosen, tmp_path / "run", ALONE, resume=True).already_done
+    for start in (
+        tmp_path / "run",
+        checkpoints(tmp_path / "run")[-1],
+        tmp_path / "out",
+        tmp_path / "out" / "model.safetensors",
+    ):
+        assert [*with_statistics(recipe(shards, model__start=str(start)).model).mean] == mean
+
+
+def test_a_run_that_began_before_there_was_a_choice_goes_on_as_it_began(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_hub(monkeypatch)
+    run = tmp_path / "run"
+    began = recipe(
+        shards, epochs=1, model__start="timm", model__mean=[*data.IMAGENET[0]], model__std=[*data.IMAGENET[1]]
+    )
+    train(began, run, ALONE)
+    path = checkpoints(run)[-1]
+    state = read_checkpoint(path)
+    for table in (
+        kept := json.loads(state["recipe"]),
+        described := json.loads((run / "run.json").read_text())["recipe"],
+    ):
+        del table["model"]["mean"], table["model"]["std"]
+    torch.save({**state, "recipe": json.dumps(kept)}, path)
+    (run / "run.json").write_text(json.dumps({"recipe": described, "status": "stopped", "step": 0}))
+    assert train(recipe(shards, epochs=1, model__start="timm"), run, ALONE, resume=True).already_done
 
 
 def test_fine_tuning_starts_from_timms_weights(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,6 +137,15 @@ def test_an_error_that_comes_again_is_not_tried_for_ever(
     assert "error: rank 1 ended with code 1; with --resume" in capfd.readouterr().err
 
 
+def test_a_killed_loader_counts_as_a_killed_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "starts"
+    program = f"f = open({str(log)!r}, 'a+'); f.write('x'); f.seek(0); raise SystemExit(76 * (len(f.read()) < 3))"
+    run = launch_module._run
+    monkeypatch.setattr(launch_module, "_run", lambda _, count, threads: run(of_each("pass", program), count, threads))
+    assert launch(2, [], on_gpus=False, restart=True, newest=lambda: None) == 0
+    assert len(log.read_text()) == 3
+
+
 def test_a_rank_that_was_killed_is_named(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     run = launch_module._run
     programs = of_each("import time; time.sleep(0.5); raise SystemExit(75)", "os.kill(os.getpid(), 9)")

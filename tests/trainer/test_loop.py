@@ -26,7 +26,7 @@ from trainer.cli import main
 from trainer.loop import Stopped, train
 from trainer.recipe import Recipe
 from trainer.step import Stepper
-from trainer.world import World
+from trainer.world import LoaderGone, World
 
 ALONE = World(device=torch.device("cpu"))
 SIZES = (30, 25, 29)
@@ -349,6 +349,6 @@ def test_a_killed_loader_process_is_one_line(shards: Path, tmp_path: Path) -> No
         (worker,) = Path(f"/proc/{told.pid}/task/{told.pid}/children").read_text().split()
         os.kill(int(worker), signal.SIGKILL)
         _, said = told.communicate(timeout=60)
-    assert told.returncode == 1
+    assert told.returncode == LoaderGone.code
     assert "error: a loader process was killed" in said
     assert "Traceback" not in said

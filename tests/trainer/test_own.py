@@ -30,8 +30,10 @@ class Network(nn.Module):
             nn.Parameter(torch.randn(3 * 16 * 16, width, generator=generator) / 28) for _ in range(3)
         )
 
+        self.register_buffer("ones", torch.ones(1, dtype=torch.int16).expand(3), persistent=False)  # not sent as it is
+
     def forward(self, images):
-        pixels = images.flatten(1)
+        pixels = images.flatten(1) * self.ones[0]
         if self.training and float(torch.rand(())) < 0.5:
             return pixels @ self.two
         return pixels @ self.one
@@ -70,6 +72,11 @@ def test_ranks_train_one_network_whatever_their_samples_reach(shards: Path, tmp_
     first = trained(ALONE, shards, tmp_path / "alone", "other_weights")
     assert isinstance(first, dict)
     assert first.keys() == one.keys()
+
+
+def test_a_file_that_is_not_there_is_one_line(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"there is no file .*nothere\.py with a network in it"):
+        train(recipe(shards, model__backbone=f"{tmp_path}/nothere.py:net"), tmp_path / "run", ALONE)
 
 
 def test_networks_of_other_shapes_on_other_ranks_are_told(shards: Path, tmp_path: Path, ranks: Ranks) -> None:
