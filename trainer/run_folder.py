@@ -148,7 +148,10 @@ def alone(run: Path) -> Iterator[None]:
 
     It is of the kind that forked processes do not share: a killed run's loader workers live some seconds longer.
     """
-    run.mkdir(parents=True, exist_ok=True)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{run} cannot be made ({error.strerror}): choose another --out") from None
     with (run / "lock").open("w") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

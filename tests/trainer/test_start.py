@@ -118,3 +118,11 @@ def test_files_of_another_size_are_found_before_the_first_step(shards: Path, tmp
     texts.unlink()
     with pytest.raises(UserError, match=r"texts\.parquet is missing: run `xclr-shards verify"):
         train(recipe(shards), tmp_path / "run", ALONE)
+
+
+def test_a_run_that_cannot_be_made_is_one_line(shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "not" / "mounted")
+    for place in ("file/run", "nowhere"):
+        with pytest.raises(UserError, match=rf"{place} cannot be made \(.*\): choose another --out"):
+            train(recipe(shards), tmp_path / place, ALONE)
