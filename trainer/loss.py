@@ -68,7 +68,9 @@ def contrastive_loss(
         if implementation == "dense":
             return _dense(rows, columns, block, tau)
         repel = _fused(rows) if implementation == "fused" else _repel
-        return cast(torch.Tensor, _Sweep.apply(rows, columns, block, float(tau), repel))
+        # Not the same tensor twice: of two arguments that are one, torch.compile of PyTorch 2.11 loses the gradient.
+        others = None if columns is rows else columns
+        return cast(torch.Tensor, _Sweep.apply(rows, others, block, float(tau), repel))
 
 
 def _dense(
@@ -88,8 +90,9 @@ class _Sweep(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rows: torch.Tensor, columns: torch.Tensor, block: SimilarityBlock, tau: float, repel: Repel
+        ctx: Any, rows: torch.Tensor, others: torch.Tensor | None, block: SimilarityBlock, tau: float, repel: Repel
     ) -> torch.Tensor:
+        columns = rows if others is None else others
         row_gradient = torch.zeros_like(rows)
         # One rank: rows and columns are the same tensor, and so are their gradients.
         column_gradient = row_gradient if columns is rows else torch.zeros_like(columns)
