@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shards.bars import say
+from shards.config import unlike_values
 from shards.errors import NO_LOCKS, UserError
 
 __all__ = ["WORK", "alone", "differing", "disk_errors", "holds_nothing", "mapped_zeros", "read_settings"]
@@ -101,14 +102,8 @@ def read_settings(path: Path, key: str | None = None) -> dict[str, Any] | None:
 
 def differing(found: dict[str, Any], wanted: dict[str, Any], forgiven: Set[str] = frozenset()) -> list[str]:
     """`name OLD, not NEW` for each setting that differs, besides the forgiven ones; of tables, for each of theirs."""
-    lines = []
-    for name in sorted({*found, *wanted} - forgiven):
-        old, new = found.get(name), wanted.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            lines += [f"{name} {line}" for line in differing(old, new)]
-        elif old != new:
-            lines.append(f"{name} {_told(old)}, not {_told(new)}")
-    return lines
+    unlike = (change for change in unlike_values(found, wanted) if change[0][0] not in forgiven)
+    return [f"{' '.join(names)} {_told(old)}, not {_told(new)}" for names, old, new in unlike]
 
 
 def _told(value: object) -> object:

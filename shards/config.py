@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tomllib
+from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 
 from shards.errors import UserError
 
-__all__ = ["from_table", "read_toml", "typed"]
+__all__ = ["from_table", "read_toml", "typed", "unlike_values"]
 
 T = TypeVar("T")
 
@@ -47,6 +48,16 @@ def from_table(cls: type[T], table: dict[str, Any], where: str) -> T:
         else:
             values[key] = typed(hint, value, f"{where}: {key}")
     return cls(**values)
+
+
+def unlike_values(one: dict[str, Any], other: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
+    """(keys from the outermost table inwards, one's value, the other's) where two tables differ; None where absent."""
+    for key in sorted(one.keys() | other.keys()):
+        a, b = one.get(key), other.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from (((key, *keys), x, y) for keys, x, y in unlike_values(a, b))
+        elif a != b:
+            yield (key,), a, b
 
 
 def _required(field: Field[Any]) -> bool:

@@ -21,7 +21,7 @@ import numpy as np
 from shards.errors import TornTar
 from shards.pictures import is_image
 
-__all__ = ["Member", "Sample", "TarWriter", "class_images", "groups", "samples", "scan", "split_key"]
+__all__ = ["Member", "Sample", "TarWriter", "class_images", "compression", "groups", "samples", "scan", "split_key"]
 
 BLOCK = 512
 ZEROS = bytes(BLOCK)
@@ -29,8 +29,16 @@ HEADER = Struct("100s 24x 12s 12x 8s c 100x 8s 80x 155s 12x")  # name, size, che
 PLAIN = Struct("124x 11s 21x c")  # size, type
 OCTAL = 8 ** np.arange(5, -1, -1)
 RUN = 4096  # headers read at a time
+COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\3\4": "zip"}
 # A header's own data (a long name, a pax record) is small; more than this is damage, not a name.
 MAX_HEADER_DATA = 1 << 20
+
+
+def compression(path: Path) -> str:
+    """By what a file is compressed, as its first bytes say; empty for none that is known."""
+    with path.open("rb") as file:
+        start = file.read(8)
+    return next((name for magic, name in COMPRESSED.items() if start.startswith(magic)), "")
 
 
 class _Extra(TypedDict, total=False):

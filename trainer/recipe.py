@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-from shards.config import from_table, read_toml, typed
+from shards.config import from_table, read_toml, typed, unlike_values
 from shards.errors import UserError
 from trainer.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig
 
@@ -230,18 +230,7 @@ def changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
 def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """`section.key: this, not that` for everything that decides the result."""
     ours = {"run", "name"}  # where it goes, and what the recipe is called; not objective.name
-    return _differences(*({key: value for key, value in table.items() if key not in ours} for table in (one, other)))
-
-
-def _differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    found = []
-    for key in sorted(one.keys() | other.keys()):
-        a, b = one.get(key), other.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += [f"{key}.{name}" for name in _differences(a, b)]
-        elif a != b:
-            found.append(f"{key}: {b!r}, not {a!r}")
-    return found
+    return [f"{'.'.join(keys)}: {b!r}, not {a!r}" for keys, a, b in unlike_values(one, other) if keys[0] not in ours]
 
 
 def as_table(recipe: Recipe) -> dict[str, Any]:

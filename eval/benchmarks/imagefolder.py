@@ -22,15 +22,13 @@ from eval.benchmarks.bench import Bench, Column, ImageSet, Source, Task, fingerp
 from shards.bars import bar, say
 from shards.errors import TornTar, UserError
 from shards.pictures import is_image
-from shards.tar import class_images, scan
+from shards.tar import class_images, compression, scan
 
 __all__ = ["Pictures", "contents", "list_folder", "list_tar", "open_imagefolder", "size_of"]
 
 HASHED_WHOLE = 512 << 20  # bytes of pictures, at most, whose content is all part of a fingerprint: a second or two
 LOOKED_AT = 64  # pictures of a larger set whose content is part of it
 WORTH_A_BAR = (64 << 20, 10_000)  # bytes, files: more may take some seconds on a slow disk
-COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-"""By the first bytes."""
 TOP5_FROM = 10  # classes; below, the figure says little
 
 
@@ -121,9 +119,7 @@ def list_tar(path: Path) -> Pictures:
         try:
             found = sorted(class_images(scan(file)), key=lambda pair: pair[0])
         except TornTar:
-            file.seek(0)
-            first = file.read(6)
-            if kind := next((kind for start, kind in COMPRESSED.items() if first.startswith(start)), None):
+            if kind := compression(path):
                 raise UserError(f"{path} is compressed ({kind}): unpack it, or give the tar within") from None
             raise
     places = [(member.offset, member.size) for _, member in found]

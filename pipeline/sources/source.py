@@ -11,10 +11,9 @@ from pipeline.sources.class_names import ClassName
 from pipeline.sources.datasets import Dataset
 from shards.atomic import sha256_file
 from shards.errors import UserError
+from shards.tar import compression
 
 __all__ = ["Partition", "Source", "check_unpacked"]
-
-PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\3\4": "zip"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,11 +91,8 @@ class Source:
 
 def check_unpacked(path: Path, where: str) -> None:
     """Raises UserError for a compressed file: neither tables nor tars are read so."""
-    with path.open("rb") as file:
-        start = file.read(8)
-    for magic, name in PACKED.items():
-        if start.startswith(magic):
-            raise UserError(f"{where} is compressed ({name}): unpack it, and give what comes out")
+    if name := compression(path):
+        raise UserError(f"{where} is compressed ({name}): unpack it, and give what comes out")
 
 
 @cache
