@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from pipeline.images import kind
 from pipeline.scan.samples import Limits, Scan, listed
 from pipeline.sources.captions import joined
+from pipeline.sources.formats import columns, holds_images
 from pipeline.sources.source import Partition, Source
-from pipeline.sources.tables import columns, holds_images
 from shards.atomic import atomic_file
 from shards.errors import UserError
 from shards.remote import fetch, shown

@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 
 from pipeline.sources.class_names import ClassName, class_names
 from pipeline.sources.datasets import Dataset
+from pipeline.sources.formats import columns, holds_images
 from pipeline.sources.remote import RemoteFile, find
 from pipeline.sources.source import Partition, Source, check_unpacked
-from pipeline.sources.tables import columns, holds_images
 from shards.errors import TornTar, UserError
 from shards.remote import is_remote, shown
 from shards.tar import Member, class_images
