@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import faulthandler
-import multiprocessing
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from tests.forked import forking
 from trainer.world import World
 
 
@@ -24,7 +24,7 @@ class Ranks:
         self.pool = self._pool()
 
     def _pool(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(self.most, mp_context=multiprocessing.get_context("spawn"))
+        return ProcessPoolExecutor(self.most, mp_context=forking())
 
     def end(self) -> None:
         """Without waiting for a rank that hangs."""

@@ -8,7 +8,6 @@ goes through torchrun itself.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import signal
@@ -16,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ import pytest
 import torch
 
 from shards.config import from_table
+from tests.forked import PATIENCE, forking
 from tests.make import make_shards
 from tests.trainer.test_loop import SIZES, command, env, losses, table, weights
 from trainer.loop import train
@@ -31,7 +31,6 @@ from trainer.recipe import Recipe
 from trainer.world import join_world
 
 KILLS = 20
-PATIENCE = 300  # seconds, for a machine that is busy with other things
 CHANGES: dict[str, Any] = {"epochs": 6, "run__checkpoint_every": 1, "run__keep": 3, "run__knn_every": 0}
 
 pytestmark = pytest.mark.slow
@@ -48,34 +47,27 @@ def rank_main(recipe: dict[str, Any], run: str, rank: int, port: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def context() -> ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["trainer.loop", "tests.trainer.test_kills"])
-    return context
-
-
-@pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_shards(tmp_path_factory.mktemp("shards"), sizes=SIZES, classes=6)
 
 
 @pytest.fixture(scope="module")
-def whole(context: ForkServerContext, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was never hurt."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    ranks = start(context, shards, run)
+    ranks = start(shards, run)
     for rank in ranks:
         rank.join(PATIENCE)
     assert [rank.exitcode for rank in ranks] == [0, 0]
     return run
 
 
-def start(context: ForkServerContext, shards: Path, run: Path) -> list[ForkServerProcess]:
+def start(shards: Path, run: Path) -> list[ForkServerProcess]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     recipe = {"name": "test", **table(shards, **CHANGES)}
-    ranks = [context.Process(target=rank_main, args=(recipe, str(run), rank, port)) for rank in range(2)]
+    ranks = [forking().Process(target=rank_main, args=(recipe, str(run), rank, port)) for rank in range(2)]
     for rank in ranks:
         rank.start()
     return ranks
@@ -87,13 +79,11 @@ def steps(run: Path) -> int:
     return log.read_text().count('"loss"') if log.exists() else 0
 
 
-def test_twenty_kills_of_random_ranks_change_nothing(
-    context: ForkServerContext, shards: Path, whole: Path, tmp_path: Path
-) -> None:
+def test_twenty_kills_of_random_ranks_change_nothing(shards: Path, whole: Path, tmp_path: Path) -> None:
     run, kills = tmp_path / "run", list[int]()
     rng = random.Random(time.time_ns())
     for _ in range(KILLS):
-        before, ranks = steps(run), start(context, shards, run)
+        before, ranks = steps(run), start(shards, run)
         while steps(run) <= before:  # further than at the kill before, so that the run gets somewhere
             assert all(rank.exitcode in (None, 0) for rank in ranks)
             time.sleep(0.002)
@@ -104,11 +94,12 @@ def test_twenty_kills_of_random_ranks_change_nothing(
             rank.kill()
             rank.join()
     assert kills[-1] < 60, f"the run was over before the last kill: {kills}"
-    for rank in start(context, shards, run):
+    for rank in start(shards, run):
         rank.join(PATIENCE)
         assert rank.exitcode == 0
+    found = weights(run)
     for name, value in weights(whole).items():
-        assert torch.equal(weights(run)[name], value), f"{name} differs after kills at steps {kills}"
+        assert torch.equal(found[name], value), f"{name} differs after kills at steps {kills}"
     assert losses(run) == losses(whole)
 
 
@@ -168,6 +159,7 @@ def test_a_killed_rank_is_brought_back(shards: Path, whole: Path, tmp_path: Path
     finally:
         launcher.kill()
         launcher.wait()
+    found = weights(run)
     for name, value in weights(whole).items():
-        assert torch.equal(weights(run)[name], value)
+        assert torch.equal(found[name], value)
     assert losses(run) == losses(whole)
