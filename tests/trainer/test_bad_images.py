@@ -11,8 +11,8 @@ import pytest
 from shards.errors import UserError
 from tests.make import make_shards
 from tests.trainer.ranks import Ranks
-from tests.trainer.test_loop import ALONE, SIZES, lines_of, recipe
-from tests.trainer.test_recovery import stop_at, trained
+from tests.trainer.test_loop import ALONE, SIZES, lines_of, recipe, trained
+from tests.trainer.test_recovery import stop_at
 from trainer.loop import Stopped, train
 
 

@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -20,11 +19,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from shards.config import from_table
 from shards.errors import UserError
+from tests import forked
 from tests.make import make_shards
+from tests.trainer.ranks import Ranks
 from trainer.checkpoint import checkpoints, find_checkpoint, load_backbone, read_checkpoint
 from trainer.cli import main
 from trainer.loop import Stopped, train
 from trainer.recipe import Recipe
+from trainer.run_folder import alone
 from trainer.step import Stepper
 from trainer.world import LoaderGone, World
 
@@ -83,6 +85,10 @@ def command(shards: Path, run: Path, ranks: int = 1, **changes: Any) -> list[str
     return [*start, "trainer.cli", "--recipe", str(path), "--out", str(run), "--device", "cpu", "--resume"]
 
 
+def trained(world: World, chosen: Recipe, run: Path, resume: bool = False) -> None:
+    train(chosen, run, world, resume=resume)
+
+
 def env() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -90,6 +96,14 @@ def env() -> dict[str, str]:
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_shards(tmp_path_factory.mktemp("shards"), sizes=SIZES, classes=6)
+
+
+@pytest.fixture(scope="module")
+def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20 steps, never stopped."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    train(recipe(shards), run, ALONE)
+    return run
 
 
 @pytest.mark.parametrize("objective", ["xclr", "simclr", "supcon", "clip"])
@@ -137,42 +151,37 @@ def test_backbone_of_a_checkpoint(shards: Path, tmp_path: Path) -> None:
     assert torch.equal(fresh(images), again(images))
 
 
-@pytest.mark.slow
-def test_two_ranks_train_as_one(shards: Path, tmp_path: Path) -> None:
+def test_two_ranks_train_as_one(shards: Path, tmp_path: Path, ranks: Ranks) -> None:
     """20 steps: the same batches (each rank's half), the same loss to 1e-5, the same weights to rounding."""
-    run = lambda ranks: subprocess.run(  # noqa: E731
-        command(shards, tmp_path / f"w{ranks}", ranks, optimiser__name="sgd", optimiser__lr=0.002),
-        env=env(),
-        check=True,
-        capture_output=True,
-    )
-    run(1)
-    run(2)
+    chosen = recipe(shards, optimiser__name="sgd", optimiser__lr=0.002)
+    for size in (1, 2):
+        ranks(size, trained, chosen, tmp_path / f"w{size}")
     one, two = losses(tmp_path / "w1"), losses(tmp_path / "w2")
     assert len(one) == len(two) == 20
     assert max(abs(a - b) for a, b in zip(one, two, strict=True)) < 1e-5
+    found = weights(tmp_path / "w2")
     for name, value in weights(tmp_path / "w1").items():
-        torch.testing.assert_close(weights(tmp_path / "w2")[name], value, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(found[name], value, atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.slow
 def test_killed_and_resumed_equals_never_stopped(shards: Path, tmp_path: Path) -> None:
     """SIGKILL at a random step, then the same command: weights equal bit for bit, one line of metrics a step."""
-    whole = command(shards, tmp_path / "whole", model__backbone="test_resnet", run__workers=1)
-    subprocess.run(whole, env=env(), check=True, capture_output=True)
-    killed = command(shards, tmp_path / "killed", model__backbone="test_resnet", run__workers=1)
+    whole = command(shards, tmp_path / "whole", model__backbone="test_resnet", run__workers=1)[3:]
+    forked.run("trainer.cli", whole, tmp_path / "said")
+    killed = command(shards, tmp_path / "killed", model__backbone="test_resnet", run__workers=1)[3:]
     step = random.randrange(3, 19)
-    process = subprocess.Popen(killed, env=env(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = forked.start("trainer.cli", killed, tmp_path / "said")
     metrics = tmp_path / "killed" / "metrics.jsonl"
-    while process.poll() is None and not (metrics.exists() and f'"step": {step},' in metrics.read_text()):
+    while process.is_alive() and not (metrics.exists() and f'"step": {step},' in metrics.read_text()):
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     with metrics.open("a") as file:
         file.write('{"step": 1')  # a line cut short, as a kill may leave it
-    subprocess.run(killed, env=env(), check=True, capture_output=True)
+    forked.run("trainer.cli", killed, tmp_path / "said")
+    found = weights(tmp_path / "killed")
     for name, value in weights(tmp_path / "whole").items():
-        assert torch.equal(weights(tmp_path / "killed")[name], value), f"{name} differs after a kill at step {step}"
+        assert torch.equal(found[name], value), f"{name} differs after a kill at step {step}"
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
 
 
@@ -200,9 +209,8 @@ def test_nohup_is_heeded(shards: Path, tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.usefixtures("hangup")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_saves_and_resuming_is_exact(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+    shards: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    train(recipe(shards), tmp_path / "whole", ALONE)
     steps = Stepper.step
 
     def tell(self: Stepper, batch: Any, step: int, total: int) -> Any:
@@ -215,59 +223,64 @@ def test_a_signal_saves_and_resuming_is_exact(
         with pytest.raises(Stopped, match="stopped at step 8 of 20"):
             train(recipe(shards), tmp_path / "run", ALONE)
     train(recipe(shards), tmp_path / "run", ALONE, resume=True)
-    for name, value in weights(tmp_path / "whole").items():
-        assert torch.equal(weights(tmp_path / "run")[name], value)
+    found = weights(tmp_path / "run")
+    for name, value in weights(whole).items():
+        assert torch.equal(found[name], value)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 143), (signal.SIGINT, 130)])
 def test_a_signal_to_the_whole_group_saves_too(shards: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
     """As Ctrl-C, `timeout` and schedulers send it: to the loader's workers as well."""
     run = tmp_path / "run"
-    started = command(shards, run, epochs=300, run__workers=1, run__checkpoint_every=10_000)
-    with subprocess.Popen(started, env=env(), stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
-        metrics = run / "metrics.jsonl"
-        while process.poll() is None and not (metrics.exists() and '"step": 3,' in metrics.read_text()):
-            time.sleep(0.005)
-        os.killpg(process.pid, number)
-        _, said = process.communicate(timeout=60)
-    assert process.returncode == code
+    arguments = command(shards, run, epochs=300, run__workers=1, run__checkpoint_every=10_000)[3:]
+    process = forked.start("trainer.cli", arguments, tmp_path / "said", group=True)
+    metrics = run / "metrics.jsonl"
+    while process.is_alive() and not (metrics.exists() and '"step": 3,' in metrics.read_text()):
+        time.sleep(0.005)
+    assert process.pid
+    os.killpg(process.pid, number)
+    process.join(60)
+    assert process.exitcode == code
+    said = (tmp_path / "said").read_text()
     assert "Traceback" not in said
     step = int(said.split("stopped at step ")[1].split()[0])
     assert step >= 3
     assert checkpoints(run)[-1].name == f"step-{step:08d}.pt"
 
 
+def hold(run: Path) -> None:
+    with alone(run):
+        (run / "held").touch()
+        time.sleep(60)
+
+
 def test_a_second_training_into_the_folder_is_refused(shards: Path, tmp_path: Path) -> None:
-    script = f"""
-from pathlib import Path
-from trainer.run_folder import alone
-with alone(Path({str(tmp_path / "run")!r})):
-    print("held", flush=True)
-    input()
-"""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", script], text=True, **pipes) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match="another process is training into"):
-            train(recipe(shards, epochs=1), tmp_path / "run", ALONE)
-        other.kill()
-    train(recipe(shards, epochs=1), tmp_path / "run", ALONE)
+    run = tmp_path / "run"
+    other = forked.forking().Process(target=hold, args=(run,))
+    other.start()
+    while not (run / "held").exists():
+        assert other.is_alive()
+        time.sleep(0.005)
+    with pytest.raises(UserError, match="another process is training into"):
+        train(recipe(shards, epochs=1), run, ALONE)
+    other.kill()
+    other.join()
+    train(recipe(shards, epochs=1), run, ALONE)
 
 
 def test_a_torn_checkpoint_costs_the_steps_since_the_one_before(
-    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shards: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(recipe(shards), tmp_path / "whole", ALONE)
-    shutil.copytree(tmp_path / "whole", tmp_path / "torn")
+    shutil.copytree(whole, tmp_path / "torn")
     last = checkpoints(tmp_path / "torn")[-1]
     last.write_bytes(last.read_bytes()[:1000])
     train(recipe(shards), tmp_path / "torn", ALONE, resume=True)
     said = capsys.readouterr().err
     assert "not a readable checkpoint" in said
     assert "going on from step 18 of 20" in said
-    for name, value in weights(tmp_path / "whole").items():
-        assert torch.equal(weights(tmp_path / "torn")[name], value)
+    found = weights(tmp_path / "torn")
+    for name, value in weights(whole).items():
+        assert torch.equal(found[name], value)
     for path in checkpoints(tmp_path / "torn"):
         path.write_bytes(b"torn")
     with pytest.raises(UserError, match=r"none of the checkpoints of \S+ is readable: delete the folder"):
@@ -341,14 +354,14 @@ def test_a_missing_graph_is_said_before_anything_else(
 def test_a_killed_loader_process_is_one_line(shards: Path, tmp_path: Path) -> None:
     """As the system does it where memory ends."""
     run = tmp_path / "run"
-    started = command(shards, run, epochs=500, run__workers=1)
-    with subprocess.Popen(started, env=env(), stderr=subprocess.PIPE, text=True) as told:
-        while not (run / "metrics.jsonl").exists() or len(lines_of(run)) < 3:
-            assert told.poll() is None
-            time.sleep(0.05)
-        (worker,) = Path(f"/proc/{told.pid}/task/{told.pid}/children").read_text().split()
-        os.kill(int(worker), signal.SIGKILL)
-        _, said = told.communicate(timeout=60)
-    assert told.returncode == LoaderGone.code
+    told = forked.start("trainer.cli", command(shards, run, epochs=500, run__workers=1)[3:], tmp_path / "said")
+    while not (run / "metrics.jsonl").exists() or len(lines_of(run)) < 3:
+        assert told.is_alive()
+        time.sleep(0.05)
+    (worker,) = Path(f"/proc/{told.pid}/task/{told.pid}/children").read_text().split()
+    os.kill(int(worker), signal.SIGKILL)
+    told.join(60)
+    assert told.exitcode == LoaderGone.code
+    said = (tmp_path / "said").read_text()
     assert "error: a loader process was killed" in said
     assert "Traceback" not in said

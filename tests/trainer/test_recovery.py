@@ -30,7 +30,6 @@ from trainer import checkpoint, run_folder, setup
 from trainer.checkpoint import checkpoints, read_checkpoint
 from trainer.cli import app
 from trainer.loop import Stopped, _Loop, train
-from trainer.recipe import Recipe
 from trainer.step import Stepper
 from trainer.world import World
 
@@ -48,10 +47,6 @@ def add_graph(root: Path, name: str, seed: int = 0, **meta: Any) -> None:
 
 def status(run: Path) -> str:
     return str(json.loads((run / "run.json").read_text())["status"])
-
-
-def trained(world: World, chosen: Recipe, run: Path, resume: bool = False) -> None:
-    train(chosen, run, world, resume=resume)
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
@@ -89,7 +84,8 @@ def test_a_run_keeps_its_graph_when_others_come(shards: Path, tmp_path: Path, mo
         train(recipe(shards), tmp_path / "new", ALONE)
     resumed = CliRunner().invoke(app, [*command(shards, tmp_path / "run")[3:], "--resume"], catch_exceptions=False)
     assert resumed.exit_code == 0
-    assert all(torch.equal(weights(tmp_path / "run")[name], v) for name, v in weights(tmp_path / "whole").items())
+    found = weights(tmp_path / "run")
+    assert all(torch.equal(found[name], v) for name, v in weights(tmp_path / "whole").items())
 
 
 def test_a_torn_description_of_a_run_asks_for_the_graph(shards: Path, tmp_path: Path) -> None:
@@ -198,7 +194,8 @@ def test_a_torn_checkpoint_does_not_stay_the_newest(
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-00000015.pt"]
     assert torn.with_suffix(".torn").exists()
     train(chosen, tmp_path / "run", ALONE, resume=True)
-    assert all(torch.equal(v, weights(tmp_path / "run")[k]) for k, v in weights(tmp_path / "whole").items())
+    found = weights(tmp_path / "run")
+    assert all(torch.equal(v, found[k]) for k, v in weights(tmp_path / "whole").items())
 
 
 @pytest.mark.parametrize(

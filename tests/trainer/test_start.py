@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -88,25 +86,19 @@ def test_ranks_of_unlike_machines_measure_as_many_steps(shards: Path, ranks: Ran
     assert ranks(2, steps_measured, shards, [2, 0]) == [9, 9]
 
 
-def test_every_start_of_the_ranks_has_one_name_of_its_own(tmp_path: Path) -> None:
+def name_of_start(world: World, store: Path) -> str:
+    return _start_of(torch.distributed.FileStore(str(store), -1), world.rank, world.size)
+
+
+def test_every_start_of_the_ranks_has_one_name_of_its_own(tmp_path: Path, ranks: Ranks) -> None:
     """On a store that keeps what earlier starts left there, as torchrun's does; some ranks of them never came."""
     store = torch.distributed.FileStore(str(tmp_path / "store"), -1)
     store.set("hello/1", "of a rank that was killed")
-    script = f"""
-import sys, torch
-from trainer.world import _start_of
-store = torch.distributed.FileStore({str(tmp_path / "store")!r}, -1)
-print(_start_of(store, int(sys.argv[1]), 3))
-"""
     names = set()
     for _ in range(2):
-        others = [
-            subprocess.Popen([sys.executable, "-c", script, str(rank)], stdout=subprocess.PIPE, text=True)
-            for rank in (1, 2)
-        ]
-        mine = _start_of(store, 0, 3)
-        assert [other.communicate(timeout=60)[0].strip() for other in others] == [mine, mine]
-        names.add(mine)
+        first, *others = ranks(3, name_of_start, tmp_path / "store")
+        assert others == [first, first]
+        names.add(first)
     assert len(names) == 2
 
 
