@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from shards.errors import UserError
+from tests import forked
 from tests.make import make_shards
-from tests.trainer.test_loop import SIZES, command, env, lines_of
+from tests.trainer.test_loop import SIZES, command, lines_of
 from trainer import launch as launch_module
 from trainer.launch import BY_HAND, INTERRUPTED, _run, _without_ranks, launch, ranks_wanted
 
@@ -170,15 +171,15 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_the_user_can_mend_is_not_tried_again(shards: Path, tmp_path: Path) -> None:
-    wrong = subprocess.run(
-        [*command(shards, tmp_path / "wrong", model__backbone="resnet17"), "--ranks", "2"],
-        env=env(), capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
-    assert wrong.returncode == 2
-    said = [line for line in wrong.stderr.splitlines() if "resnet17" in line and line.startswith("error:")]
-    assert 1 <= len(said) <= 2  # each rank once
-    assert "Traceback" not in wrong.stderr
-    assert "start again" not in wrong.stderr
+    arguments = command(shards, tmp_path / "wrong", model__backbone="resnet17")[3:]
+    wrong = forked.start("trainer.cli", [*arguments, "--ranks", "2"], tmp_path / "said")
+    wrong.join(120)
+    assert wrong.exitcode == 2
+    said = (tmp_path / "said").read_text()
+    lines = [line for line in said.splitlines() if "resnet17" in line and line.startswith("error:")]
+    assert 1 <= len(lines) <= 2  # each rank once
+    assert "Traceback" not in said
+    assert "start again" not in said
 
 
 @pytest.mark.parametrize(
@@ -194,16 +195,16 @@ def test_a_signal_ends_in_a_checkpoint_and_a_code(
     shards: Path, tmp_path: Path, number: signal.Signals, to_a_rank: bool, code: int
 ) -> None:
     run = tmp_path / "run"
-    with subprocess.Popen(
-        [*command(shards, run, epochs=500), "--ranks=2"], env=env(), stderr=subprocess.PIPE, text=True
-    ) as told:
-        while not (run / "metrics.jsonl").exists() or len(lines_of(run)) < 3:
-            assert told.poll() is None
-            time.sleep(0.05)
-        children = Path(f"/proc/{told.pid}/task/{told.pid}/children").read_text().split()
-        os.kill(int(children[1]) if to_a_rank else told.pid, number)
-        _, said = told.communicate(timeout=60)
-    assert told.returncode == code
+    told = forked.start("trainer.cli", [*command(shards, run, epochs=500)[3:], "--ranks=2"], tmp_path / "said")
+    while not (run / "metrics.jsonl").exists() or len(lines_of(run)) < 3:
+        assert told.is_alive()
+        time.sleep(0.05)
+    assert told.pid
+    children = Path(f"/proc/{told.pid}/task/{told.pid}/children").read_text().split()
+    os.kill(int(children[1]) if to_a_rank else told.pid, number)
+    told.join(60)
+    assert told.exitcode == code
+    said = (tmp_path / "said").read_text()
     assert "Traceback" not in said
     assert "start again" not in said
     assert json.loads((run / "run.json").read_text())["status"] == "stopped"
@@ -212,15 +213,13 @@ def test_a_signal_ends_in_a_checkpoint_and_a_code(
 
 def test_ranks_save_and_stop_when_their_launcher_is_killed(shards: Path, tmp_path: Path) -> None:
     run, said = tmp_path / "run", tmp_path / "said"
-    with (
-        said.open("w") as stderr,
-        subprocess.Popen([*command(shards, run, epochs=500), "--ranks=2"], env=env(), stderr=stderr) as killed,
-    ):
-        while not (run / "metrics.jsonl").exists() or len(lines_of(run)) < 3:
-            assert killed.poll() is None
-            time.sleep(0.05)
-        children = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()
-        killed.kill()
+    killed = forked.start("trainer.cli", [*command(shards, run, epochs=500)[3:], "--ranks=2"], said)
+    while not (run / "metrics.jsonl").exists() or len(lines_of(run)) < 3:
+        assert killed.is_alive()
+        time.sleep(0.05)
+    children = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()
+    killed.kill()
+    killed.join()
     try:
         until = time.monotonic() + 60
         while any(alive(child) for child in children):
