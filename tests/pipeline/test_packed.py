@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -38,6 +35,7 @@ from shards.errors import UserError
 from shards.manifest import Manifest
 from shards.reader import Shards
 from shards.verify import verify
+from tests import forked
 from tests.make import jpeg
 from tests.pipeline.sources import write_tar
 
@@ -278,28 +276,27 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
     """SIGKILL over a packed build with its graph, each followed by the same command: the same bytes."""
     source = themes(tmp_path / "in")
 
-    def command(out: Path) -> list[str]:
+    def arguments(out: Path) -> list[str]:
         options = ["--layout", "packed", "--group-size", "8", "--k", "8", "--shard-size", "20"]
-        arguments = ["build", "flickr8k", "--source", str(source), "--out", str(out), *options]
-        return [sys.executable, "-m", "pipeline.cli", *arguments]
+        return ["build", "flickr8k", "--source", str(source), "--out", str(out), *options]
 
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    said = tmp_path / "said"
+    forked.ready()
     begin = time.perf_counter()
-    subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True, env=environment)
+    forked.run("pipeline.cli", arguments(tmp_path / "whole"), said)
     length, out, kills = time.perf_counter() - begin, tmp_path / "out", 0
     for _ in range(10):
-        process = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
-        try:
-            process.wait(random.uniform(0.3, 1.0) * length)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        _, errors = process.communicate()
-        assert process.returncode in (0, -signal.SIGKILL), errors.decode()
-        if process.returncode == 0 and not kills:  # the machine is less busy than it was when the clock ran
+        process = forked.start("pipeline.cli", arguments(out), said)
+        process.join(random.uniform(0.3, 1.0) * length)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            kills += process.exitcode == -signal.SIGKILL
+        assert process.exitcode in (0, -signal.SIGKILL), said.read_text()
+        if process.exitcode == 0 and not kills:  # the machine is less busy than it was when the clock ran
             shutil.rmtree(out)
             length /= 2
-    subprocess.run(command(out), check=True, capture_output=True, env=environment)
+    forked.run("pipeline.cli", arguments(out), said)
     assert kills
     assert contents(out) == contents(tmp_path / "whole")
     assert Manifest.load(out).layout == "packed"
