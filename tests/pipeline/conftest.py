@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline.graph.build import build_graph
 from shards.tar import samples
 from tests.pipeline.texts import text_shards
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """So that what is done side by side is, also where each process of tests has one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -71,6 +71,7 @@ def source() -> EncoderSource:
     return EncoderSource(id="counting", revision=None, sha256="0", folder=Path("/nowhere"))
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_node_is_the_normalised_mean_of_its_captions(
     texts: list[str], source: EncoderSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -110,6 +110,7 @@ def test_a_graph_that_is_there_is_kept(caption_shards: Path, capfd: pytest.Captu
         build_graph(caption_shards, name="minilm-k32", k=16)
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_same_input_same_bytes(captions: list[str], tmp_path: Path) -> None:
     roots = [text_shards(tmp_path / name, captions[200:400]) for name in ("first", "second")]
     first, folder = (build_graph(root, code_dim=64) for root in roots)

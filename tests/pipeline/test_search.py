@@ -24,6 +24,8 @@ from shards.errors import UserError
 
 Vectors = npt.NDArray[np.float32]
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 
 def clustered(n: int, dim: int = 48, seed: int = 0) -> Vectors:
     """Unit vectors around a few dozen centres, a tenth of them copies of others."""
