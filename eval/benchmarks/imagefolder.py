@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.benchmarks.bench import Bench, Column, ImageSet, Source, Task, fingerprint, top
-from shards.bars import bar, say
+from eval.benchmarks.bench import Bench, ImageSet, Source, fingerprint
+from eval.benchmarks.classes import Classified, Words, class_figures
+from shards.bars import bar
 from shards.errors import TornTar, UserError
 from shards.pictures import is_image
 from shards.tar import class_images, compression, scan
@@ -29,7 +29,7 @@ __all__ = ["Pictures", "contents", "list_folder", "list_tar", "open_imagefolder"
 HASHED_WHOLE = 512 << 20  # bytes of pictures, at most, whose content is all part of a fingerprint: a second or two
 LOOKED_AT = 64  # pictures of a larger set whose content is part of it
 WORTH_A_BAR = (64 << 20, 10_000)  # bytes, files: more may take some seconds on a slow disk
-TOP5_FROM = 10  # classes; below, the figure says little
+WORDS = Words(truth="the class of the folder", matched="classes are matched by folder name", needs="one folder each")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +44,14 @@ class Pictures:
 
     def class_names(self) -> list[str]:
         return [key.split("/", 1)[0] for key in self.keys]
+
+    def classified(self, images: str) -> Classified:
+        """The classes of its pictures, as those of the ImageSet that will have this name."""
+        of_each = self.class_names()
+        names = sorted(set(of_each))
+        number = {name: label for label, name in enumerate(names)}
+        labels = np.array([number[name] for name in of_each], np.int64)
+        return Classified(images=images, where=self.where, names=names, labels=labels)
 
     def image_set(self, name: str, *, may_train: bool) -> ImageSet:
         return ImageSet(
@@ -70,34 +78,14 @@ def open_imagefolder(source: Source) -> Bench:
         what = f"{source.root} is a file" if source.root.is_file() else f"there is no folder {source.root}"
         raise UserError(f"{what}: give --data DIR that holds train/ and val/, or train.tar and val.tar")
     train, test = _split(source.root, ("train",)), _split(source.root, ("val", "test"))
-    classes = sorted(set(train.class_names()))
-    number = {name: label for label, name in enumerate(classes)}
-    unknown = Counter(name for name in test.class_names() if name not in number)
-    if unknown:
-        first, count = sorted(unknown.items())[0]
-        raise UserError(
-            f"{test.where} has the class {first!r} ({count} pictures), which {train.where} lacks ({len(unknown)} such "
-            f"of {len(set(test.class_names()))}): classes are matched by folder name"
-        )
-    if len(classes) < 2:
-        raise UserError(f"{train.where} has one class, {classes[0]!r}: a probe needs two, one folder each")
-    labels = np.array([number[name] for name in train.class_names()], np.int64)
-    truth = np.array([number[name] for name in test.class_names()], np.int64)
-    without = sorted(set(classes) - set(test.class_names()))
-    if without:
-        say(f"{test.where} has no picture of {len(without)} of {len(classes)} classes, {without[0]!r} among them")
-    columns = [Column(name="top1", task="class", images="val", score=top(truth), about="the class of the folder")]
-    if len(classes) >= TOP5_FROM:
-        columns.append(
-            Column(name="top5", task="class", images="val", score=top(truth, 5), about="among the five likeliest")
-        )
+    task, columns, notes = class_figures(train.classified("train"), test.classified("val"), WORDS)
     return Bench(
         name="imagefolder",
         root=source.root,
         sets=(train.image_set("train", may_train=True), test.image_set("val", may_train=False)),
-        tasks=(Task(name="class", images="train", labels=labels, classes=classes),),
-        columns=tuple(columns),
-        notes={"train": str(train.where), "val": str(test.where), "classes": len(classes), "not_in_val": len(without)},
+        tasks=(task,),
+        columns=columns,
+        notes=notes,
     )
 
 
