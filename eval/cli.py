@@ -27,7 +27,7 @@ Data = Annotated[
     Path | None,
     typer.Option(
         help="Folder of the benchmark (of a suite's only one). Default: $XCLR_BENCHMARKS/BENCH, or "
-        "data/benchmarks/BENCH; imagenet-real takes imagenet's, demo data/demo."
+        "data/benchmarks/BENCH; imagenet-real takes imagenet's, demo data/demo, shards those of the checkpoint."
     ),
 ]
 Checkpoint = Annotated[
@@ -80,6 +80,7 @@ def linear_probe(
     \b
     xclr-eval linear-probe --bench demo                                    the newest run
     xclr-eval linear-probe --bench imagefolder --data DIR --checkpoint runs/NAME
+    xclr-eval linear-probe --bench shards --data data/mine                 labelled shards, data/mine-test beside them
 
     Features are extracted once and kept; what selects a candidate is a part of the training images, never the test.
     """
@@ -254,7 +255,7 @@ def _free(path: Path, name: str) -> Path:
 def _default_out(model: Model, bench: OpenBench, method: Method, untrained: bool, settings: Settings) -> Path:
     """RUN/eval/NAME.json; for a model without a run, runs/eval/MODEL/NAME.json."""
     parts = [method.replace("_", "-"), bench.name]
-    parts += [bench.root.resolve().name] if bench.name == "imagefolder" else []
+    parts += [bench.root.resolve().name] if BENCHES[bench.name].own else []
     parts += ["untrained"] if untrained else []
     parts += [settings.probe.solver] if method == "linear_probe" and settings.probe.solver != "sgd" else []
     parts += ["views"] if settings.views else []

@@ -41,7 +41,7 @@ def show_inventory(runs: Path = Path("runs")) -> None:
         table.add_column(heading, overflow="fold")
     missing: dict[str, None] = {}
     for name, entry in BENCHES.items():
-        state, words, lacks = look(name) if name != "imagefolder" else ("any", "give --data DIR", [])
+        state, words, lacks = ("any", f"give {entry.where}", []) if entry.own else look(name)
         table.add_row(name, state, entry.about, escape(words))
         missing |= dict.fromkeys(lacks)
     console.print(table)

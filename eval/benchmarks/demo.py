@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from eval.benchmarks.bench import Absent, Bench, Column, ImageSet, Source, Summary, Task, fingerprint, top
+from eval.benchmarks.shards import TEST, is_finished, test_folder
 from shards.errors import UserError
 from shards.manifest import Manifest
 from shards.reader import Shards
@@ -29,13 +30,12 @@ ABOUT = {
     "only_bg": "the object that was taken out of its ground: here more is no better",
 }
 HEADS = ("object", "colour", "texture")
-TEST = "-test"  # the test shards of NAME lie beside them, in NAME-test
 
 
 def open_demo(source: Source) -> Bench:
     """Train shards: --data, the checkpoint's, or data/demo; test shards beside them, in NAME-test."""
     train = _train_folder(source)
-    test = train.with_name(train.name + TEST)
+    test = test_folder(train)
     train_rows, test_rows = _rows(train), _rows(test)
     names = {head: _class_names([train_rows, test_rows], head) for head in HEADS}
     train_set = _images("train", train, train_rows, "train")
@@ -105,25 +105,21 @@ class _Set:
 def _train_folder(source: Source) -> Path:
     """The first place that holds both folders of shards."""
     candidates = [source.root, source.root / "demo", source.shards, Path("data/demo")]
-    there = [folder for folder in candidates if folder is not None and _finished(folder)]
+    there = [folder for folder in candidates if folder is not None and is_finished(folder)]
     ours = [folder for folder in there if folder == source.root or Manifest.load(folder).dataset == "demo"]
-    whole = [folder for folder in ours if _finished(folder.with_name(folder.name + TEST))]
+    whole = [folder for folder in ours if is_finished(test_folder(folder))]
     if whole:
         return whole[0]
     halves = [folder for folder in ours if Manifest.load(folder).dataset == "demo"]
     if halves:
         raise UserError(
-            f"{halves[0]}{TEST} is missing, which the benchmark demo tests on: run `xclr-shards build demo-test`"
+            f"{test_folder(halves[0])} is missing, which the benchmark demo tests on: run `xclr-shards build demo-test`"
         )
     raise Absent(
         f"the benchmark demo needs the shards demo and demo-test, and there are none in {source.root} or data/: "
         "run `make demo`, or `xclr-shards build demo` and `xclr-shards build demo-test`",
         {"demo": [f"data/demo{part}" for part in ("", TEST)]},
     )
-
-
-def _finished(folder: Path) -> bool:
-    return (folder / "manifest.json").is_file()
 
 
 def _rows(folder: Path) -> list[_Row]:

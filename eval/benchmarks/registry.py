@@ -23,6 +23,8 @@ class Entry:
     """One line: what is scored."""
     where: str
     """One line: where to get it, or how it is given."""
+    own: bool = False
+    """Data of the user's own, which --data names: results are called after its folder."""
 
 
 BENCHES: dict[str, Entry] = {
@@ -35,6 +37,13 @@ BENCHES: dict[str, Entry] = {
         reader="eval.benchmarks.imagefolder:open_imagefolder",
         about="any class folders: train/ and val/, or train.tar and val.tar",
         where="--data DIR",
+        own=True,
+    ),
+    "shards": Entry(
+        reader="eval.benchmarks.shards:open_labelled",
+        about="any labelled shards, on the test shards beside them (NAME and NAME-test)",
+        where="--data SHARDS",
+        own=True,
     ),
     "imagenet": Entry(
         reader="eval.benchmarks.imagenet:open_imagenet",

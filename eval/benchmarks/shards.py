@@ -1,0 +1,167 @@
+"""`shards`: labelled shards (format 1) of any data set; one probe on those at --data, judged on NAME-test beside them.
+
+    data/cifar10/manifest.json         split "train", and `classes`, the names of the labels in index/
+    data/cifar10-test/manifest.json    split "test"; its classes may stand in another order, or be fewer
+
+What a manifest says of its split is believed, not what its folder is called: a head trained on a test split, or judged
+on pictures that models are trained on, would give a figure that looks like any other. Samples without a label belong to
+neither set: their features are not even extracted, since in a crawl with a few labels they are most of it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from shlex import quote
+
+import numpy as np
+
+from eval.benchmarks.bench import Bench, ImageSet, Ints, Source, fingerprint
+from eval.benchmarks.classes import Classified, Words, class_figures
+from shards.bars import say
+from shards.errors import UserError
+from shards.reader import Shards
+
+__all__ = ["TEST", "is_finished", "open_labelled", "test_folder"]
+
+NAME = "shards"
+TEST = "-test"  # the test shards of NAME lie beside them, in NAME-test
+DATA = "give --data a folder of labelled training shards"
+WORDS = Words(
+    truth="the class of the label",
+    matched="classes are matched by their names in manifest.json",
+    needs="so give shards of more classes",
+)
+
+
+def open_labelled(source: Source) -> Bench:
+    """Train shards: --data, else the checkpoint's; test shards beside them. Raises UserError naming what is missing."""
+    train = _training(_train_folder(source))
+    rows = _labelled(train)  # before the test shards are asked for: captions alone need none
+    test = _testing(test_folder(train.root), train)
+    test_rows = _labelled(test)
+    _check_names(train, test)
+    task, columns, notes = class_figures(_classified("train", train, rows), _classified("test", test, test_rows), WORDS)
+    unlabelled = {"train": len(train) - len(rows), "test": len(test) - len(test_rows)}
+    return Bench(
+        name=NAME,
+        root=train.root,
+        sets=(_image_set("train", train, rows), _image_set("test", test, test_rows)),
+        tasks=(task,),
+        columns=columns,
+        notes={**notes, "unlabelled": unlabelled},
+    )
+
+
+def test_folder(train: Path) -> Path:
+    """Where the test shards of a folder of training shards lie."""
+    named = train if train.name not in ("", "..") else Path(os.path.abspath(train))
+    return named.with_name(named.name + TEST)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a folder of shards is there whole: its manifest is written last."""
+    return (folder / "manifest.json").is_file()
+
+
+def _train_folder(source: Source) -> Path:
+    """--data; without it the checkpoint's shards (or what lies where benchmarks do)."""
+    if source.root != source.benchmarks / NAME or source.root.exists():
+        folder, whose = source.root, f"--data {source.root}"
+    elif source.shards is None:
+        raise UserError(f"the checkpoint does not say which shards it was trained on: {DATA}")
+    else:
+        folder, whose = source.shards, f"{source.shards}, which the checkpoint was trained on,"
+    if not is_finished(folder):
+        what = "has no manifest.json, so its shards are not finished, or none" if folder.is_dir() else "is no folder"
+        raise UserError(f"{whose} {what}: {DATA}; class folders are --bench imagefolder")
+    return folder
+
+
+def _training(folder: Path) -> Shards:
+    """Raises UserError for a test split."""
+    shards = Shards.open(folder)
+    if shards.manifest.split == "test":
+        name = folder.name.removesuffix(TEST)
+        train = folder.with_name(name) if name not in ("", folder.name) else None
+        raise UserError(
+            f"{folder} is a test split by its manifest.json, and no head is trained on one: give --data "
+            f"{train or 'the training shards'}, whose test shards are {test_folder(train or Path('NAME'))}"
+        )
+    shards.check_sizes()
+    return shards
+
+
+def _testing(folder: Path, train: Shards) -> Shards:
+    """Raises UserError where there are none, and for those of another split."""
+    if not folder.exists():
+        raise UserError(
+            f"there are no test shards {folder}: write {folder.name}.toml, a copy of the data set's file of "
+            f'{train.root} with split = "test" and the test files (docs/sources.md), and run `{_build(folder, train)}`'
+        )
+    shards = Shards.open(folder)
+    if shards.manifest.split != "test":
+        raise UserError(
+            f"{folder} has split {shards.manifest.split!r} in its manifest.json, so models may be trained on it: "
+            f'delete it, put split = "test" into {folder.name}.toml (docs/sources.md), and run '
+            f"`{_build(folder, shards)}`"
+        )
+    shards.check_sizes()
+    return shards
+
+
+def _build(folder: Path, like: Shards) -> str:
+    """The command that builds test shards from where others were built."""
+    command = ["xclr-shards", "build", f"{folder.name}.toml", "--source", like.manifest.source, "--out", str(folder)]
+    return " ".join([*map(quote, command), "--graph none"])
+
+
+def _check_names(train: Shards, test: Shards) -> None:
+    """Raises UserError where a name stands for several classes and the two lists are not one: which is meant?"""
+    if train.manifest.classes == test.manifest.classes:
+        return
+    for shards in (train, test):
+        name, count = Counter(shards.manifest.classes).most_common(1)[0] if shards.manifest.classes else ("", 0)
+        if count > 1:
+            raise UserError(
+                f"{shards.root} has {count} classes that are called {name!r}, and {train.root} and {test.root} list "
+                "their classes differently, so they cannot be matched by name: give each a name of its own and build "
+                "both again"
+            )
+
+
+def _labelled(shards: Shards) -> Ints:
+    """Positions of the samples that have a label. Raises UserError without any, and for labels without a name."""
+    rows: Ints = np.flatnonzero(shards.index.label >= 0).astype(np.int64)
+    if not len(rows):
+        raise UserError(
+            f"none of the {len(shards):,} samples of {shards.root} has a label: {DATA} (docs/sources.md says where "
+            "labels come from)"
+        )
+    most, names = int(shards.index.label.max()), len(shards.manifest.classes)
+    if most >= names:
+        raise UserError(
+            f"{shards.root} has the label {most}, and its manifest.json names {names} classes: build the shards again"
+        )
+    if len(rows) < len(shards):
+        say(f"{shards.root}: {len(shards) - len(rows):,} of {len(shards):,} samples have no label and are left out")
+    return rows
+
+
+def _classified(images: str, shards: Shards, rows: Ints) -> Classified:
+    labels = shards.index.label[rows].astype(np.int64)
+    return Classified(images=images, where=shards.root, names=shards.manifest.classes, labels=labels)
+
+
+def _image_set(name: str, shards: Shards, rows: Ints) -> ImageSet:
+    """The samples at `rows`; the index is read by now, before workers fork, so that they share it."""
+    files = shards.manifest.files
+    paths = [path for shard in shards.manifest.shards for path in (shard.tar, f"index/{shard.name}.parquet")]
+    return ImageSet(
+        name=name,
+        keys=shards.index.key.take(rows).to_pylist(),
+        read=lambda i: shards.image(int(rows[i])),
+        fingerprint=fingerprint(["labelled", *(files[path].sha256 for path in paths)]),
+        may_train=shards.manifest.split == "train",
+    )
