@@ -11,6 +11,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -23,18 +24,18 @@ import pyarrow.parquet as pq
 
 from pipeline.encode.encoder import CONFIG, ENCODER
 from pipeline.layout import group_shards, shard_bounds, shuffled
+from pipeline.number import NAMES, number_samples
 from pipeline.packing import Packing, packed_order
 from pipeline.parallel import Workers
 from pipeline.scan.scan import NOT_OURS, SCAN_SCHEMA, Limits, check_room, scan
 from pipeline.sources.captions import notes
+from pipeline.sources.class_names import ClassName
 from pipeline.sources.source import Partition, Source
-from pipeline.texts import number_texts
 from pipeline.work import WORK, alone, differing, disk_errors, read_settings
 from pipeline.write import ShardJob, ShardResult, write_shard
 from shards.atomic import atomic_file, sha256_file, sweep, write_json
 from shards.bars import bar, say
 from shards.errors import SkipBudget, UserError
-from shards.index import write_texts
 from shards.machine import cores
 from shards.manifest import FileEntry, Layout, Manifest, ShardEntry
 from shards.remote import shown
@@ -103,9 +104,12 @@ def build_shards(source: Source, out: Path, settings: BuildSettings, processes: 
         check_room(source, out, work / "scan", whole=settings.image_size is None)
         with Workers(processes or cores()) as workers:
             skipped = _scan_all(source, settings, work, workers)
-            samples = _number_samples(source, work, out, skipped)
+            scans = [_scan_path(work, partition) for partition in source.partitions]
+            samples, classes = number_samples(source, scans, out, work, skipped)
             results = _write_all(source, settings, out, work, samples, workers)
-        _finish(source, settings, out, wanted, results, skipped)
+        if source.dataset.label:
+            wanted["wnids"] = [name.folder for name in classes]
+        _finish(source, settings, out, wanted, results, skipped, classes)
         shutil.rmtree(work, ignore_errors=True)
     return True
 
@@ -147,7 +151,7 @@ def _deciding(dataset: dict[str, Any]) -> dict[str, Any]:
     return {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in dataset.items()
-        if key not in ("about", "graph")
+        if key not in ("about", "graph") and not (key in ("label", "classes") and not value)  # unknown to older builds
     }
 
 
@@ -187,9 +191,10 @@ def _encoded(out: Path, work: Path) -> bool:
 
 def _forgiven(found: dict[str, Any], wanted: dict[str, Any]) -> set[str]:
     """What may change without another result: the budget, and taking torn tars, which a stop for them advises. And what
-    was not kept yet when the folder was made."""
+    was not kept yet when the folder was made, or is known when labels are."""
     torn = {"use_torn"} if wanted["use_torn"] and not found.get("use_torn") else set()
-    return {"max_skipped"} | torn | ({CONFIG, CLASSES} - found.keys())
+    later = {"wnids"} if wanted["dataset"].get("label") else set()
+    return {"max_skipped"} | torn | later | ({CONFIG, CLASSES} - found.keys())
 
 
 def _scan_all(source: Source, settings: BuildSettings, work: Path, workers: Workers) -> dict[str, int]:
@@ -208,6 +213,7 @@ def _scan_all(source: Source, settings: BuildSettings, work: Path, workers: Work
         meta = {key.decode(): value for key, value in schema.metadata.items()}
         examples = json.loads(meta.pop(EXAMPLES, b"{}"))
         captions.update(json.loads(meta.pop(READ, b"{}")))
+        meta.pop(NAMES)
         counts = {key: int(value) for key, value in meta.items() if key != "of"}
         budget.ok(counts.pop("rows"))
         not_ours += counts.pop(NOT_OURS, 0)
@@ -228,6 +234,7 @@ def _scan_one(source: Source, settings: BuildSettings, work: Path, partition: Pa
     table = found.table()
     counts = {"rows": table.num_rows, **found.skipped}
     meta = {"of": _scanned(source, partition), EXAMPLES: json.dumps(found.examples), READ: json.dumps(found.captions)}
+    meta[NAMES] = json.dumps(found.labels.names)
     meta |= {reason: str(count) for reason, count in counts.items()}
     with atomic_file(path) as file:
         pq.write_table(table.replace_schema_metadata(meta), file, compression="zstd")
@@ -249,8 +256,9 @@ def _drop_other_scans(source: Source, work: Path) -> None:
 
 
 def _is_scan_of(source: Source, partition: Partition, path: Path) -> bool:
-    found: bytes | None = pq.read_schema(path).metadata.get(b"of")
-    return found == _scanned(source, partition).encode()
+    schema = pq.read_schema(path)  # of other columns: by another version
+    found: bytes | None = schema.metadata.get(b"of")
+    return schema.names == SCAN_SCHEMA.names and found == _scanned(source, partition).encode()
 
 
 def _scanned(source: Source, partition: Partition) -> str:
@@ -272,33 +280,6 @@ def _first_other(source: Source, work: Path) -> str:
 
 def _scan_path(work: Path, partition: Partition) -> Path:
     return work / "scan" / f"{partition.number:06d}.parquet"
-
-
-def _number_samples(source: Source, work: Path, out: Path, skipped: dict[str, int]) -> pa.Table:
-    """Give every sample its text id; texts.parquet and work/samples.arrow, work/texts.arrow for the writers."""
-    scans = [_scan_path(work, partition) for partition in source.partitions]
-    ids, texts, counts = number_texts(scans)
-    if not len(ids):
-        why = f" ({', '.join(f'{count:,} {reason}' for reason, count in skipped.items())})" if skipped else ""
-        raise UserError(f"{source.where} holds no usable sample{why}: check that it is the {source.dataset.name} data")
-    write_texts(out / "texts.parquet", texts, counts)
-    _write_arrow(work / "texts.arrow", pa.table({"text": texts}, pa.schema([("text", pa.large_string())])))
-    schema = SCAN_SCHEMA.remove(SCAN_SCHEMA.get_field_index("text"))
-    pieces = pa.concat_tables([pq.read_table(p, columns=schema.names, partitioning=None).cast(schema) for p in scans])
-    # One piece: of thousands Arrow would join all of a column for every shard that takes a few rows of each.
-    columns = {}
-    for column in schema:  # each is given up once it is joined
-        kind = pa.large_string() if pa.types.is_string(column.type) else column.type
-        columns[column.name] = pieces[column.name].cast(kind).combine_chunks()
-        pieces = pieces.drop_columns([column.name])
-    whole = pa.table({**columns, "text_id": pa.array(ids)})
-    _write_arrow(work / "samples.arrow", whole)
-    return whole.select(["file", "size", "text_id"])
-
-
-def _write_arrow(path: Path, table: pa.Table) -> None:
-    with atomic_file(path) as file, pa.ipc.new_file(file, table.schema) as writer:
-        writer.write_table(table)
 
 
 def _write_all(
@@ -390,6 +371,7 @@ def _finish(
     wanted: dict[str, Any],
     results: list[ShardResult],
     skipped: dict[str, int],
+    classes: Sequence[ClassName],
 ) -> None:
     texts = out / "texts.parquet"
     files = {"texts.parquet": FileEntry(sha256=sha256_file(texts), bytes=texts.stat().st_size)}
@@ -403,7 +385,7 @@ def _finish(
         seed=settings.seed,
         samples=sum(result.samples for result in results),
         texts=pq.read_metadata(texts).num_rows,
-        classes=tuple(name.name for name in source.classes),
+        classes=tuple(name.name for name in classes),
         skipped=skipped,
         settings=wanted,
         shards=tuple(ShardEntry(name=r.name, samples=r.samples, tar=r.tar) for r in results),

@@ -11,8 +11,8 @@ from typing import Any
 
 from pipeline.images import kind
 from pipeline.scan.samples import NOT_OURS, Limits, Scan, mapped
-from pipeline.sources.captions import joined
 from pipeline.sources.class_names import as_text
+from pipeline.sources.labels import Labels
 from pipeline.sources.source import Partition, Source
 from pipeline.sources.tables import URL, find_image, grouped_rows
 from shards.pictures import EXTENSIONS
@@ -39,27 +39,21 @@ def folder(source: Source, partition: Partition, limits: Limits) -> Scan:
 def table(source: Source, partition: Partition, limits: Limits, spool: Path) -> Scan:
     """Images that a table names, part `start` of `stop`. Absolute paths and `..` may lead anywhere on this machine;
     URLs are never opened."""
-    found = Scan()
-    first, rows, unreadable = grouped_rows(
-        source, spool.with_name(f"table-{source.fingerprint()[:16]}.arrow"), partition.start, partition.stop
+    first, rows, unreadable, names = grouped_rows(
+        source, spool.with_name(f"rows-{source.fingerprint()[:16]}.arrow"), partition.start, partition.stop
     )
+    found = Scan(labels=Labels(source.dataset.classes or names))
     if unreadable.rows and partition.start == 0:
         found.skip("unreadable row", unreadable.last, unreadable.rows)
-    for number, (name, captions) in enumerate(rows, first):
+    for number, (name, captions, labels) in enumerate(rows, first):
         path = find_image(os.fsdecode(name), source.images)
         if path is None:
             reason = NOT_OURS if URL.match(os.fsdecode(name)) else "missing file"
             found.skip(reason, str(source.images[0] / name.decode("utf-8", "replace")))
             continue
         meta = json.dumps({"path": name.decode("utf-8", "replace")}, ensure_ascii=False)
-        _keep(
-            found,
-            limits,
-            path,
-            text=joined(captions, limits.max_caption, found.captions),
-            key=f"{number:08d}",
-            meta=meta,
-        )
+        if values := found.described(source.dataset, captions, labels, limits, str(path)):
+            _keep(found, limits, path, key=f"{number:08d}", meta=meta, **values)
     return found
 
 

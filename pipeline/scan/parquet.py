@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from pipeline.images import kind
 from pipeline.scan.samples import Limits, Scan, listed
-from pipeline.sources.captions import joined
 from pipeline.sources.formats import columns, holds_images
+from pipeline.sources.labels import Labels, carried_names
 from pipeline.sources.source import Partition, Source
 from shards.atomic import atomic_file
 from shards.errors import UserError
@@ -30,23 +30,23 @@ ROWS = 64  # decoded at once: some 10 MB of photographs
 
 def images_inside(source: Source, partition: Partition, limits: Limits, spool: Path) -> Scan:
     """Samples of row groups `start` to `stop` (0: all). A row is a sample, also where rows share an image."""
-    found = Scan()
+    found = Scan(labels=Labels(source.dataset.classes))
     path = _local(partition, spool)
     with atomic_file(spool) as file:
         tar = TarWriter(file)
         since = f", counted from row group {partition.start}" if partition.start else ""
-        for number, (image, name, captions) in enumerate(_rows(source, partition, path)):
+        for number, (image, name, captions, labels) in enumerate(_rows(source, partition, path, found)):
             what = f"row {number + 1} of {partition.name}{since}"
-            text = joined(captions, limits.max_caption, found.captions)
             if image is None:
                 found.skip("no image", what)
-            elif found.usable(image, text, limits, what):
+                continue
+            values = found.described(source.dataset, captions, labels, limits, what)
+            if values and found.usable(image, values["text"], limits, what):
                 key, extension = f"{partition.number:05d}_{number:07d}", kind(image)
                 offset = tar.add(f"{key}.{extension}", image)
                 meta = json.dumps({"path": name} if name else {}, ensure_ascii=False)
-                found.add(
-                    key=key, file=str(spool), offset=offset, size=len(image), extension=extension, text=text, meta=meta
-                )
+                place = {"file": str(spool), "offset": offset, "size": len(image)}
+                found.add(key=key, extension=extension, meta=meta, **place, **values)
         tar.close()
     if partition.url:
         path.unlink()
@@ -62,18 +62,24 @@ def _local(partition: Partition, spool: Path) -> Path:
     return path
 
 
-def _rows(source: Source, partition: Partition, path: Path) -> Iterator[tuple[bytes | None, str, list[Any]]]:
-    """(encoded image, its file name or "", captions) of each row."""
+def _rows(
+    source: Source, partition: Partition, path: Path, found: Scan
+) -> Iterator[tuple[bytes | None, str, list[Any], list[Any]]]:
+    """(encoded image, its file name or "", captions, labels) of each row. Tells `found` the classes' names."""
     where = shown(partition.url) if partition.url else str(path)
     try:
         with pq.ParquetFile(path) as file:
-            image, caption = columns(source.dataset, file.schema_arrow.names, where)
-            if not holds_images(file.schema_arrow.field(image).type):
+            schema = file.schema_arrow
+            image, caption, label = named = columns(source.dataset, schema.names, where)
+            if not source.dataset.classes:
+                found.labels = Labels(carried_names(schema, label))
+            if not holds_images(schema.field(image).type):
                 raise UserError(f"{where}: column {image!r} holds no image bytes; tables of paths must lie beside them")
             groups = range(partition.start, partition.stop or file.num_row_groups)
-            for batch in file.iter_batches(ROWS, row_groups=list(groups), columns=[image, caption]):
-                for cell, captions in zip(batch[image].to_pylist(), batch[caption].to_pylist(), strict=True):
+            for batch in file.iter_batches(ROWS, row_groups=list(groups), columns=named.wanted):
+                captions, labels = (batch[n].to_pylist() if n else [None] * len(batch) for n in (caption, label))
+                for cell, *texts in zip(batch[image].to_pylist(), captions, labels, strict=True):
                     value = cell if isinstance(cell, dict) else {"bytes": cell}
-                    yield value.get("bytes") or None, str(value.get("path") or ""), listed(captions)
+                    yield value.get("bytes") or None, str(value.get("path") or ""), listed(texts[0]), listed(texts[1])
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{where} is damaged ({str(error).splitlines()[0]}): replace it") from None

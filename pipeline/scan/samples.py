@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,9 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from pipeline.images import problem
+from pipeline.sources.captions import joined
+from pipeline.sources.datasets import Dataset
+from pipeline.sources.labels import NO_LABEL, Labels
 
 __all__ = ["NOT_OURS", "SCAN_SCHEMA", "Limits", "Scan", "listed", "mapped"]
 
@@ -25,6 +28,7 @@ SCAN_SCHEMA = pa.schema(
         pa.field("extension", pa.string()),
         pa.field("text", pa.string()),  # normalised captions, joined by newlines
         pa.field("label", pa.int32()),
+        pa.field("label_value", pa.string()),  # what stands beside the sample instead: numbered once all are known
         pa.field("meta", pa.string()),  # content of KEY.json; null: at meta_offset in `file`
         pa.field("meta_offset", pa.int64()),
         pa.field("meta_size", pa.int64()),
@@ -57,6 +61,8 @@ class Scan:
     """Reason -> the last sample that was left out for it."""
     captions: Counter[str] = field(default_factory=Counter)
     """How many were read, and of them those that lost something on the way (pipeline.sources.captions)."""
+    labels: Labels = field(default_factory=Labels)
+    """How those beside samples are read."""
 
     def add(self, **values: Any) -> None:
         for name, column in self.rows.items():
@@ -65,6 +71,24 @@ class Scan:
     def skip(self, reason: str, what: str, count: int = 1) -> None:
         self.skipped[reason] += count
         self.examples[reason] = what
+
+    def described(
+        self, dataset: Dataset, captions: Iterable[object], labels: Iterable[object], limits: Limits, what: str
+    ) -> dict[str, Any] | None:
+        """Text and label of a sample, as columns of it; None, counted, where it has no label that it needs, or several.
+
+        A text that is to be made of the label is the label, until the classes of all samples are known.
+        """
+        if not dataset.label:
+            return {"text": joined(captions, limits.max_caption, self.captions)}
+        label, problem = self.labels.one(labels)
+        if not label and not problem and dataset.by_class:
+            problem = NO_LABEL
+        if problem:
+            self.skip(problem, what)
+            return None
+        text = label if dataset.by_class else joined(captions, limits.max_caption, self.captions)
+        return {"text": text, "label_value": label or None}
 
     def usable(self, image: bytes | memoryview, text: str, limits: Limits, what: str) -> bool:
         """Whether a sample, which messages call `what`, can be used; counts why not."""

@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 
 from pipeline.scan.files import of_class
 from pipeline.scan.samples import NOT_OURS, Limits, Scan, listed, mapped
-from pipeline.sources.captions import joined
 from pipeline.sources.class_names import as_text
+from pipeline.sources.datasets import Dataset
+from pipeline.sources.labels import Labels
 from pipeline.sources.source import Partition, Source, check_unpacked
 from shards.errors import TornTar, UserError
 from shards.pictures import EXTENSIONS
@@ -41,8 +42,9 @@ def webdataset(source: Source, partition: Partition, limits: Limits, spool: Path
     """
     tar, beside = _local(partition, spool)
     check_unpacked(tar, shown(partition.url) if partition.url else str(tar))
-    found, seen = Scan(), set[str]()
-    captions, failed = _beside(beside, source.dataset.captions)
+    dataset = source.dataset
+    found, seen = Scan(labels=Labels(dataset.classes)), set[str]()
+    rows, failed = _beside(beside, dataset)
     if failed:
         found.skipped[NOT_OURS] += failed
     path, prefix, met = str(tar), f"{partition.number:05d}_", set[str]()
@@ -56,22 +58,26 @@ def webdataset(source: Source, partition: Partition, limits: Limits, spool: Path
                 found.skip(reason, f"{as_text(key)} of {partition.name}")
                 continue
             seen.add(flat)
-            texts = captions.get(name, ()) or _inside(content, parts, source.dataset.captions)
+            what = f"{as_text(key)} of {partition.name}"
+            captions, labels = _words(content, parts, *rows.get(name, ((), ())), dataset)
+            values = found.described(dataset, captions, labels, limits, what)
+            if values is None:
+                continue
             _keep(
                 found,
                 limits,
                 content,
                 parts[extension or ""],
-                text=joined(texts, limits.max_caption, found.captions),
                 key=_own(key, in_place) or prefix + flat,
-                what=f"{as_text(key)} of {partition.name}",
+                what=what,
                 file=path,
                 extension=extension,
+                **values,
                 **_meta(parts.get("json")),
             )
-    lost = len(captions.keys() - met)
+    lost = len(rows.keys() - met)
     # With none in common its keys are others than the tar's; what a tear took is told by the tear.
-    if 0 < lost < len(captions) and TORN not in found.skipped:
+    if 0 < lost < len(rows) and TORN not in found.skipped:
         found.skipped[LOST] += lost
     return found
 
@@ -136,20 +142,25 @@ def _meta(member: Member | None) -> dict[str, Any]:
     return {"meta_offset": member.offset, "meta_size": member.size} if member else {"meta": "{}"}
 
 
-def _beside(path: Path, columns: Sequence[str]) -> tuple[dict[str, list[object]], int]:
-    """Captions by key from img2dataset's parquet file, and how many of its rows failed.
+Words = tuple[Sequence[object], Sequence[object]]  # captions and labels of a sample
 
-    Of several columns each row takes the first that holds any. Without such a file, or a column of captions in it, the
-    tar's own members have to do.
+
+def _beside(path: Path, dataset: Dataset) -> tuple[dict[str, Words], int]:
+    """Captions and labels by key from img2dataset's parquet file, and how many of its rows failed.
+
+    Of several columns each row takes the first that holds any. Without such a file, or these columns in it, the tar's
+    own members have to do.
     """
     if not path.is_file():
         return {}, 0
     try:
         names = pq.read_schema(path).names
-        held = [name for name in columns if name in names]
-        if not held or "key" not in names:
+        held = [name for name in dataset.captions if name in names]
+        label = [dataset.label] if dataset.label in names else []
+        if not (held or label) or "key" not in names:
             return {}, 0
-        table = pq.read_table(path, columns=[c for c in ("key", "status", *held) if c in names], partitioning=None)
+        wanted = dict.fromkeys(name for name in ("key", "status", *held, *label) if name in names)
+        table = pq.read_table(path, columns=list(wanted), partitioning=None)
     except (pa.ArrowException, OSError) as error:
         raise UserError(
             f"{path} is damaged ({str(error).splitlines()[0]}): replace it, or delete it to read the tar's captions"
@@ -157,20 +168,37 @@ def _beside(path: Path, columns: Sequence[str]) -> tuple[dict[str, list[object]]
     rows = table.num_rows
     if "status" in names:
         table = table.filter(pc.equal(table["status"], "success"))  # null counts as failed
-    cells = zip(*(table[name].to_pylist() for name in held), strict=True)
-    values = (listed(next(filter(None, row), None)) for row in cells)
-    return dict(zip(map(str, table["key"].to_pylist()), values, strict=True)), rows - table.num_rows
+    cells = zip(*(table[name].to_pylist() for name in held), strict=True) if held else [()] * table.num_rows
+    captions = (listed(next(filter(None, row), None)) for row in cells)
+    labels = table[label[0]].to_pylist() if label else [()] * table.num_rows
+    words = zip(captions, map(listed, labels), strict=True)
+    return dict(zip(map(str, table["key"].to_pylist()), words, strict=True)), rows - table.num_rows
 
 
-def _inside(content: memoryview, parts: dict[str, Member], fields: Sequence[str]) -> Sequence[object]:
-    """Captions from KEY.json, else KEY.txt; a JSON file that cannot be read counts as none."""
-    if "json" in parts and fields:
+def _words(
+    content: memoryview,
+    parts: dict[str, Member],
+    captions: Sequence[object],
+    labels: Sequence[object],
+    dataset: Dataset,
+) -> Words:
+    """What the parquet file beside a tar gave of a sample, and where it gave nothing KEY.json, else KEY.txt (or the
+    member that is named as the label); a JSON file that cannot be read counts as none."""
+    texts, lacks_label = any(captions), dataset.label and labels in ((), [None])
+    fields: dict[str, object] = {}
+    if "json" in parts and ((dataset.captions and not texts) or lacks_label):
         with suppress(ValueError, RecursionError):
             values = json.loads(_bytes(content, parts["json"]))
-            named = [values[name] for name in fields if values.get(name)] if isinstance(values, dict) else []
-            if named:
-                return listed(named[0])
-    return next(([_bytes(content, parts[name])] for name in ("txt", "caption") if name in parts), [])
+            fields = values if isinstance(values, dict) else {}
+    if not texts:
+        named = [fields[name] for name in dataset.captions if fields.get(name)]
+        plain = ([_bytes(content, parts[name])] for name in ("txt", "caption") if name in parts)
+        captions = listed(named[0]) if named else next(plain, [])
+    if lacks_label and fields.get(dataset.label) is not None:
+        labels = listed(fields[dataset.label])
+    elif lacks_label and dataset.label in parts:
+        labels = [_bytes(content, parts[dataset.label])]
+    return captions, labels
 
 
 def _bytes(content: memoryview, member: Member) -> bytes:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.sources.captions import normalise
 
-__all__ = ["ClassName", "as_text", "class_names"]
+__all__ = ["NAMES_FILE", "ClassName", "as_text", "class_names", "names_file"]
 
 WNID = re.compile(r"n\d{8}")
 NAMES_FILE = "classes.tsv"
@@ -20,20 +20,20 @@ LONGEST = 2000  # characters of a caption
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassName:
     folder: str
+    """Or its label, where a sample has one beside it."""
     name: str
     """All names, separated by commas, as WordNet has them."""
     caption: str
     """The text of every image of the class."""
 
 
-def class_names(folders: Sequence[str], place: Path, template: str) -> list[ClassName]:
-    """Names for class folders: from PLACE/classes.tsv (folder, names), for WordNet ids from ImageNet, else their own.
+def class_names(folders: Sequence[str], known: Mapping[str, str], template: str) -> list[ClassName]:
+    """Names for class folders, or labels: those that are known, for WordNet ids ImageNet's, else their own.
 
     The caption uses the first name. Classes that share it (ImageNet has two cranes) use all their names, then the
     definition or the folder's name too, so that different classes stay different texts.
     """
     folders = [as_text(folder) for folder in folders]
-    known = _from_file(place / NAMES_FILE)
     imagenet = _from_imagenet([folder for folder in folders if WNID.fullmatch(folder)])
     names = [
         known.get(folder) or imagenet.get(folder, ("",))[0] or folder.replace("_", " ").strip() for folder in folders
@@ -54,7 +54,9 @@ def as_text(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def _from_file(path: Path) -> dict[str, str]:
+def names_file(place: Path) -> dict[str, str]:
+    """Folder (or label) -> names, from PLACE/classes.tsv; empty where there is none."""
+    path = place / NAMES_FILE
     if not path.is_file():
         return {}
     rows = [line.split("\t") for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines()]

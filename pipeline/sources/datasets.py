@@ -41,8 +41,13 @@ class Dataset:
     captions: tuple[str, ...] = CAPTIONS
     """webdataset: columns of the parquet files beside the tars, or fields of KEY.json: the first that
     a sample has; it may hold several captions. Without any, KEY.txt is the caption, or a table's text, title, ..."""
+    label: str = ""
+    """webdataset, table: where the class of a sample stands: a column, a field of KEY.json, or a member's extension
+    (cls). Empty: nowhere."""
+    classes: tuple[str, ...] = ()
+    """Names of labels 0, 1, ... Empty: those that parquet files carry (Hugging Face's ClassLabel), else the labels."""
     caption: str = "a photo of a {class}"
-    """imagefolder: the text of a class."""
+    """imagefolder, and wherever `label` is given and `captions` is []: the text of a class."""
     graph: Literal["encoder", "class", "random", "none"] = "encoder"
     """The graph that a build makes."""
 
@@ -53,6 +58,19 @@ class Dataset:
             raise UserError(f"data set {self.name}: files are patterns below SOURCE, such as *.csv, not {self.files}")
         if "{class}" not in self.caption:
             raise UserError(f"data set {self.name}: caption must hold {{class}}, not {self.caption!r}")
+        if self.label and self.format not in ("webdataset", "table"):
+            raise UserError(f"data set {self.name}: label is of webdataset and table; {self.format} has its own")
+        if self.classes and not self.label:
+            raise UserError(
+                f"data set {self.name}: classes are the names of labels: say where these stand, label = ..."
+            )
+        if len(self.classes) == 1 or not all(self.classes):
+            raise UserError(f"data set {self.name}: classes name labels 0, 1, ..., two at least")
+
+    @property
+    def by_class(self) -> bool:
+        """Whether texts are made of the labels that samples have."""
+        return bool(self.label) and not self.captions
 
     @property
     def patterns(self) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.sources.class_names import ClassName, class_names
+from pipeline.sources.class_names import ClassName, class_names, names_file
 from pipeline.sources.datasets import Dataset
 from pipeline.sources.formats import columns, holds_images
 from pipeline.sources.remote import RemoteFile, find
@@ -102,7 +102,7 @@ def _fetchable(number: int, file: RemoteFile) -> Partition:
 
 def _tars(dataset: Dataset, path: Path) -> Source:
     found, root = _files(dataset, path)
-    return Source(dataset=dataset, where=str(path), partitions=_partitions(found, root))
+    return Source(dataset=dataset, where=str(path), partitions=_partitions(found, root), named=names_file(root))
 
 
 def _files(dataset: Dataset, path: Path) -> tuple[list[Path], Path]:
@@ -123,12 +123,12 @@ def _folders(dataset: Dataset, path: Path) -> Source:
         if place.is_dir():
             folders = sorted(folder for folder in place.iterdir() if _is_class(folder))
             if folders:
-                names = class_names([folder.name for folder in folders], path, dataset.caption)
+                names = class_names([folder.name for folder in folders], names_file(path), dataset.caption)
                 return Source(
                     dataset=dataset, where=str(path), partitions=_partitions(folders, place), classes=tuple(names)
                 )
         elif place.is_file():
-            names = class_names(_tar_classes(place), place.parent, dataset.caption)
+            names = class_names(_tar_classes(place), names_file(place.parent), dataset.caption)
             return Source(
                 dataset=dataset, where=str(path), partitions=_partitions([place], place.parent), classes=tuple(names)
             )
@@ -158,8 +158,9 @@ def _tar_classes(path: Path) -> list[str]:
 
 def _tables(dataset: Dataset, path: Path) -> Source:
     found, root = _files(dataset, path)
+    named = names_file(root)
     if dataset.format == "table" and all(file.suffix == ".parquet" for file in found) and _holds_images(dataset, found):
-        return Source(dataset=dataset, where=str(path), partitions=_row_groups(found, root))
+        return Source(dataset=dataset, where=str(path), partitions=_row_groups(found, root), named=named)
     size = sum(file.stat().st_size for file in found)
     parts = max(1, -(-size // TABLE_PART))
     partitions = tuple(
@@ -167,7 +168,9 @@ def _tables(dataset: Dataset, path: Path) -> Source:
         for i in range(parts)
     )
     roots = _image_roots(dataset, found, root)
-    return Source(dataset=dataset, where=str(path), partitions=partitions, tables=tuple(found), images=roots)
+    return Source(
+        dataset=dataset, where=str(path), partitions=partitions, tables=tuple(found), images=roots, named=named
+    )
 
 
 def _image_roots(dataset: Dataset, tables: Sequence[Path], root: Path) -> tuple[Path, ...]:
@@ -188,7 +191,7 @@ def _image_roots(dataset: Dataset, tables: Sequence[Path], root: Path) -> tuple[
 def _holds_images(dataset: Dataset, found: Sequence[Path]) -> bool:
     with _reading(found[0]):
         schema = pq.read_schema(found[0])
-    return holds_images(schema.field(columns(dataset, schema.names, str(found[0]))[0]).type)
+    return holds_images(schema.field(columns(dataset, schema.names, str(found[0])).image).type)
 
 
 def _row_groups(found: Sequence[Path], root: Path) -> tuple[Partition, ...]:

@@ -7,6 +7,7 @@ import json
 import mmap
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +17,11 @@ import pyarrow.csv as pc_csv
 import pyarrow.parquet as pq
 
 from pipeline.sources.datasets import CAPTIONS, Dataset
+from pipeline.sources.labels import carried_names, label_text
 from pipeline.sources.source import check_unpacked
 from shards.errors import UserError
 
-__all__ = ["Columns", "Unreadable", "columns", "holds_images", "read_columns"]
+__all__ = ["Columns", "Names", "Unreadable", "columns", "holds_images", "read_columns"]
 
 IMAGE_NAMES = ("image", "path", "filepath", "file_path", "file_name", "filename", "image_path", "image_name", "img")
 CAPTION_NAMES = ("caption", "captions", "text", "title", "sentence", "sentences", "comment")
@@ -27,6 +29,7 @@ TOKEN_LINE = re.compile(rb"[^\t#]+#\d+\t")  # Flickr8k.token.txt: NAME.jpg#0<TAB
 BLOCK = 64 << 20  # bytes of CSV parsed at once; a row must fit
 ROWS = 1 << 16  # JSON rows turned into Arrow at once
 EARLY = 1000  # JSON objects that may lack a column before it is missed
+BYTES, SEVERAL = pa.large_binary(), pa.large_list(pa.large_binary())
 CELL_LINES = 50  # more in one cell are rows
 
 
@@ -37,18 +40,44 @@ class Unreadable(NamedTuple):
     last: str = ""
 
 
-# Image names, and of each its caption or list of captions.
-Columns = tuple[pa.Array, pa.Array, Unreadable]
+class Columns(NamedTuple):
+    """Image names, and of each its caption or list of captions, and its label; None where no column holds these."""
+
+    images: pa.Array
+    captions: pa.Array | None
+    labels: pa.Array | None = None
+    unreadable: Unreadable = Unreadable()
+    classes: tuple[str, ...] = ()
+    """Names of labels 0, 1, ..., where the table carries them."""
 
 
-def columns(dataset: Dataset, names: Sequence[str], where: str) -> tuple[str, str]:
-    """The columns of images and captions: those that the data set file names, else those that are called so.
+class Names(NamedTuple):
+    """Of columns; "" for one that is not wanted."""
 
-    Raises UserError where there is none, or several might be meant.
+    image: str
+    caption: str
+    label: str
+
+    @property
+    def wanted(self) -> list[str]:
+        """Each once: a class may be the caption too."""
+        return list(dict.fromkeys(filter(None, self)))
+
+
+def columns(dataset: Dataset, names: Sequence[str], where: str) -> Names:
+    """The columns of images, captions and labels: those that the data set file names, else those that are called so.
+
+    Raises UserError where there is none.
     """
     wanted = (dataset.image,) if dataset.image else ()
     given = dataset.captions if dataset.captions != CAPTIONS else ()
-    return _column("image", wanted, IMAGE_NAMES, names, where), _column("captions", given, CAPTION_NAMES, names, where)
+    return Names(
+        _column("image", wanted, IMAGE_NAMES, names, where),
+        ""
+        if dataset.by_class
+        else _column("captions", given, CAPTION_NAMES, names, where, labelled=bool(dataset.label)),
+        _column("label", (dataset.label,), (), names, where) if dataset.label else "",
+    )
 
 
 def holds_images(kind: pa.DataType) -> bool:
@@ -58,15 +87,18 @@ def holds_images(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
-def _column(what: str, given: Sequence[str], usual: Sequence[str], names: Sequence[str], where: str) -> str:
+def _column(
+    what: str, given: Sequence[str], usual: Sequence[str], names: Sequence[str], where: str, labelled: bool = False
+) -> str:
     lower = {name.strip().lower(): name for name in reversed(names)}
     for name in given or usual:
         if name.lower() in lower:
             return lower[name.lower()]
-    key = 'image = "..."' if what == "image" else 'captions = ["..."]'
+    key = 'captions = ["..."]' if what == "captions" else f'{what} = "..."'
+    hint = ", or captions = [] for captions made of the labels" if labelled else ""
     raise UserError(
         f"{where} has no column {' or '.join(given or usual)}; it has {', '.join(map(str.strip, names))}: "
-        f"name one in the data set file, {key}"
+        f"name one in the data set file, {key}{hint}"
     )
 
 
@@ -119,13 +151,11 @@ def _delimited(dataset: Dataset, path: Path) -> Columns:
                     f"{path}: a quote is opened and not closed in {_line(path, place)}, so {lost} lines were taken for "
                     'parts of other rows: double the quotes within a cell (""), or save the table as JSON lines'
                 )
-    return _whole(table[names[0]]), _whole(table[names[1]]), bad
+    return _taken(names, table, bad)
 
 
-def _parsed(
-    dataset: Dataset, path: Path, delimiter: str, *, quoted: bool
-) -> tuple[tuple[str, str], pa.Table, Unreadable]:
-    """Names of the columns of images and captions; these; and rows that have other columns than the header."""
+def _parsed(dataset: Dataset, path: Path, delimiter: str, *, quoted: bool) -> tuple[Names, pa.Table, Unreadable]:
+    """Names of the columns that are wanted; these; and rows that have other columns than the header."""
     bad: list[str] = []
 
     def skip(row: pc_csv.InvalidRow) -> str:
@@ -139,16 +169,16 @@ def _parsed(
         invalid_row_handler=skip,
     )
     with pc_csv.open_csv(path, pc_csv.ReadOptions(block_size=1 << 20), parse) as reader:
-        image, caption = columns(dataset, reader.schema.names, str(path))
+        names = columns(dataset, reader.schema.names, str(path))
     bad.clear()
     convert = pc_csv.ConvertOptions(
         check_utf8=False,
-        column_types={image: pa.large_binary(), caption: pa.large_binary()},
-        include_columns=[image, caption],
+        column_types={name: pa.large_binary() for name in names.wanted},
+        include_columns=names.wanted,
         strings_can_be_null=False,
     )
     table = pc_csv.read_csv(path, pc_csv.ReadOptions(block_size=BLOCK), parse, convert)
-    return (image, caption), table, Unreadable(len(bad), _shown(bad[-1].encode()) if bad else "")
+    return names, table, Unreadable(len(bad), _shown(bad[-1].encode()) if bad else "")
 
 
 def _lines(path: Path) -> int:
@@ -156,12 +186,12 @@ def _lines(path: Path) -> int:
         return sum(1 for line in file if line.strip())
 
 
-def _longest(names: tuple[str, str], table: pa.Table, delimiter: str, header: bytes) -> tuple[int, bool]:
+def _longest(names: Names, table: pa.Table, delimiter: str, header: bytes) -> tuple[int, bool]:
     """Line ends of the row that has the most, and whether its lines are like the table's rows."""
-    ends = pc.add(*(pc.count_substring(table[name], "\n") for name in names))
+    ends = reduce(pc.add, (pc.count_substring(table[name], "\n") for name in names.wanted))
     most = pc.max(ends).as_py() or 0
     row = pc.index(ends, most).as_py() if most else 0
-    cells = [table[name][row].as_py() if table.num_rows else b"" for name in names]
+    cells = [table[name][row].as_py() if table.num_rows else b"" for name in names.wanted]
     inner = max(cells, key=lambda cell: cell.count(b"\n")).splitlines()[1:-1]
     mark = delimiter.encode()
     alike = sum(line.count(mark) == header.count(mark) for line in inner)
@@ -198,9 +228,10 @@ def _shown(row: bytes) -> str:
 
 
 def _parquet(dataset: Dataset, path: Path) -> Columns:
-    image, caption = columns(dataset, pq.read_schema(path).names, str(path))
-    table = pq.read_table(path, columns=[image, caption], partitioning=None)
-    return _whole(table[image]), _whole(table[caption]), Unreadable()
+    schema = pq.read_schema(path)
+    names = columns(dataset, schema.names, str(path))
+    table = pq.read_table(path, columns=names.wanted, partitioning=None)
+    return _taken(names, table, Unreadable())._replace(classes=carried_names(schema, names.label))
 
 
 def _json_lines(dataset: Dataset, path: Path) -> Columns:
@@ -254,9 +285,9 @@ def _coco(_: Dataset, path: Path) -> Columns:
             captions[image].append(_encoded(row["caption"]))
         else:
             stray.append(row)
-    images = pa.array([_encoded(name) for name in names.values()], pa.large_binary())
+    images = pa.array([_encoded(name) for name in names.values()], BYTES)
     unreadable = Unreadable(len(stray), repr(stray[-1])[:60] if stray else "")
-    return images, pa.array(list(captions.values()), pa.large_list(pa.large_binary())), unreadable
+    return Columns(images, pa.array(list(captions.values()), SEVERAL), None, unreadable)
 
 
 def _objects(path: Path, rows: object) -> Iterator[dict[str, Any]]:
@@ -266,8 +297,10 @@ def _objects(path: Path, rows: object) -> Iterator[dict[str, Any]]:
     yield from (row if isinstance(row, dict) else {} for row in rows)
 
 
-def _token_lines(_: Dataset, path: Path) -> Columns:
+def _token_lines(dataset: Dataset, path: Path) -> Columns:
     """Flickr8k.token.txt, results_20130124.token: NAME.jpg#0<TAB>caption, without a header."""
+    if dataset.label:
+        raise UserError(f"{path} has no column {dataset.label}: lines of NAME#0 and a caption hold no labels")
     images, captions, unreadable = list[bytes](), list[bytes](), Unreadable()
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -277,7 +310,7 @@ def _token_lines(_: Dataset, path: Path) -> Columns:
                 captions.append(caption)
             elif line.strip():
                 unreadable = Unreadable(unreadable.rows + 1, f"line {number} ({_shown(line)})")
-    return pa.array(images, pa.large_binary()), pa.array(captions, pa.large_binary()), unreadable
+    return Columns(pa.array(images, BYTES), pa.array(captions, BYTES), None, unreadable)
 
 
 class _Rows:
@@ -286,12 +319,12 @@ class _Rows:
     def __init__(self, dataset: Dataset, path: Path) -> None:
         self.dataset, self.path = dataset, path
         self.known: dict[str, None] = {}
-        self.names: tuple[str, str] | None = None
+        self.names: Names | None = None
         self.early: list[dict[str, Any]] = []
-        """Rows from before both columns were seen: a row may lack what it has no value for."""
-        self.chunks: list[tuple[pa.Array, pa.Array]] = []
-        self.images: list[bytes] = []
-        self.captions: list[list[bytes]] = []
+        """Rows from before all columns were seen: a row may lack what it has no value for."""
+        self.chunks: list[pa.Table] = []
+        self.rows: list[tuple[bytes, list[bytes], list[bytes]]] = []
+        """Image, captions, labels."""
 
     def add(self, row: dict[str, Any]) -> None:
         if self.names is None:
@@ -304,39 +337,57 @@ class _Rows:
                     raise
                 return
             for earlier in self.early[:-1]:
-                self._add(earlier, *self.names)
-        self._add(row, *self.names)
+                self._add(earlier, self.names)
+        self._add(row, self.names)
 
-    def _add(self, row: dict[str, Any], *names: str) -> None:
-        image, captions = (row.get(name) for name in names)
+    def _add(self, row: dict[str, Any], names: Names) -> None:
+        image, captions, labels = (row.get(name) for name in names)
         texts = captions if isinstance(captions, list) else [captions]
-        self.images.append(_encoded(image) if isinstance(image, str) else b"")
-        self.captions.append([_encoded(text) for text in texts if isinstance(text, str)])
-        if len(self.images) == ROWS:
+        given = labels if isinstance(labels, list) else [labels]
+        self.rows.append(
+            (
+                _encoded(image) if isinstance(image, str) else b"",
+                [_encoded(text) for text in texts if isinstance(text, str)],
+                [_encoded(label_text(label)) for label in given],
+            )
+        )
+        if len(self.rows) == ROWS:
             self._flush()
 
     def columns(self, unreadable: Unreadable) -> Columns:
         if self.names is None and self.early:
             columns(self.dataset, list(self.known), str(self.path))
         self._flush()
-        images, captions = zip(*self.chunks, strict=True)
-        return pa.concat_arrays(images), pa.concat_arrays(captions), unreadable
+        images, captions, labels = (column.combine_chunks() for column in pa.concat_tables(self.chunks))
+        return Columns(images, captions, labels if self.dataset.label else None, unreadable)
 
     def _flush(self) -> None:
-        several = pa.large_list(pa.large_binary())
-        self.chunks.append((pa.array(self.images, pa.large_binary()), pa.array(self.captions, several)))
-        self.images, self.captions = [], []
+        columns = zip(*self.rows, strict=True) if self.rows else ([], [], [])
+        arrays = [pa.array(list(values), kind) for values, kind in zip(columns, (BYTES, SEVERAL, SEVERAL), strict=True)]
+        self.chunks.append(pa.table(arrays, ["images", "captions", "labels"]))
+        self.rows = []
 
 
 def _encoded(text: str) -> bytes:
     return text.encode("utf-8", "replace")  # JSON may hold half a surrogate pair
 
 
+def _taken(names: Names, table: pa.Table, unreadable: Unreadable) -> Columns:
+    captions, labels = (_whole(table[name]) if name else None for name in (names.caption, names.label))
+    return Columns(_whole(table[names.image]), captions, labels, unreadable)
+
+
 def _whole(column: pa.ChunkedArray) -> pa.Array:
-    """One array of bytes (or lists of them), nulls as empty."""
-    kind = pa.large_list(pa.large_binary()) if pa.types.is_nested(column.type) else pa.large_binary()
+    """One array of bytes (or lists of them), nulls as empty; numbers as they are written."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), None, column)
+    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type):
+        column = column.cast(pa.large_string())
+    kind = SEVERAL if pa.types.is_nested(column.type) else BYTES
     if pa.types.is_string(column.type):
         column = column.cast(pa.large_string())
     cast = column.cast(kind)
     array = cast.combine_chunks() if cast.num_chunks != 1 else cast.chunk(0)
-    return pc.fill_null(array, b"") if kind == pa.large_binary() else array
+    return pc.fill_null(array, b"") if kind == BYTES else array

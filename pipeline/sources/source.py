@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -47,6 +48,8 @@ class Source:
     partitions: tuple[Partition, ...]
     classes: tuple[ClassName, ...] = ()
     """In the order of their labels."""
+    named: Mapping[str, str] = field(default_factory=dict)
+    """Names of labels that samples have beside them, from classes.tsv."""
     tables: tuple[Path, ...] = ()
     """Tables of paths."""
     images: tuple[Path, ...] = ()
@@ -73,7 +76,13 @@ class Source:
         return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest() if lines else ""
 
     def classes_fingerprint(self, partition: Partition | None = None) -> str:
-        """sha256 over folders, names and captions of the classes (of one partition); "" without any."""
+        """sha256 over folders, names and captions of the classes (of one partition); "" without any.
+
+        Names of labels beside samples are given to the whole, after the scans.
+        """
+        if self.dataset.label and partition is None:
+            lines = [f"{label}\t{name}\n" for label, name in self.named.items()]
+            return hashlib.sha256("".join(lines).encode()).hexdigest()
         if self.dataset.format != "imagefolder":
             return ""
         one = partition is not None and partition.path.is_dir()

@@ -6,6 +6,7 @@ into an Arrow file that every partition's process maps. Held in memory while gro
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -19,32 +20,36 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.sources.formats import Columns, Unreadable, read_columns
+from pipeline.sources.labels import OTHER_CLASSES
 from pipeline.sources.source import Source
 from shards.atomic import atomic_file
+from shards.errors import UserError
 from shards.machine import lock_file
 
 __all__ = ["URL", "find_image", "grouped_rows"]
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-ROWS = 1 << 16  # pairs handed on at once
+ROWS = 1 << 16  # images handed on at once
 UNREADABLE = b"unreadable"
 EXAMPLE = b"unreadable_example"
+CLASSES = b"classes"
 
 
 def grouped_rows(
     source: Source, cache: Path, part: int, parts: int
-) -> tuple[int, Iterator[tuple[bytes, list[Any]]], Unreadable]:
-    """Number of the part's first image; (name, captions) of each of its images; unreadable rows of the whole."""
+) -> tuple[int, Iterator[tuple[bytes, list[Any], list[Any]]], Unreadable, tuple[str, ...]]:
+    """Number of the part's first image; (name, captions, labels) of each of its images; of the whole, unreadable rows,
+    and names of labels 0, 1, ... where the tables carry these."""
     if not cache.exists():
         with _alone(cache.with_suffix(".lock")):
             if not cache.exists():
-                _write(cache, *_grouped([read_columns(source.dataset, path) for path in source.tables], source.images))
+                _write(cache, _grouped([read_columns(source.dataset, path) for path in source.tables], source))
     with pa.memory_map(str(cache)) as file:
         table = pa.ipc.open_file(file).read_all()
     first, last = (table.num_rows * i // parts for i in (part, part + 1))
     meta = table.schema.metadata
-    unreadable = Unreadable(int(meta[UNREADABLE]), meta.get(EXAMPLE, b"").decode())
-    return first, _pairs(table.slice(first, last - first)), unreadable
+    unreadable = Unreadable(int(meta[UNREADABLE]), meta[EXAMPLE].decode())
+    return first, _images(table.slice(first, last - first)), unreadable, tuple(json.loads(meta[CLASSES]))
 
 
 @contextmanager
@@ -62,9 +67,9 @@ def _alone(lock: Path) -> Iterator[None]:
         raise
 
 
-def _pairs(table: pa.Table) -> Iterator[tuple[bytes, list[Any]]]:
+def _images(table: pa.Table) -> Iterator[tuple[bytes, list[Any], list[Any]]]:
     for batch in table.to_batches(ROWS):
-        yield from zip(batch["image"].to_pylist(), batch["captions"].to_pylist(), strict=True)
+        yield from zip(*(batch[name].to_pylist() for name in ("image", "captions", "labels")), strict=True)
 
 
 def find_image(name: str, roots: Sequence[Path]) -> Path | None:
@@ -77,28 +82,40 @@ def find_image(name: str, roots: Sequence[Path]) -> Path | None:
         return None
 
 
-def _grouped(tables: Sequence[Columns], roots: Sequence[Path]) -> tuple[pa.Table, Unreadable]:
-    """One row an image, in the order of its first appearance, with all its captions in the order of the rows."""
-    images = pa.chunked_array([names.cast(pa.large_binary()) for names, _, _ in tables], pa.large_binary())
+def _grouped(tables: Sequence[Columns], source: Source) -> pa.Table:
+    """One row an image, in the order of its first appearance, with all its captions and labels in the order of the
+    rows, empty ones and all; what is known of the whole in its metadata."""
+    images = pa.chunked_array([table.images.cast(pa.large_binary()) for table in tables], pa.large_binary())
     encoded = pc.dictionary_encode(images.combine_chunks() if images.num_chunks > 1 else images.chunk(0))
-    spellings, image = _spellings(encoded.dictionary, roots)
-    ids = image[encoded.indices.to_numpy()]
-    texts, parents, start = [], [], 0
-    for names, captions, _ in tables:
-        several = pa.types.is_list(captions.type) or pa.types.is_large_list(captions.type)
-        rows = pc.list_parent_indices(captions).to_numpy() if several else np.arange(len(names))
-        texts.append((pc.list_flatten(captions) if several else captions).cast(pa.large_binary()))
-        parents.append(ids[start + rows])
-        start += len(names)
+    spellings, image = _spellings(encoded.dictionary, source.images)
+    ids = np.split(image[encoded.indices.to_numpy()], np.cumsum([len(table.images) for table in tables])[:-1])
+    captions = _of_images([table.captions for table in tables], ids, len(spellings))
+    labels = _of_images([table.labels for table in tables], ids, len(spellings))
+    unread = [table.unreadable for table in tables]
+    classes = {table.classes for table in tables}
+    if len(classes) > 1 and not source.dataset.classes:
+        raise UserError(OTHER_CLASSES.format(where=source.where))
+    meta = {
+        UNREADABLE: str(sum(one.rows for one in unread)),
+        EXAMPLE: next((one.last for one in reversed(unread) if one.rows), ""),
+        CLASSES: json.dumps(classes.pop()),
+    }
+    return pa.table({"image": spellings, "captions": captions, "labels": labels}).replace_schema_metadata(meta)
+
+
+def _of_images(columns: Sequence[pa.Array | None], ids: Sequence[npt.NDArray[np.int64]], images: int) -> pa.Array:
+    """[images] lists of a column's cells, in the order of the rows. ids: of each table's rows, the image."""
+    cells, parents = [pa.array([], pa.large_binary())], [np.zeros(0, np.int64)]
+    for column, image in zip(columns, ids, strict=True):
+        if column is None:
+            continue
+        several = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+        cells.append((pc.list_flatten(column) if several else column).cast(pa.large_binary()))
+        parents.append(image[pc.list_parent_indices(column).to_numpy()] if several else image)
     groups = np.concatenate(parents)
     order = np.argsort(groups, kind="stable")
-    counts = np.bincount(groups, minlength=len(spellings))
-    offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int64())
-    flat = pa.concat_arrays(texts).take(pa.array(order))
-    table = pa.table({"image": spellings, "captions": pa.LargeListArray.from_arrays(offsets, flat)})
-    unread = [unreadable for _, _, unreadable in tables]
-    last = next((one.last for one in reversed(unread) if one.rows), "")
-    return table, Unreadable(sum(one.rows for one in unread), last)
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(groups, minlength=images))])
+    return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.concat_arrays(cells).take(pa.array(order)))
 
 
 def _spellings(names: pa.Array, roots: Sequence[Path]) -> tuple[pa.Array, npt.NDArray[np.int64]]:
@@ -121,7 +138,6 @@ def _spellings(names: pa.Array, roots: Sequence[Path]) -> tuple[pa.Array, npt.ND
     return names.take(pa.array(first, pa.int64())), image
 
 
-def _write(path: Path, table: pa.Table, unreadable: Unreadable) -> None:
-    table = table.replace_schema_metadata({UNREADABLE: str(unreadable.rows), EXAMPLE: unreadable.last})
+def _write(path: Path, table: pa.Table) -> None:
     with atomic_file(path) as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table, max_chunksize=ROWS)

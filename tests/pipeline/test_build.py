@@ -20,7 +20,7 @@ from PIL import Image
 from pipeline.info import describe
 from pipeline.layout import shard_bounds
 from pipeline.scan.scan import Limits
-from pipeline.sources.class_names import class_names
+from pipeline.sources.class_names import class_names, names_file
 from pipeline.sources.datasets import builtin_datasets, load_dataset
 from shards.errors import UserError
 from shards.manifest import Manifest
@@ -116,11 +116,11 @@ def test_class_folders_and_a_tar_of_them(tmp_path: Path) -> None:
 
 
 def test_classes_of_one_name_stay_two_texts(tmp_path: Path) -> None:
-    cranes = class_names(["n02012849", "n03126707", "n02085620"], tmp_path, "a photo of a {class}")
+    cranes = class_names(["n02012849", "n03126707", "n02085620"], {}, "a photo of a {class}")
     assert len({name.caption for name in cranes}) == 3
     assert cranes[2].caption == "a photo of a Chihuahua"
     (tmp_path / "classes.tsv").write_text("a\tfirst, one\nb\tfirst, two\n")
-    assert [n.caption for n in class_names(["a", "b", "c_d"], tmp_path, "{class}")] == [
+    assert [n.caption for n in class_names(["a", "b", "c_d"], names_file(tmp_path), "{class}")] == [
         "first, one",
         "first, two",
         "c d",

@@ -156,7 +156,7 @@ def test_fresh_signatures_fetch_nothing_again(tmp_path: Path, served: str, monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.build._number_samples", stop)
+        patch.setattr("pipeline.build.number_samples", stop)
         with pytest.raises(KeyboardInterrupt):
             build("flickr8k", f"{served}/00000.tar?signature=old", tmp_path / "out")
     assert fetched
@@ -237,7 +237,7 @@ def test_a_connection_that_stays_broken_is_given_up(tmp_path: Path, served: str,
 
 
 @pytest.mark.parametrize(
-    ("moment", "left"), [("build._number_samples", set()), ("scan.tars._beside", {"/00001.tar", "/00001.parquet"})]
+    ("moment", "left"), [("build.number_samples", set()), ("scan.tars._beside", {"/00001.tar", "/00001.parquet"})]
 )
 def test_a_stopped_build_fetches_no_tar_twice(
     moment: str, left: set[str], tmp_path: Path, served: str, handler: type[Files], monkeypatch: pytest.MonkeyPatch

@@ -441,5 +441,5 @@ def grouped(path: Path) -> dict[str, list[str]]:
     source = Source(dataset=dataset, where="", partitions=(), tables=(path,))
     cache = path.with_suffix(".arrow")
     cache.unlink(missing_ok=True)
-    _, rows, _ = grouped_rows(source, cache, 0, 1)
-    return {name.decode(): [caption.decode() for caption in captions] for name, captions in rows}
+    _, rows, _, _ = grouped_rows(source, cache, 0, 1)
+    return {name.decode(): [caption.decode() for caption in captions] for name, captions, _ in rows}

@@ -1,0 +1,131 @@
+"""Numbers for what the scans found: text ids, the nodes of the graph, and labels, where these stand beside samples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.scan.samples import SCAN_SCHEMA
+from pipeline.sources.class_names import ClassName, class_names
+from pipeline.sources.labels import OTHER_CLASSES
+from pipeline.sources.source import Source
+from shards.atomic import atomic_file
+from shards.bars import say
+from shards.errors import UserError
+from shards.index import write_texts
+
+__all__ = ["NAMES", "number_samples", "number_texts"]
+
+NAMES = "class_names"  # in a scan's metadata: what its file calls labels 0, 1, ...
+
+
+def number_samples(
+    source: Source, scans: Sequence[Path], out: Path, work: Path, skipped: Mapping[str, int]
+) -> tuple[pa.Table, Sequence[ClassName]]:
+    """Give every sample its text id and its label; returns the places and text ids of all, and the classes.
+
+    Writes texts.parquet, and work/samples.arrow and work/texts.arrow for the writers of shards. Raises UserError where
+    no sample is left (`skipped` says why), and where none has a label that all should have.
+    """
+    ids, texts, counts = number_texts(scans)
+    if not len(ids):
+        why = f" ({', '.join(f'{count:,} {reason}' for reason, count in skipped.items())})" if skipped else ""
+        raise UserError(f"{source.where} holds no usable sample{why}: check that it is the {source.dataset.name} data")
+    labels, classes = _number_labels(source, scans) if source.dataset.label else (None, source.classes)
+    if source.dataset.by_class:
+        texts = _captions(texts, classes)
+    write_texts(out / "texts.parquet", texts, counts)
+    _write_arrow(work / "texts.arrow", pa.table({"text": texts}, pa.schema([("text", pa.large_string())])))
+    schema = pa.schema([field for field in SCAN_SCHEMA if field.name not in ("text", "label_value")])
+    pieces = pa.concat_tables([pq.read_table(p, columns=schema.names, partitioning=None).cast(schema) for p in scans])
+    # One piece: of thousands Arrow would join all of a column for every shard that takes a few rows of each.
+    columns = {}
+    for column in schema:  # each is given up once it is joined
+        kind = pa.large_string() if pa.types.is_string(column.type) else column.type
+        columns[column.name] = pieces[column.name].cast(kind).combine_chunks()
+        pieces = pieces.drop_columns([column.name])
+    if labels is not None:
+        columns["label"] = labels
+    whole = pa.table({**columns, "text_id": pa.array(ids)})
+    _write_arrow(work / "samples.arrow", whole)
+    return whole.select(["file", "size", "text_id"]), classes
+
+
+def number_texts(scans: Sequence[Path]) -> tuple[npt.NDArray[np.int64], pa.Array, npt.NDArray[np.int64]]:
+    """text id of every scanned sample [n], the texts by id, and how many samples have each; every different text once,
+    in the order of the source.
+
+    Holds the texts in memory (a gigabyte for 12 M captions), as their encoder will.
+    """
+    encoded = _encoded(scans, "text")
+    ids = encoded.indices.to_numpy().astype(np.int64)
+    return ids, encoded.dictionary, np.bincount(ids, minlength=len(encoded.dictionary)).astype(np.int64)
+
+
+def _encoded(scans: Sequence[Path], name: str) -> pa.DictionaryArray:
+    # large_string: offsets of 32 bits end at 2 GB of text
+    columns = [pq.read_table(path, columns=[name], partitioning=None)[name].cast(pa.large_string()) for path in scans]
+    whole = pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.large_string())
+    return pc.dictionary_encode(whole.combine_chunks())  # else every scan's chunk carries all texts
+
+
+def _number_labels(source: Source, scans: Sequence[Path]) -> tuple[pa.Array, list[ClassName]]:
+    """[samples] int32 labels, null where a sample has none, and the classes in their order.
+
+    Classes that are named, by the data set file or the source itself, keep their numbers. Else they are the labels that
+    occur, whole numbers by value, anything else as text.
+    """
+    encoded = _encoded(scans, "label_value")
+    found: list[str] = encoded.dictionary.to_pylist()
+    if not found:
+        raise UserError(
+            f"no sample of {source.where} has a label {source.dataset.label!r}: label = ... in the data set file names "
+            "the column, the field of KEY.json or the member's extension that holds it"
+        )
+    given = _given(source, scans)
+    labels = [str(number) for number in range(len(given))] or _in_order(found)
+    numbers = {text: number for number, text in enumerate(labels)}
+    known = dict(zip(labels, given, strict=False)) | dict(source.named)
+    if unknown := sorted(source.named.keys() - numbers.keys()):
+        say(f"note: classes.tsv names {len(unknown)} labels that no sample has, {unknown[0]!r} among them")
+    without = f"; {encoded.null_count:,} of {len(encoded):,} samples have no label" if encoded.null_count else ""
+    say(f"{len(labels):,} classes by {source.dataset.label!r}{without}")
+    by_text = pa.array(np.array([numbers[text] for text in found], np.int32))
+    return by_text.take(encoded.indices), class_names(labels, known, source.dataset.caption)
+
+
+def _given(source: Source, scans: Sequence[Path]) -> Sequence[str]:
+    """Names of labels 0, 1, ...; () where nothing names them."""
+    if source.dataset.classes:
+        return source.dataset.classes
+    carried = {pq.read_schema(path).metadata[NAMES.encode()] for path in scans}
+    if len(carried) > 1:
+        raise UserError(OTHER_CLASSES.format(where=source.where))
+    return [str(name) for name in json.loads(carried.pop())]
+
+
+def _in_order(labels: Sequence[str]) -> list[str]:
+    numbers = all(label.removeprefix("-").isdecimal() for label in labels)
+    return sorted(labels, key=int if numbers else None)
+
+
+def _captions(labels: pa.Array, classes: Sequence[ClassName]) -> pa.Array:
+    """Texts for labels that stood in for them. Raises UserError where two classes would be one text."""
+    captions, classes_of = dict[str, str](), dict[str, str]()
+    for one in classes:
+        captions[one.folder] = one.caption
+        if (other := classes_of.setdefault(one.caption, one.folder)) != one.folder:
+            raise UserError(f"classes {other!r} and {one.folder!r} are both {one.caption!r}: name them apart")
+    return pa.array([captions[label] for label in labels.to_pylist()], pa.large_string())
+
+
+def _write_arrow(path: Path, table: pa.Table) -> None:
+    with atomic_file(path) as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)

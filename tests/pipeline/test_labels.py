@@ -1,0 +1,258 @@
+"""Labels beside captions, in every place where they stand: numbered, named, and used by graphs of classes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.graph.classes import text_classes
+from pipeline.sources.datasets import load_dataset
+from pipeline.sources.labels import Labels
+from shards.errors import UserError
+from shards.manifest import Manifest
+from shards.reader import Shards
+from tests.make import jpeg
+from tests.pipeline.building import build, contents
+from tests.pipeline.sources import data_set, pictures, write_tar
+
+NAMES = [f"{i}.jpg" for i in range(24)]  # ten may be left out whatever the budget
+ANIMALS = ("cat", "dog", "yak")
+
+
+def labelled(out: Path) -> list[tuple[str, str | None]]:
+    """(text, class or None) of every sample, by key."""
+    shards, names = Shards.open(out), Manifest.load(out).classes
+    labels = [None if label < 0 else names[label] for label in shards.index.label]
+    texts = [sample.parts["txt"].decode() for sample in shards.samples()]
+    pairs = zip(shards.index.key.to_pylist(), texts, labels, strict=True)
+    return [(text, label) for _, text, label in sorted(pairs)]
+
+
+def rows(labels: Sequence[object]) -> list[dict[str, Any]]:
+    return [
+        {"image": name, "caption": f"picture {name}", "kind": labels[i % len(labels)]} for i, name in enumerate(NAMES)
+    ]
+
+
+def write_table(path: Path, given: Sequence[dict[str, Any]]) -> None:
+    match path.suffix:
+        case ".csv":
+            lines = [",".join("" if value is None else str(value) for value in row.values()) for row in given]
+            path.write_text("\n".join([",".join(given[0]), *lines, ""]))
+        case ".jsonl":
+            path.write_text("".join(json.dumps(row) + "\n" for row in given))
+        case ".parquet":
+            pq.write_table(pa.Table.from_pylist(list(given)), path)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [(("yak", "cat", None), ("cat", "yak")), ((10, 9, 10), ("9", "10")), ((3.0, 5.0, None), ("3", "5"))],
+)
+def test_labels_of_tables(labels: Sequence[Any], classes: tuple[str, ...], suffix: str, tmp_path: Path) -> None:
+    pictures(tmp_path / "in", NAMES)
+    write_table(tmp_path / "in" / f"t.{suffix}", rows(labels))
+    mine = data_set(tmp_path / "mine.toml", format="table", label="kind")
+    found = labelled(build(mine, tmp_path / "in", tmp_path / "out"))
+    assert Manifest.load(tmp_path / "out").classes == classes
+    expected = [None if labels[i % 3] is None else str(labels[i % 3]).removesuffix(".0") for i in range(24)]
+    assert found == [(f"picture {name}", label) for name, label in zip(NAMES, expected, strict=True)]
+
+
+def test_rows_of_one_image_agree_on_its_label_or_it_is_left_out(tmp_path: Path) -> None:
+    pictures(tmp_path / "in", NAMES)
+    second = [row | {"caption": "another", "kind": None if row["image"] != "3.jpg" else "dog"} for row in rows(["cat"])]
+    write_table(tmp_path / "in" / "t.csv", [*rows(["cat"]), *second, *rows([" cat "])])
+    mine = data_set(tmp_path / "mine.toml", format="table", label="kind")
+    found = labelled(build(mine, tmp_path / "in", tmp_path / "out"))
+    assert found == [(f"picture {name}\nanother", "cat") for name in NAMES if name != "3.jpg"]
+    assert Manifest.load(tmp_path / "out").skipped == {"several labels": 1}
+
+
+def test_a_column_of_classes_alone_makes_the_captions(tmp_path: Path) -> None:
+    pictures(tmp_path / "in", NAMES)
+    write_table(tmp_path / "in" / "t.csv", rows(["n02085620", "grey_wolf", None]))
+    values = {"format": "table", "label": "kind", "captions": [], "caption": "a drawing of a {class}"}
+    mine = data_set(tmp_path / "mine.toml", **values)
+    out = build(mine, tmp_path / "in", tmp_path / "out", max_skipped=0.5)
+    assert set(labelled(out)) == {("a drawing of a Chihuahua", "Chihuahua"), ("a drawing of a grey wolf", "grey wolf")}
+    manifest = Manifest.load(out)
+    assert manifest.skipped == {"no label": 8}
+    assert manifest.texts == 2
+    assert manifest.settings["wnids"] == ["grey_wolf", "n02085620"]  # by which WordNet finds a class
+    before = contents(out)
+    assert contents(build(mine, tmp_path / "in", out, max_skipped=0.5)) == before  # finished, and known as such
+
+
+def test_classes_tsv_names_labels_and_other_names_are_another_build(tmp_path: Path) -> None:
+    pictures(tmp_path / "in", NAMES)
+    write_table(tmp_path / "in" / "t.csv", rows([7, 2]))
+    mine = data_set(tmp_path / "mine.toml", format="table", label="kind", captions=[])
+    (tmp_path / "in" / "classes.tsv").write_text("7\tgoldfish, Carassius auratus\n")
+    out = build(mine, tmp_path / "in", tmp_path / "out")
+    assert Manifest.load(out).classes == ("2", "goldfish, Carassius auratus")
+    assert {text for text, _ in labelled(out)} == {"a photo of a 2", "a photo of a goldfish"}
+    (tmp_path / "in" / "classes.tsv").unlink()
+    with pytest.raises(UserError, match="other class names"):
+        build(mine, tmp_path / "in", out)
+
+
+def images_inside(path: Path, labels: Sequence[int | None], names: Sequence[str] | None) -> None:
+    """Parquet as Hugging Face writes it."""
+    rng = np.random.default_rng(3)
+    table = pa.table({"img": [{"bytes": jpeg(rng), "path": f"{i}.png"} for i in range(len(labels))], "label": labels})
+    features = {"label": {"_type": "ClassLabel", "names": names}} if names else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})}), path)
+
+
+def test_names_that_a_parquet_file_carries(tmp_path: Path) -> None:
+    images_inside(tmp_path / "in" / "train-0.parquet", [2, 0, -1, 2] * 6, ANIMALS)  # no dog, and some unknown
+    captioned = data_set(tmp_path / "mine.toml", format="table", label="label", captions=[])
+    out = build(captioned, tmp_path / "in", tmp_path / "out", max_skipped=0.5)
+    manifest = Manifest.load(out)
+    assert (manifest.classes, manifest.skipped) == (ANIMALS, {"no label": 6})
+    found = labelled(out)
+    assert found[:3] == [("a photo of a yak", "yak"), ("a photo of a cat", "cat"), ("a photo of a yak", "yak")]
+    assert sorted(set(Shards.open(out).index.label)) == [0, 2]  # the numbers that the data set's authors gave
+    with pytest.raises(UserError, match=r'captions = \["\.\.\."\], or captions = \[\] for captions made of the labels'):
+        build(data_set(tmp_path / "b.toml", format="table", label="label"), tmp_path / "in", tmp_path / "b")
+
+
+def test_files_that_name_different_classes(tmp_path: Path) -> None:
+    images_inside(tmp_path / "in" / "train-0.parquet", [0, 1] * 6, ANIMALS)
+    images_inside(tmp_path / "in" / "train-1.parquet", [0, 1] * 6, ANIMALS[:2])
+    values = {"format": "table", "label": "label", "captions": []}
+    with pytest.raises(UserError, match=r"name different classes: .* classes = \[\.\.\.\]"):
+        build(data_set(tmp_path / "a.toml", **values), tmp_path / "in", tmp_path / "a")
+    mine = data_set(tmp_path / "b.toml", **values, classes=["ape", "bee"])
+    out = build(mine, tmp_path / "in", tmp_path / "b")
+    assert Manifest.load(out).classes == ("ape", "bee")
+
+
+def test_paths_and_carried_names(tmp_path: Path) -> None:
+    pictures(tmp_path / "in", NAMES)
+    table = pa.Table.from_pylist(rows([1, 0]))
+    features = {"kind": {"_type": "ClassLabel", "names": ["one", "two"]}}
+    meta = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(table.replace_schema_metadata(meta), tmp_path / "in" / "t.parquet")
+    mine = data_set(tmp_path / "mine.toml", format="table", label="kind")
+    found = labelled(build(mine, tmp_path / "in", tmp_path / "out"))
+    assert [label for _, label in found[:3]] == ["two", "one", "two"]
+
+
+def test_names_in_the_data_set_file_by_number_or_by_name(tmp_path: Path) -> None:
+    pictures(tmp_path / "in", NAMES)
+    write_table(tmp_path / "in" / "t.csv", rows(["dog", 0, -1, 3, "emu", ""]))
+    mine = data_set(tmp_path / "mine.toml", format="table", label="kind", classes=ANIMALS)
+    out = build(mine, tmp_path / "in", tmp_path / "out", max_skipped=0.5)
+    assert [label for _, label in labelled(out)[:4]] == ["dog", "cat", None, None]
+    assert Manifest.load(out).skipped == {"unknown label": 8}
+    assert Manifest.load(out).classes == ANIMALS
+
+
+@pytest.mark.parametrize("place", ["json", "cls", "parquet"])
+def test_labels_of_tars(place: str, tmp_path: Path) -> None:
+    rng, members, beside = np.random.default_rng(0), [], []
+    for i in range(12):
+        key, kind = f"{i:05d}", ("cat", "dog", None)[i % 3]
+        members += [(f"{key}.jpg", jpeg(rng)), (f"{key}.txt", f"picture {i}".encode())]
+        if place == "json":
+            members.append((f"{key}.json", json.dumps({"kind": kind, "caption": ""}).encode()))
+        elif place == "cls" and kind:
+            members.append((f"{key}.kind", f"{kind}\n".encode()))
+        beside.append({"key": key, "kind": kind, "status": "success"})
+    write_tar(tmp_path / "in" / "0.tar", members)
+    if place == "parquet":
+        pq.write_table(pa.Table.from_pylist(beside), tmp_path / "in" / "0.parquet")
+    mine = data_set(tmp_path / "mine.toml", format="webdataset", label="kind")
+    for layout in ("shuffled", "in-place"):
+        out = build(mine, tmp_path / "in", tmp_path / layout, layout=layout)
+        expected = [(f"picture {i}", ("cat", "dog", None)[i % 3]) for i in range(12)]
+        assert labelled(out) == expected
+
+
+def test_a_class_graph_of_captions_takes_the_most_frequent_label(tmp_path: Path) -> None:
+    pictures(tmp_path / "in", NAMES)
+    given = [{"image": name, "caption": f"text {i % 6}", "kind": ANIMALS[i % 3]} for i, name in enumerate(NAMES)]
+    given[0]["kind"], given[1]["kind"] = "dog", None
+    write_table(tmp_path / "in" / "t.jsonl", given)
+    out = build(data_set(tmp_path / "m.toml", format="table", label="kind"), tmp_path / "in", tmp_path / "out")
+    shards = Shards.open(out)
+    found = dict(zip(shards.texts(), text_classes(shards), strict=True))
+    assert found == {f"text {i}": i % 3 for i in range(6)}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"label": "breed"}, r'has no column breed; it has image, caption, kind: .* label = "\.\.\."'),
+        ({"label": "kind"}, r"no sample of .* has a label 'kind'"),
+        ({"label": "kind", "captions": []}, "unusable"),
+        ({"label": "kind", "classes": ["cat"]}, "two at least"),
+        ({"label": "kind", "classes": ["cat", ""]}, "two at least"),
+        ({"classes": ["cat", "dog"]}, "say where these stand"),
+        ({"format": "coco", "label": "kind"}, "label is of webdataset and table; coco has its own"),
+    ],
+)
+def test_what_is_refused(values: dict[str, Any], message: str, tmp_path: Path) -> None:
+    pictures(tmp_path / "in", NAMES)
+    write_table(tmp_path / "in" / "t.csv", rows([None]))
+    with pytest.raises(UserError, match=message):
+        build(data_set(tmp_path / "m.toml", **{"format": "table"} | values), tmp_path / "in", tmp_path / "out")
+
+
+def test_two_classes_of_one_text_are_told_apart(tmp_path: Path) -> None:
+    pictures(tmp_path / "in", NAMES)
+    write_table(tmp_path / "in" / "t.csv", rows([0, 1]))
+    values = {"format": "table", "label": "kind", "captions": []}
+    out = build(data_set(tmp_path / "a.toml", **values, classes=["crane", "crane"]), tmp_path / "in", tmp_path / "a")
+    assert {text for text, _ in labelled(out)} == {"a photo of a crane, 0", "a photo of a crane, 1"}
+    with pytest.raises(UserError, match=r"classes '0' and '1' are both 'a photo of a b c': name them apart"):
+        build(data_set(tmp_path / "b.toml", **values, classes=["b c", "b  c"]), tmp_path / "in", tmp_path / "b")
+
+
+def test_flickr_lines_hold_no_labels(tmp_path: Path) -> None:
+    (tmp_path / "captions.token").write_text("a.jpg#0\tone\n")
+    mine = data_set(tmp_path / "m.toml", format="table", files=["*.token"], label="kind")
+    with pytest.raises(UserError, match="hold no labels"):
+        build(mine, tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("names", "values", "expected"),
+    [
+        ((), [True], ("true", "")),
+        ((), [float("nan"), None, " ", {}, 4], ("4", "")),
+        ((), [["a"], "a", b" a "], ("a", "")),
+        ((), ["a", "b"], ("", "several labels")),
+        ((), ["-1"], ("-1", "")),
+        (ANIMALS, ["-1"], ("", "")),
+        (ANIMALS, ["yak", 2, "2.0"], ("2", "")),
+        (ANIMALS, [3], ("", "unknown label")),
+        (("0", "cat"), [0], ("0", "")),
+        (("1", "0"), [0], ("1", "")),  # a name before a number
+        (ANIMALS, ["²"], ("", "unknown label")),
+        (ANIMALS, ["9" * 5000], ("", "unknown label")),
+    ],
+)
+def test_one_label(names: tuple[str, ...], values: list[object], expected: tuple[str, str]) -> None:
+    assert Labels(names).one(values) == expected
+
+
+def test_settings_of_data_sets_without_labels_are_as_they_were(tmp_path: Path) -> None:
+    """Shards of earlier versions stay what they are."""
+    pictures(tmp_path / "in", NAMES)
+    write_table(tmp_path / "in" / "t.csv", rows(["cat"]))
+    out = build(data_set(tmp_path / "m.toml", format="table"), tmp_path / "in", tmp_path / "out")
+    assert not {"label", "classes"} & Manifest.load(out).settings["dataset"].keys()
+    assert load_dataset(str(tmp_path / "m.toml")).label == ""
+    assert Manifest.load(out).classes == ()
