@@ -122,8 +122,11 @@ def build(
         raise UserError(f"--graph is encoder, class, random or none here, not {kind!r}; others: xclr-shards graph")
     if layout is Layout.packed and kind != "encoder":
         raise UserError(f"layout packed groups by the neighbours of an encoder graph, not by --graph {kind}")
-    if kind in ("class", "random") and chosen.format not in ("imagefolder", "demo"):
-        raise UserError(f"--graph {kind} needs class labels, and data of format {chosen.format} has none: use encoder")
+    if kind in ("class", "random") and chosen.format not in ("imagefolder", "demo") and not chosen.label:
+        raise UserError(
+            f"--graph {kind} needs class labels, and {chosen.name} has none: use encoder, or say in a data set file of "
+            "your own where they stand, label = ... (docs/sources.md)"
+        )
     if kind == "none" and encoder is not None:
         raise UserError(f"--graph none encodes nothing: leave --encoder {encoder} out")
     if kind != "none":

@@ -107,9 +107,11 @@ def settle(recipe: Recipe, shards: Shards, world: World, run: Path | None = None
     if recipe.run.track:
         library_of(recipe.run.track)  # before anything slow
     objective = recipe.objective.name
-    if objective == "supcon" and (len(shards) == 0 or (shards.index.label < 0).any()):
+    without = int((shards.index.label < 0).sum()) if objective == "supcon" else 0
+    if without or (objective == "supcon" and len(shards) == 0):
         raise UserError(
-            f"supcon needs a label for every sample, and {shards.root} has samples without: use xclr or simclr"
+            f"supcon needs a label for every sample, and {without:,} of {len(shards):,} in {shards.root} have none: "
+            "use xclr or simclr, or build shards with labels (docs/sources.md)"
         )
     if objective == "clip" and not shards.manifest.texts:
         raise UserError(

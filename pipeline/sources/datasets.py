@@ -74,7 +74,11 @@ class Dataset:
 
     @property
     def patterns(self) -> tuple[str, ...]:
-        return self.files or PATTERNS.get(self.format, ())
+        usual = PATTERNS.get(self.format, ())
+        if self.split == "test":
+            of_test = (p.replace("train", part) for part in ("test", "val*") for p in usual if "train" in p)
+            usual = (*of_test, *(p for p in usual if "train" not in p))
+        return self.files or usual
 
 
 def builtin_datasets() -> list[str]:

@@ -208,7 +208,7 @@ def test_a_dry_run_says_what_is_there(tmp_path: Path) -> None:
         (["--encoder", "no/such/encoder"], "neither a folder nor a repository name"),
         (
             ["--graph", "class", "--encoder", "minilm"],
-            "--graph class needs class labels, and data of format webdataset has none",
+            "--graph class needs class labels, and flickr8k has none: use encoder, or say in a data set file",
         ),
     ],
 )

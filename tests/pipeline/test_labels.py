@@ -256,3 +256,15 @@ def test_settings_of_data_sets_without_labels_are_as_they_were(tmp_path: Path) -
     assert not {"label", "classes"} & Manifest.load(out).settings["dataset"].keys()
     assert load_dataset(str(tmp_path / "m.toml")).label == ""
     assert Manifest.load(out).classes == ()
+
+
+def test_a_test_split_takes_the_test_files(tmp_path: Path) -> None:
+    images_inside(tmp_path / "in" / "data" / "train-0.parquet", [0, 1] * 6, ANIMALS)
+    images_inside(tmp_path / "in" / "data" / "validation-0.parquet", [1] * 12, ANIMALS)
+    values = {"format": "table", "label": "label", "captions": []}
+    train = build(data_set(tmp_path / "a.toml", **values), tmp_path / "in", tmp_path / "a")
+    test = build(data_set(tmp_path / "a-test.toml", **values, split="test"), tmp_path / "in", tmp_path / "a-test")
+    assert [len(set(Shards.open(out).index.label)) for out in (train, test)] == [2, 1]
+    images_inside(tmp_path / "in" / "data" / "test-0.parquet", [2] * 12, ANIMALS)
+    test = build(data_set(tmp_path / "b-test.toml", **values, split="test"), tmp_path / "in", tmp_path / "b-test")
+    assert set(Shards.open(test).index.label) == {2}
