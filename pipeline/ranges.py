@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from shards.bars import spoken
+
 __all__ = ["Range", "disk_line", "size"]
 
 
@@ -25,7 +27,7 @@ class Range:
         return _between(size(self.low), size(self.high))
 
     def as_time(self) -> str:
-        return _between(_spoken(self.low), _spoken(self.high))
+        return _between(spoken(self.low), spoken(self.high))
 
 
 def size(count: float) -> str:
@@ -42,10 +44,3 @@ def disk_line(disk: Range, work: float, free: int) -> str:
 
 def _between(low: str, high: str) -> str:
     return low if low == high else f"{low} to {high}"
-
-
-def _spoken(seconds: float) -> str:
-    for unit, length, next_length in (("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172_800)):
-        if seconds < next_length:
-            return f"{max(1, round(seconds / length))} {unit}" if unit == "s" else f"{seconds / length:.0f} {unit}"
-    return f"{seconds / 86_400:.1f} days"

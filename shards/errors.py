@@ -14,11 +14,12 @@ import errno
 import os
 import sys
 from collections import Counter
+from textwrap import shorten
 from typing import NoReturn
 
 import typer
 
-__all__ = ["NO_LOCKS", "OverBudget", "SkipBudget", "TornTar", "UserError", "run_cli"]
+__all__ = ["NO_LOCKS", "OverBudget", "SkipBudget", "TornTar", "UserError", "first_line", "run_cli"]
 
 
 class UserError(ValueError):
@@ -34,6 +35,12 @@ class TornTar(UserError):
 
 class OverBudget(UserError):
     """Too many unusable samples: going on would train on a data set other than the one asked for."""
+
+
+def first_line(error: BaseException) -> str:
+    """Of another library's message, for one of ours: with the second line, where the first only announces it."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return shorten(" ".join(lines[: 2 if lines[0].rstrip().endswith(":") else 1]), 300, placeholder=" ...")
 
 
 class SkipBudget:

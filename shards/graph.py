@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.atomic import sha256_file
-from shards.errors import UserError
+from shards.errors import UserError, first_line
 from shards.index import write_rows
 from shards.manifest import Manifest
 from shards.sealed import write_sealed
@@ -127,7 +127,7 @@ def read_graph(folder: Path) -> Graph:
             f"{error.filename or error} is missing: delete {folder} and run `xclr-shards graph` again"
         ) from None
     except (pa.ArrowException, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise UserError(f"{folder} is damaged ({reason}): delete it and run `xclr-shards graph` again") from None
 
 

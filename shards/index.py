@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.atomic import atomic_file
-from shards.errors import UserError
+from shards.errors import UserError, first_line
 from shards.manifest import Manifest
 
 __all__ = [
@@ -156,4 +156,4 @@ def _read(path: Path, schema: pa.Schema) -> pa.Table:
     except FileNotFoundError:
         raise UserError(f"{path} is missing: build the shards again") from None
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} is damaged ({str(error).splitlines()[0]}): build the shards again") from None
+        raise UserError(f"{path} is damaged ({first_line(error)}): build the shards again") from None

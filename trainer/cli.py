@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from shards.bars import say
+from shards.bars import say, spoken
 from shards.errors import UserError, run_cli
 from shards.mirror import open_shards
 from shards.reader import Shards, latest_shards
@@ -255,13 +255,7 @@ def _show(found: Estimate) -> None:
     print(f"steps       {found.steps:,}")
     print(f"a step      {found.step_s:.2f} s, of them {found.compute_s:.2f} s the model's")
     print(f"memory      {found.memory / 2**30:.1f} GiB at the peak")
-    print(f"time        {_spoken(found.hours)} at this speed")
-
-
-def _spoken(hours: float) -> str:
-    if hours >= 1:
-        return f"{hours:.1f} hours"
-    return f"{60 * hours:.0f} minutes" if hours >= 1 / 30 else f"{3600 * hours:.0f} seconds"
+    print(f"time        {spoken(3600 * found.hours)} at this speed")
 
 
 def _recipe(name: str | None, shards: str | None) -> Recipe:

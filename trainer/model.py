@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from timm.models import get_pretrained_cfg
 from torch import nn
 
-from shards.errors import UserError
+from shards.errors import UserError, first_line
 from trainer.augment import IMAGENET_MEAN, IMAGENET_STD
 from trainer.own import call, is_own
 from trainer.recipe import ModelConfig, Statistics
@@ -127,7 +127,7 @@ def build_backbone(name: str, image_size: int, *, pretrained: bool = False) -> n
     try:
         model = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
     except (RuntimeError, AssertionError, ValueError, OSError) as error:  # sizes that do not fit, hub out of reach
-        raise UserError(f"timm cannot build {name} for {image_size} pixels: {str(error).splitlines()[0]}") from None
+        raise UserError(f"timm cannot build {name} for {image_size} pixels: {first_line(error)}") from None
     if not isinstance(getattr(model, "num_features", None), int):
         raise UserError(f"{name} gives no pooled features: choose another backbone")
     backbone: nn.Module = model

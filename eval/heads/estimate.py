@@ -11,7 +11,7 @@ from eval.heads.bank import Bank
 from eval.heads.flow import path_steps
 from eval.heads.probe import ProbeConfig, schedule
 from eval.heads.solvers import Candidate, Moments, Schedule, sgd
-from shards.bars import say
+from shards.bars import say, spoken
 
 __all__ = ["announce", "estimate"]
 
@@ -31,7 +31,7 @@ def announce(name: str, bank: Bank, classes: int, config: ProbeConfig) -> None:
         where = "read from disk as they are used" if bank.streams else "in memory"
         say(
             f"probe for {name}: {len(bank):,} x {bank.dim} features {where}, {classes} classes: "
-            f"about {_duration(seconds)} and {held / 2**30:.1f} GiB"
+            f"about {spoken(seconds)} and {held / 2**30:.1f} GiB"
         )
 
 
@@ -65,9 +65,3 @@ def _now() -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

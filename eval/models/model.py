@@ -6,18 +6,16 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from textwrap import shorten
 
 import torch
 from torch import nn
 
-from shards.errors import UserError
+from shards.errors import UserError, first_line
 from trainer.augment import IMAGENET_MEAN, IMAGENET_STD
 
 __all__ = [
     "Model",
     "Transform",
-    "first_line",
     "model_of",
     "transform_table",
     "weights_hash",
@@ -96,12 +94,6 @@ def model_of(
         sha256=weights_hash(network, name + config),
         about={"model": name, "step": None, **(about or {})},
     )
-
-
-def first_line(error: BaseException) -> str:
-    """With the second, where the first only announces it."""
-    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return shorten(" ".join(lines[: 2 if lines[0].rstrip().endswith(":") else 1]), 300, placeholder=" ...")
 
 
 def weights_hash(network: nn.Module, name: str) -> str:

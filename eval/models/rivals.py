@@ -12,9 +12,9 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from eval.models.model import Model, Transform, first_line, model_of
+from eval.models.model import Model, Transform, model_of
 from shards.bars import say
-from shards.errors import UserError
+from shards.errors import UserError, first_line
 from trainer.augment import IMAGENET_MEAN, IMAGENET_STD
 
 __all__ = ["open_folder", "open_timm", "open_torchvision"]

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
 from pipeline.encode.encoder import Encoder
-from shards.errors import UserError
+from shards.errors import UserError, first_line
 
 __all__ = ["load_clip_text"]
 
@@ -27,7 +27,7 @@ def load_clip_text(folder: Path, device: str, dtype: torch.dtype) -> Encoder:
         )
     # AttributeError, TypeError: of JSON files that hold something else, or name files that are lost
     except (OSError, ValueError, KeyError, AttributeError, TypeError, SafetensorError) as error:
-        raise UserError(f"cannot load the CLIP text tower in {folder}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"cannot load the CLIP text tower in {folder}: {first_line(error)}") from None
     model, loading = loaded
     if missing := sorted(loading["missing_keys"]):
         raise UserError(

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from shards.atomic import sha256_file
-from shards.errors import UserError
+from shards.errors import UserError, first_line
 
-__all__ = ["BUNDLED", "CONFIG", "ENCODER", "Encoder", "EncoderSource", "first_line", "resolve_encoder"]
+__all__ = ["BUNDLED", "CONFIG", "ENCODER", "Encoder", "EncoderSource", "resolve_encoder"]
 
 BUNDLED = "all-MiniLM-L6-v2"
 ALIASES = {"minilm": BUNDLED, f"sentence-transformers/{BUNDLED}": BUNDLED}
@@ -114,7 +114,3 @@ def _snapshot(repository: str) -> Path:
             f"cannot fetch the encoder {repository} ({first_line(error)}): give a folder, or leave --encoder out "
             f"for the bundled {BUNDLED}"
         ) from None
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
 
-from pipeline.encode.encoder import Encoder, EncoderSource, first_line
-from shards.errors import UserError
+from pipeline.encode.encoder import Encoder, EncoderSource
+from shards.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import torch

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from pipeline.search.exact import Doubles, Similarity
 from pipeline.search.neighbours import Lists
 from pipeline.work import mapped_zeros
-from shards.errors import UserError
+from shards.errors import UserError, first_line
 from shards.reader import Shards
 
 __all__ = [
@@ -107,7 +107,7 @@ def read_edges(path: Path, n: int) -> Lists:
         a, b = (table[name].cast(pa.int64()).to_numpy() for name in COLUMNS[:2])
         similarity = table[COLUMNS[2]].cast(pa.float32()).to_numpy()
     except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"cannot read {path} as edges (columns {', '.join(COLUMNS)}): {reason}") from None
     if len(a) and not (min(a.min(), b.min()) >= 0 and max(a.max(), b.max()) < n):
         raise UserError(f"{path} names text {max(a.max(), b.max())}; text ids go from 0 to {n - 1}")

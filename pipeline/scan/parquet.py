@@ -19,7 +19,7 @@ from pipeline.sources.formats import columns, holds_images
 from pipeline.sources.labels import Labels, carried_names
 from pipeline.sources.source import Partition, Source
 from shards.atomic import atomic_file
-from shards.errors import UserError
+from shards.errors import UserError, first_line
 from shards.remote import fetch, shown
 from shards.tar import TarWriter
 
@@ -82,4 +82,4 @@ def _rows(
                     value = cell if isinstance(cell, dict) else {"bytes": cell}
                     yield value.get("bytes") or None, str(value.get("path") or ""), listed(texts[0]), listed(texts[1])
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{where} is damaged ({str(error).splitlines()[0]}): replace it") from None
+        raise UserError(f"{where} is damaged ({first_line(error)}): replace it") from None

@@ -20,7 +20,7 @@ from pipeline.sources.class_names import as_text
 from pipeline.sources.datasets import Dataset
 from pipeline.sources.labels import Labels
 from pipeline.sources.source import Partition, Source, check_unpacked
-from shards.errors import TornTar, UserError
+from shards.errors import TornTar, UserError, first_line
 from shards.pictures import EXTENSIONS
 from shards.remote import fetch, shown
 from shards.tar import Member, class_images, groups, split_key
@@ -163,7 +163,7 @@ def _beside(path: Path, dataset: Dataset) -> tuple[dict[str, Words], int]:
         table = pq.read_table(path, columns=list(wanted), partitioning=None)
     except (pa.ArrowException, OSError) as error:
         raise UserError(
-            f"{path} is damaged ({str(error).splitlines()[0]}): replace it, or delete it to read the tar's captions"
+            f"{path} is damaged ({first_line(error)}): replace it, or delete it to read the tar's captions"
         ) from None
     rows = table.num_rows
     if "status" in names:

@@ -24,7 +24,7 @@ from pipeline.sources.datasets import Dataset
 from pipeline.sources.formats import columns, holds_images
 from pipeline.sources.remote import RemoteFile, find
 from pipeline.sources.source import Partition, Source, check_unpacked
-from shards.errors import TornTar, UserError
+from shards.errors import TornTar, UserError, first_line
 from shards.remote import is_remote, shown
 from shards.tar import Member, class_images
 from shards.tar import scan as scan_tar
@@ -217,7 +217,7 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"cannot read {path} as parquet ({str(error).splitlines()[0]}): replace it") from None
+        raise UserError(f"cannot read {path} as parquet ({first_line(error)}): replace it") from None
 
 
 def _partitions(paths: Iterable[Path], root: Path) -> tuple[Partition, ...]:

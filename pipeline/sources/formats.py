@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pipeline.sources.datasets import CAPTIONS, Dataset
 from pipeline.sources.labels import carried_names, label_text
 from pipeline.sources.source import check_unpacked
-from shards.errors import UserError
+from shards.errors import UserError, first_line
 
 __all__ = ["Columns", "Names", "Unreadable", "columns", "holds_images", "read_columns"]
 
@@ -112,7 +112,7 @@ def read_columns(dataset: Dataset, path: Path) -> Columns:
             raise
         if isinstance(error, UnicodeDecodeError):
             raise UserError(f"{path} is not UTF-8: save it as that (iconv -f LATIN1 -t UTF-8, say)") from None
-        raise UserError(f"cannot read {path} as a table ({str(error).splitlines()[0]})") from None
+        raise UserError(f"cannot read {path} as a table ({first_line(error)})") from None
 
 
 def _reader(dataset: Dataset, path: Path) -> Callable[[Dataset, Path], Columns]:

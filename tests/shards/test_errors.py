@@ -11,7 +11,8 @@ import pytest
 import typer
 
 from shards.atomic import write_json
-from shards.errors import UserError, run_cli
+from shards.bars import spoken
+from shards.errors import UserError, first_line, run_cli
 from shards.manifest import Manifest
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -84,3 +85,32 @@ def test_a_manifest_of_another_shape_is_damaged(tmp_path: Path, content: str) ->
     (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(UserError, match="is damaged"):
         Manifest.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ("", "AssertionError"),
+        ("one\ntwo", "one"),
+        ("\n\none:\ntwo\nthree", "one: two"),
+        ("x " * 400, "x " * 148 + "..."),
+    ],
+)
+def test_the_first_line_of_another_librarys_message(message: str, line: str) -> None:
+    assert first_line(AssertionError(message)) == line
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.2, "1 s"),
+        (119, "119 s"),
+        (120, "2 min"),
+        (7199, "120 min"),
+        (7200, "2.0 h"),
+        (172_799, "48.0 h"),
+        (200_000, "2.3 days"),
+    ],
+)
+def test_durations(seconds: float, words: str) -> None:
+    assert spoken(seconds) == words

@@ -277,7 +277,7 @@ def test_dry_run_measures_and_leaves_nothing(shards: Path, tmp_path: Path) -> No
     arguments = [*command(shards, tmp_path / "run")[3:], "--dry-run"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    assert re.search(r"time +\d+ seconds at this speed", result.output)
+    assert re.search(r"time +\d+ s at this speed", result.output)
     assert re.search(r"measuring .*7/7", result.output)
     assert not re.search(r"^run ", result.output, re.MULTILINE)
     assert not (tmp_path / "run").exists()
