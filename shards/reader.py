@@ -13,10 +13,11 @@ from shards.index import Index, read_index, read_texts
 from shards.manifest import Manifest
 from shards.tar import Sample, samples
 
-__all__ = ["Shards", "latest_shards"]
+__all__ = ["TEST", "Shards", "is_finished", "latest_shards", "test_folder"]
 
 # A process may hold 1024 files by default; a window of shards is far smaller than this.
 MAX_OPEN_TARS = 128
+TEST = "-test"  # the test shards of NAME lie beside them, in NAME-test
 
 
 class Shards:
@@ -132,6 +133,17 @@ class Shards:
     def __del__(self) -> None:
         for descriptor in self._files.values():
             os.close(descriptor)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a folder of shards is there whole: its manifest is written last."""
+    return (folder / "manifest.json").is_file()
+
+
+def test_folder(train: Path) -> Path:
+    """Where the test shards of a folder of training shards lie."""
+    named = train if train.name not in ("", "..") else Path(os.path.abspath(train))
+    return named.with_name(named.name + TEST)
 
 
 def latest_shards(data: Path = Path("data")) -> Path:

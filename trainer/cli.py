@@ -14,8 +14,10 @@ from rich.table import Table
 
 from shards.bars import say, spoken
 from shards.errors import UserError, run_cli
+from shards.manifest import Manifest
 from shards.mirror import open_shards
-from shards.reader import Shards, latest_shards
+from shards.reader import Shards, is_finished, latest_shards, test_folder
+from shards.remote import is_remote
 from trainer.advice import at_start
 from trainer.own import is_own, short
 from trainer.recipe import Recipe, builtin_recipes, changed, load_recipe
@@ -213,7 +215,7 @@ def _train(chosen: Recipe, device: str, out: Path | None, *, resume: bool, dry_r
             print(f"{state}: {result.run} ({result.steps} steps)")
             code = f"{chosen.model.backbone}@" if is_own(chosen.model.backbone) else ""
             checkpoint = quote(f"{code}{result.run}")
-            print(f"next: xclr-eval linear-probe --bench imagefolder --data DIR --checkpoint {checkpoint}")
+            print(f"next: xclr-eval linear-probe --bench {_bench(chosen.data.shards)} --checkpoint {checkpoint}")
 
 
 @app.command("export")
@@ -256,6 +258,14 @@ def _show(found: Estimate) -> None:
     print(f"a step      {found.step_s:.2f} s, of them {found.compute_s:.2f} s the model's")
     print(f"memory      {found.memory / 2**30:.1f} GiB at the peak")
     print(f"time        {spoken(3600 * found.hours)} at this speed")
+
+
+def _bench(shards: str) -> str:
+    """The benchmark that the training shards' own test shards are of, where they lie beside them."""
+    if is_remote(shards) or not is_finished(test_folder(Path(shards))):
+        return "imagefolder --data DIR"
+    manifest = Manifest.load(Path(shards))
+    return "demo" if manifest.dataset == "demo" else "shards" if manifest.classes else "imagefolder --data DIR"
 
 
 def _recipe(name: str | None, shards: str | None) -> Recipe:

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 
 from eval.benchmarks.bench import Absent, Bench, Column, ImageSet, Source, Summary, Task, fingerprint, top
-from eval.benchmarks.shards import TEST, is_finished, test_folder
 from shards.errors import UserError
 from shards.manifest import Manifest
-from shards.reader import Shards
+from shards.reader import TEST, Shards, is_finished, test_folder
 
 __all__ = ["VARIANTS", "open_demo"]
 

@@ -10,7 +10,6 @@ neither set: their features are not even extracted, since in a crawl with a few 
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 from shlex import quote
@@ -21,12 +20,11 @@ from eval.benchmarks.bench import Bench, ImageSet, Ints, Source, fingerprint
 from eval.benchmarks.classes import Classified, Words, class_figures
 from shards.bars import say
 from shards.errors import UserError
-from shards.reader import Shards
+from shards.reader import TEST, Shards, is_finished, test_folder
 
-__all__ = ["TEST", "is_finished", "open_labelled", "test_folder"]
+__all__ = ["open_labelled"]
 
 NAME = "shards"
-TEST = "-test"  # the test shards of NAME lie beside them, in NAME-test
 DATA = "give --data a folder of labelled training shards"
 WORDS = Words(
     truth="the class of the label",
@@ -52,17 +50,6 @@ def open_labelled(source: Source) -> Bench:
         columns=columns,
         notes={**notes, "unlabelled": unlabelled},
     )
-
-
-def test_folder(train: Path) -> Path:
-    """Where the test shards of a folder of training shards lie."""
-    named = train if train.name not in ("", "..") else Path(os.path.abspath(train))
-    return named.with_name(named.name + TEST)
-
-
-def is_finished(folder: Path) -> bool:
-    """Whether a folder of shards is there whole: its manifest is written last."""
-    return (folder / "manifest.json").is_file()
 
 
 def _train_folder(source: Source) -> Path:

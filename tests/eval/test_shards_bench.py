@@ -21,6 +21,8 @@ from tests.eval.label_shards import Sample, coloured, write_labelled
 from tests.eval.make_folders import as_tars, make_folders, make_model
 from tests.eval.runs import run_eval, train_run
 from tests.pipeline.building import build
+from tests.pipeline.sources import data_set, images_inside
+from trainer.cli import _bench
 
 Names = tuple[str, ...]
 NAMES = ("red", "green", "blue", "yellow")
@@ -164,6 +166,23 @@ def test_what_stage_one_builds_scores_as_its_class_folders(tmp_path: Path, layou
     theirs = score(open_bench("imagefolder", source), "knn", tmp_path / "cache")
     assert own["columns"]["top1"]["accuracy"] == theirs["columns"]["top1"]["accuracy"] == 90.0
     assert Path(Manifest.load(tmp_path / "mine").shards[0].tar).is_absolute() == (layout == "in-place")
+
+
+def test_parquet_of_hugging_face_is_trained_and_scored_by_its_own_classes(tmp_path: Path) -> None:
+    """From files whose labels are numbers to a figure: both splits take the names that the schema carries."""
+    rng = np.random.default_rng(0)
+    for split, samples in (("train", TRAINING), ("test", TESTED)):
+        names = NAMES if split == "train" else OTHERS
+        pairs = [(coloured(rng, colour), label) for colour, label in samples]
+        images, labels = [image for image, _ in pairs], [-1 if label is None else label for _, label in pairs]
+        images_inside(tmp_path / "in" / "data" / f"{split}-0.parquet", labels, names, images)
+    for name, split in (("mine", "train"), ("mine-test", "test")):
+        mine = data_set(tmp_path / f"{name}.toml", format="table", split=split, label="label", captions=[])
+        build(mine, tmp_path / "in", tmp_path / name, max_skipped=1)
+    found = score(open_bench("shards", tmp_path / "mine"), "knn", tmp_path / "cache")
+    assert found["columns"]["top1"]["accuracy"] == 90.0
+    assert _bench(str(tmp_path / "mine")) == "shards"
+    assert _bench(str(tmp_path / "mine-test")) == _bench("s3://bucket/mine") == "imagefolder --data DIR"
 
 
 def test_without_data_it_is_the_checkpoints_own_shards(

@@ -65,6 +65,20 @@ def pictures(root: Path, names: Sequence[str], size: int = 32) -> dict[str, byte
     return made
 
 
+def images_inside(
+    path: Path, labels: Sequence[int | None], names: Sequence[str] | None, images: Sequence[bytes] | None = None
+) -> None:
+    """Parquet as Hugging Face writes it: encoded images, and numbers of classes whose names its schema carries."""
+    rng = np.random.default_rng(3)
+    encoded = images or [jpeg(rng) for _ in labels]
+    table = pa.table(
+        {"img": [{"bytes": image, "path": f"{i}.png"} for i, image in enumerate(encoded)], "label": labels}
+    )
+    features = {"label": {"_type": "ClassLabel", "names": names}} if names else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})}), path)
+
+
 def data_set(path: Path, **values: object) -> str:
     """A data set file of one's own; returns its path as the command line takes it."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from shards.manifest import Manifest
 from shards.reader import Shards
 from tests.make import jpeg
 from tests.pipeline.building import build, contents
-from tests.pipeline.sources import data_set, pictures, write_tar
+from tests.pipeline.sources import data_set, images_inside, pictures, write_tar
 
 NAMES = [f"{i}.jpg" for i in range(24)]  # ten may be left out whatever the budget
 ANIMALS = ("cat", "dog", "yak")
@@ -103,15 +103,6 @@ def test_classes_tsv_names_labels_and_other_names_are_another_build(tmp_path: Pa
     (tmp_path / "in" / "classes.tsv").unlink()
     with pytest.raises(UserError, match="other class names"):
         build(mine, tmp_path / "in", out)
-
-
-def images_inside(path: Path, labels: Sequence[int | None], names: Sequence[str] | None) -> None:
-    """Parquet as Hugging Face writes it."""
-    rng = np.random.default_rng(3)
-    table = pa.table({"img": [{"bytes": jpeg(rng), "path": f"{i}.png"} for i in range(len(labels))], "label": labels})
-    features = {"label": {"_type": "ClassLabel", "names": names}} if names else {}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})}), path)
 
 
 def test_names_that_a_parquet_file_carries(tmp_path: Path) -> None:
