@@ -9,7 +9,7 @@ OUT/evaluations/HASH.json       each finished evaluation, used again while weigh
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from typing import Any
 from eval.benchmarks.bench import Bench
 from eval.benchmarks.registry import BENCHES, open_bench
 from eval.evaluate import METHODS, Settings, evaluate, evaluation_hash, prepared
+from eval.heads.knn import KNNConfig
+from eval.heads.probe import ProbeConfig
 from eval.models.model import Model
 from eval.models.open import open_model
 from eval.report.gallery import Strip, caption_strips, image_strips
@@ -51,6 +53,8 @@ class Suite:
     benches: tuple[str, ...]
     few_shot: tuple[float, ...] = ()
     """Percentages of the training images: each benchmark once more with each."""
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    knn: KNNConfig = field(default_factory=KNNConfig)
     rows: tuple[Row, ...]
 
 
@@ -93,6 +97,7 @@ def run_suite(
     models = {row.method: open_model(row.checkpoint, untrained=row.untrained) for row in rows}
     shards = next((model.shards for model in models.values() if model.shards), None)
     benches = {name: open_bench(name, data, partial=settings.partial, shards=shards) for name in suite.benches}
+    settings = replace(settings, probe=suite.probe, knn=suite.knn)
     parts = [(name, bench, replace(settings, few_shot=None)) for name, bench in benches.items()]
     parts += [
         (f"{name} {percent:g}%", bench, replace(settings, few_shot=percent))

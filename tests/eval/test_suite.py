@@ -163,6 +163,19 @@ def test_a_graph_that_lists_nothing_has_no_strips(world: Path, monkeypatch: pyte
     assert caption_strips(world / "data/demo") == []
 
 
+def test_a_suite_may_say_how_heads_are_made(
+    world: Path, results: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(world)
+    text = "benches = ['demo']\n[knn]\nk = 3\n[probe]\nlearning_rates = [0.3]\nweight_decays = [0.01]\nmin_steps = 50\n"
+    (tmp_path / "mine.toml").write_text(text)
+    call = ["suite", "--config", str(tmp_path / "mine.toml"), "--checkpoint", "runs/demo/xclr", "--out", str(tmp_path)]
+    assert run_eval(call) == 0
+    found, usual = json.loads((tmp_path / "results.json").read_text())["protocol"], results["protocol"]
+    assert (usual["knn"]["k"], found["knn"]["k"]) == (20, 3)
+    assert found["linear_probe"]["learning_rates"] == [0.3] != usual["linear_probe"]["learning_rates"]
+
+
 def test_few_shot_parts_that_are_too_small_are_refused_first(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -230,6 +243,8 @@ def test_charts() -> None:
         ("benches = ['demo']\nfew_shot = 1", "few_shot is a list"),
         ("benches = ['demo']\nfew_shot = ['x']", "few_shot is of type float"),
         ("benches = ['demo']\nfew_shot = [150]", "percentages between 0 and 100, not 150"),
+        ("benches = ['demo']\n[knn]\nk = 0", "k must be at least 1"),
+        ("benches = ['demo']\n[probe]\nlr = 1", r"mine.toml \[probe\]: unknown key 'lr'"),
         ("benches = ['demo']\nrows = 5", r"rows are written as \[\[rows\]\]"),
         ("benches = ['demo']\nrows = [5]", r"rows are written as \[\[rows\]\]"),
         ("benches = ['demo']\ntitle = 5", "title is of type str"),
