@@ -64,6 +64,8 @@ class BackboneInfo:
     step: int
     sha256: str
     """Of the checkpoint file."""
+    recipe: Recipe
+    """Of the run."""
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -211,5 +213,6 @@ def load_backbone(path: Path, *, untrained: bool = False, own: str | None = None
         objective="untrained" if untrained else recipe.objective.name,
         step=0 if untrained else int(state["step"]),
         sha256=sha256_file(path),
+        recipe=recipe,
     )
     return encoder.backbone.eval(), info

@@ -16,10 +16,9 @@ from timm.models import get_pretrained_cfg, save_for_hf
 from torch import nn
 
 from shards.atomic import atomic_file, sha256_file
-from shards.config import from_table
 from shards.errors import UserError
-from trainer.checkpoint import BackboneInfo, find_checkpoint, load_backbone, read_checkpoint, run_of
-from trainer.recipe import Recipe, as_table
+from trainer.checkpoint import BackboneInfo, find_checkpoint, load_backbone, run_of
+from trainer.recipe import as_table
 
 __all__ = ["export", "find"]
 
@@ -47,12 +46,10 @@ def export(checkpoint: Path, out: Path) -> Path:
     """
     if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - FILES):
         raise UserError(f"{out} holds other files: choose an empty or a new folder with --out")
-    state = read_checkpoint(checkpoint)
     backbone, info = load_backbone(checkpoint)
-    recipe = from_table(Recipe, json.loads(state["recipe"]), where=str(checkpoint))
     try:
         _write(out, backbone, info)
-        card = _card(info, recipe, checkpoint, sha256_file(out / "model.safetensors"))
+        card = _card(info, checkpoint, sha256_file(out / "model.safetensors"))
         with atomic_file(out / "README.md") as file:
             file.write(card.encode())
     except (OSError, SafetensorError) as error:  # safetensors' own writer wraps what the system said
@@ -91,9 +88,9 @@ def _write(out: Path, backbone: nn.Module, info: BackboneInfo) -> None:
     (out / "model.safetensors").chmod(path.stat().st_mode)  # safetensors writes what none but its owner may read
 
 
-def _card(info: BackboneInfo, recipe: Recipe, checkpoint: Path, weights: str) -> str:
+def _card(info: BackboneInfo, checkpoint: Path, weights: str) -> str:
     """The model card, filled from what lies in the run's folder."""
-    run = run_of(checkpoint)
+    run, recipe = run_of(checkpoint), info.recipe
     facts = _json(run / "run.json")
     last = _last_metrics(run / "metrics.jsonl", info.step)
     data = f"{facts.get('dataset', 'unknown')}, {facts.get('samples', 'unknown')} samples"

@@ -9,7 +9,6 @@ FILE.py:FUNCTION@runs/NAME       that network with the weights of a checkpoint o
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from eval.models.model import Model, Transform, model_of
 from eval.models.own import open_own
 from shards.errors import UserError
-from trainer.checkpoint import NotRead, checkpoints, find_checkpoint, load_backbone, read_checkpoint, run_of
+from trainer.checkpoint import NotRead, checkpoints, find_checkpoint, load_backbone, run_of
 from trainer.own import is_own
 
 __all__ = ["open_checkpoint", "open_model"]
@@ -70,7 +69,6 @@ def open_checkpoint(path: Path | None, *, untrained: bool = False, own: str | No
         raise
     except UserError as error:
         raise UserError(_foreign(file) or str(error)) from None
-    data = json.loads(read_checkpoint(file)["recipe"])["data"]
     transform = Transform(image_size=info.image_size, crop_pct=info.crop_pct, mean=info.mean, std=info.std)
     about = {
         "checkpoint": str(file),
@@ -82,8 +80,8 @@ def open_checkpoint(path: Path | None, *, untrained: bool = False, own: str | No
     return replace(
         model,
         folder=run_of(file),
-        shards=Path(data["shards"]) if data.get("shards") else None,
-        graph=data.get("graph") or None,
+        shards=Path(info.recipe.data.shards) if info.recipe.data.shards else None,
+        graph=info.recipe.data.graph or None,
     )
 
 
