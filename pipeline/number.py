@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.scan.samples import SCAN_SCHEMA
-from pipeline.sources.class_names import ClassName, class_names
+from pipeline.sources.class_names import WNID, ClassName, class_names
 from pipeline.sources.labels import OTHER_CLASSES
 from pipeline.sources.source import Source
 from shards.atomic import atomic_file
@@ -38,7 +38,7 @@ def number_samples(
     if not len(ids):
         why = f" ({', '.join(f'{count:,} {reason}' for reason, count in skipped.items())})" if skipped else ""
         raise UserError(f"{source.where} holds no usable sample{why}: check that it is the {source.dataset.name} data")
-    labels, classes = _number_labels(source, scans) if source.dataset.label else (None, source.classes)
+    labels, classes = _number_labels(source, scans) if source.dataset.label else (None, {})
     if source.dataset.by_class:
         texts = _captions(texts, classes)
     write_texts(out / "texts.parquet", texts, counts)
@@ -55,7 +55,7 @@ def number_samples(
         columns["label"] = labels
     whole = pa.table({**columns, "text_id": pa.array(ids)})
     _write_arrow(work / "samples.arrow", whole)
-    return whole.select(["file", "size", "text_id"]), classes
+    return whole.select(["file", "size", "text_id"]), list(classes.values()) or source.classes
 
 
 def number_texts(scans: Sequence[Path]) -> tuple[npt.NDArray[np.int64], pa.Array, npt.NDArray[np.int64]]:
@@ -76,8 +76,8 @@ def _encoded(scans: Sequence[Path], name: str) -> pa.DictionaryArray:
     return pc.dictionary_encode(whole.combine_chunks())  # else every scan's chunk carries all texts
 
 
-def _number_labels(source: Source, scans: Sequence[Path]) -> tuple[pa.Array, list[ClassName]]:
-    """[samples] int32 labels, null where a sample has none, and the classes in their order.
+def _number_labels(source: Source, scans: Sequence[Path]) -> tuple[pa.Array, dict[str, ClassName]]:
+    """[samples] int32 labels, null where a sample has none, and in their order the classes by what the scans call them.
 
     Classes that are named, by the data set file or the source itself, keep their numbers. Else they are the labels that
     occur, whole numbers by value, anything else as text.
@@ -92,13 +92,32 @@ def _number_labels(source: Source, scans: Sequence[Path]) -> tuple[pa.Array, lis
     given = _given(source, scans)
     labels = [str(number) for number in range(len(given))] or _in_order(found)
     numbers = {text: number for number, text in enumerate(labels)}
-    known = dict(zip(labels, given, strict=False)) | dict(source.named)
     if unknown := sorted(source.named.keys() - numbers.keys()):
         say(f"note: classes.tsv names {len(unknown)} labels that no sample has, {unknown[0]!r} among them")
+    classes = _named(labels, given, source)
     without = f"; {encoded.null_count:,} of {len(encoded):,} samples have no label" if encoded.null_count else ""
     say(f"{len(labels):,} classes by {source.dataset.label!r}{without}")
     by_text = pa.array(np.array([numbers[text] for text in found], np.int32))
-    return by_text.take(encoded.indices), class_names(labels, known, source.dataset.caption)
+    return by_text.take(encoded.indices), dict(zip(labels, classes, strict=True))
+
+
+def _named(labels: Sequence[str], given: Sequence[str], source: Source) -> list[ClassName]:
+    """The classes: a name that is a WordNet id stands for ImageNet's words, as a folder of that name does."""
+    names = given or labels
+    folders = [name if WNID.fullmatch(name) else label for label, name in zip(labels, names, strict=True)]
+    known = {}
+    for folder, label, name in zip(folders, labels, names, strict=True):
+        if label in source.named:
+            known[folder] = source.named[label]
+        elif folder != name:
+            known[folder] = name.replace("_", " ")
+    classes = class_names(folders, known, source.dataset.caption)
+    if source.dataset.by_class and all(one.name.isdecimal() for one in classes):
+        say(
+            f"note: captions are numbers, such as {classes[-1].caption!r}, which say nothing of what is to be seen: "
+            "name the classes in the data set file (classes = [...]) or in classes.tsv"
+        )
+    return classes
 
 
 def _given(source: Source, scans: Sequence[Path]) -> Sequence[str]:
@@ -116,14 +135,13 @@ def _in_order(labels: Sequence[str]) -> list[str]:
     return sorted(labels, key=int if numbers else None)
 
 
-def _captions(labels: pa.Array, classes: Sequence[ClassName]) -> pa.Array:
+def _captions(labels: pa.Array, classes: Mapping[str, ClassName]) -> pa.Array:
     """Texts for labels that stood in for them. Raises UserError where two classes would be one text."""
-    captions, classes_of = dict[str, str](), dict[str, str]()
-    for one in classes:
-        captions[one.folder] = one.caption
-        if (other := classes_of.setdefault(one.caption, one.folder)) != one.folder:
-            raise UserError(f"classes {other!r} and {one.folder!r} are both {one.caption!r}: name them apart")
-    return pa.array([captions[label] for label in labels.to_pylist()], pa.large_string())
+    first = dict[str, str]()
+    for label, one in classes.items():
+        if (other := first.setdefault(one.caption, label)) != label:
+            raise UserError(f"classes {other!r} and {label!r} are both {one.caption!r}: name them apart")
+    return pa.array([classes[label].caption for label in labels.to_pylist()], pa.large_string())
 
 
 def _write_arrow(path: Path, table: pa.Table) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.sources.captions import normalise
 
-__all__ = ["NAMES_FILE", "ClassName", "as_text", "class_names", "names_file"]
+__all__ = ["WNID", "ClassName", "as_text", "class_names", "names_file"]
 
 WNID = re.compile(r"n\d{8}")
 NAMES_FILE = "classes.tsv"

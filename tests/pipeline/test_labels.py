@@ -11,8 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from timm.data import ImageNetInfo
 
 from pipeline.graph.classes import text_classes
+from pipeline.sources.class_names import class_names
 from pipeline.sources.datasets import load_dataset
 from pipeline.sources.labels import Labels
 from shards.errors import UserError
@@ -106,13 +108,14 @@ def test_classes_tsv_names_labels_and_other_names_are_another_build(tmp_path: Pa
 
 
 def test_names_that_a_parquet_file_carries(tmp_path: Path) -> None:
-    images_inside(tmp_path / "in" / "train-0.parquet", [2, 0, -1, 2] * 6, ANIMALS)  # no dog, and some unknown
+    names = ("cat", "dog", "sea_lion")
+    images_inside(tmp_path / "in" / "train-0.parquet", [2, 0, -1, 2] * 6, names)  # no dog, and some unknown
     captioned = data_set(tmp_path / "mine.toml", format="table", label="label", captions=[])
     out = build(captioned, tmp_path / "in", tmp_path / "out", max_skipped=0.5)
     manifest = Manifest.load(out)
-    assert (manifest.classes, manifest.skipped) == (ANIMALS, {"no label": 6})
-    found = labelled(out)
-    assert found[:3] == [("a photo of a yak", "yak"), ("a photo of a cat", "cat"), ("a photo of a yak", "yak")]
+    assert (manifest.classes, manifest.skipped) == (("cat", "dog", "sea lion"), {"no label": 6})
+    lion, cat = ("a photo of a sea lion", "sea lion"), ("a photo of a cat", "cat")
+    assert labelled(out)[:3] == [lion, cat, lion]
     assert sorted(set(Shards.open(out).index.label)) == [0, 2]  # the numbers that the data set's authors gave
     with pytest.raises(UserError, match=r'captions = \["\.\.\."\], or captions = \[\] for captions made of the labels'):
         build(data_set(tmp_path / "b.toml", format="table", label="label"), tmp_path / "in", tmp_path / "b")
@@ -259,3 +262,29 @@ def test_a_test_split_takes_the_test_files(tmp_path: Path) -> None:
     images_inside(tmp_path / "in" / "data" / "test-0.parquet", [2] * 12, ANIMALS)
     test = build(data_set(tmp_path / "b-test.toml", **values, split="test"), tmp_path / "in", tmp_path / "b-test")
     assert set(Shards.open(test).index.label) == {2}
+
+
+def test_classes_named_by_wordnet_ids_are_those_of_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`imagenet-wds` has the texts of `imagenet`: its numbers are ImageNet's, in the order of the folders."""
+    rng, dataset = np.random.default_rng(0), load_dataset("imagenet-wds")
+    assert list(dataset.classes) == ImageNetInfo("imagenet-1k").label_names()
+    members = []
+    for i, number in enumerate((134, 517, 0) * 4):  # both cranes
+        members += [(f"{i:03d}.jpg", jpeg(rng)), (f"{i:03d}.cls", str(number).encode())]
+    write_tar(tmp_path / "in" / "imagenet1k-train-0000.tar", members)
+    write_tar(tmp_path / "in" / "imagenet1k-validation-0000.tar", members)
+    out = build("imagenet-wds", tmp_path / "in", tmp_path / "out")
+    manifest = Manifest.load(out)
+    assert (manifest.samples, manifest.texts, len(manifest.classes)) == (12, 3, 1000)
+    assert manifest.settings["wnids"] == list(dataset.classes)
+    folders = class_names(dataset.classes, {}, dataset.caption)
+    assert labelled(out)[:3] == [(folders[n].caption, folders[n].name) for n in (134, 517, 0)]
+    assert "captions are numbers" not in capsys.readouterr().err
+
+
+def test_captions_that_are_mere_numbers_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images_inside(tmp_path / "in" / "train-0.parquet", [0, 1] * 6, None)
+    mine = data_set(tmp_path / "m.toml", format="table", label="label", captions=[])
+    build(mine, tmp_path / "in", tmp_path / "out")
+    told = " ".join(capsys.readouterr().err.split())
+    assert "captions are numbers, such as 'a photo of a 1', which say nothing" in told
