@@ -41,7 +41,7 @@ shards: setup  ## DATASET=NAME [SOURCE=DIR] [OUT=DIR]
 	@$(BIN)/xclr-shards build "$$DATASET" $(if $(SOURCE),--source "$$SOURCE") $(if $(OUT),--out "$$OUT") $(ARGS)
 
 train: setup  ## [DATASET=NAME] [MODEL=NAME] [OBJECTIVE=xclr|simclr|supcon] [RANKS=8]
-	@$(BIN)/xclr-train $(if $(DATASET),--shards "$${OUT:-data/$$(basename "$$DATASET" .toml)}") $(if $(MODEL),--model "$$MODEL") \
+	@$(BIN)/xclr-train $(if $(DATASET)$(OUT),--shards "$${OUT:-data/$$(basename "$$DATASET" .toml)}") $(if $(MODEL),--model "$$MODEL") \
 	  $(if $(OBJECTIVE),--objective "$$OBJECTIVE") $(if $(RANKS),--ranks "$$RANKS") --resume $(ARGS)
 
 eval: setup  ## [ARGS='...']

@@ -93,10 +93,10 @@ def build_shards(source: Source, out: Path, settings: BuildSettings, processes: 
         source.check_in_place()
     wanted = _settings(source, settings)
     _check_ours(out)
-    if not (out / WORK).exists() and _finished(source, out, out / WORK, wanted):
+    if not (out / WORK).exists() and _finished(source, settings, out, out / WORK, wanted):
         return False
     with disk_errors(out), alone(out, "choose another OUT= (--out)") as work:
-        if _finished(source, out, work, wanted):
+        if _finished(source, settings, out, work, wanted):
             shutil.rmtree(work, ignore_errors=True)
             return False
         sweep(out, out / "index", work, work / "scan", work / "written")
@@ -117,7 +117,7 @@ def build_shards(source: Source, out: Path, settings: BuildSettings, processes: 
 def is_built(source: Source, out: Path, settings: BuildSettings) -> bool:
     """Whether build_shards would return at once. Raises UserError where it would for what `out` holds."""
     _check_ours(out)
-    return _finished(source, out, out / WORK, _settings(source, settings))
+    return _finished(source, settings, out, out / WORK, _settings(source, settings))
 
 
 def _check_ours(out: Path) -> None:
@@ -155,7 +155,7 @@ def _deciding(dataset: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _finished(source: Source, out: Path, work: Path, wanted: dict[str, Any]) -> bool:
+def _finished(source: Source, settings: BuildSettings, out: Path, work: Path, wanted: dict[str, Any]) -> bool:
     """Whether the shards are there. Raises UserError where they are there, or begun, with other settings."""
     for path, key, what in ((out / "manifest.json", "settings", "built"), (work / "settings.json", None, "begun")):
         try:
@@ -168,13 +168,13 @@ def _finished(source: Source, out: Path, work: Path, wanted: dict[str, Any]) -> 
         if found is None:
             continue
         found["dataset"] = _deciding(found.get("dataset", {}))
+        if what == "begun" and not (work / "samples.arrow").exists():
+            return False  # only scans so far, of which those that do not fit go
         spared = ENCODER if what == "begun" and not _encoded(out, work) else set[str]()
         unlike = differing(found, wanted, _forgiven(found, wanted) | spared)
-        if what == "begun" and not (work / "samples.arrow").exists():  # only scans so far: those of other files go
-            unlike = [line for line in unlike if not line.startswith((FILES, CAPTIONS, CLASSES))]
         unlike = ["other class names" if line.startswith(CLASSES) else line for line in unlike]
         if any(line.startswith((FILES, CAPTIONS)) for line in unlike):
-            others = f"other source files{_first_other(source, work) if what == 'begun' else ''}"
+            others = f"other source files{_first_other(source, settings, work) if what == 'begun' else ''}"
             unlike = [others, *(line for line in unlike if not line.startswith((FILES, CAPTIONS)))]
         if unlike:
             raise UserError(
@@ -199,7 +199,7 @@ def _forgiven(found: dict[str, Any], wanted: dict[str, Any]) -> set[str]:
 
 def _scan_all(source: Source, settings: BuildSettings, work: Path, workers: Workers) -> dict[str, int]:
     """Scan what is not scanned yet; returns reason -> samples left out. Raises OverBudget."""
-    _drop_other_scans(source, work)
+    _drop_other_scans(source, settings, work)
     todo = [p for p in source.partitions if not _scan_path(work, p).exists()]
     function = partial(_scan_one, source, settings, work)
     with bar(f"scanning {source.dataset.name}", len(source.partitions)) as advance:
@@ -233,32 +233,44 @@ def _scan_one(source: Source, settings: BuildSettings, work: Path, partition: Pa
     found = scan(source, here, settings.limits, spool, in_place=in_place)
     table = found.table()
     counts = {"rows": table.num_rows, **found.skipped}
-    meta = {"of": _scanned(source, partition), EXAMPLES: json.dumps(found.examples), READ: json.dumps(found.captions)}
-    meta[NAMES] = json.dumps(found.labels.names)
+    meta = {
+        "of": _scan_id(source, settings, partition),
+        EXAMPLES: json.dumps(found.examples),
+        READ: json.dumps(found.captions),
+    }
+    meta[NAMES] = json.dumps(found.labels.taken)
     meta |= {reason: str(count) for reason, count in counts.items()}
     with atomic_file(path) as file:
         pq.write_table(table.replace_schema_metadata(meta), file, compression="zstd")
 
 
-def _drop_other_scans(source: Source, work: Path) -> None:
-    """Files that were replaced since a stop are scanned again, and fetched again; the others' scans stay."""
+def _drop_other_scans(source: Source, settings: BuildSettings, work: Path) -> None:
+    """Files that were replaced since a stop are scanned again, and fetched again; the others' scans stay, unless they
+    were made by other settings."""
     wanted = {_scan_path(work, partition).stem: partition for partition in source.partitions}
     for path in sorted((work / "scan").glob("[0-9]*")):
         stem, _, rest = path.name.partition(".")
         number, _, digest = stem.partition("-")
         partition = wanted.get(number)
         if rest == "parquet" and not digest:  # a scan
-            kept = partition is not None and _is_scan_of(source, partition, path)
+            kept = partition is not None and _is_scan_of(source, settings, partition, path)
         else:  # what was fetched or written for one
             kept = partition is not None and digest == _scanned(source, partition)[:8]
         if not kept:
             path.unlink()
 
 
-def _is_scan_of(source: Source, partition: Partition, path: Path) -> bool:
+def _is_scan_of(source: Source, settings: BuildSettings, partition: Partition, path: Path) -> bool:
     schema = pq.read_schema(path)  # of other columns: by another version
     found: bytes | None = schema.metadata.get(b"of")
-    return schema.names == SCAN_SCHEMA.names and found == _scanned(source, partition).encode()
+    return schema.names == SCAN_SCHEMA.names and found == _scan_id(source, settings, partition).encode()
+
+
+def _scan_id(source: Source, settings: BuildSettings, partition: Partition) -> str:
+    """What decides a scan's rows: what it is of, and how it is read."""
+    table = {"dataset": _deciding(asdict(source.dataset)), **asdict(settings.limits), "layout": settings.layout}
+    text = f"{_scanned(source, partition)}\n{json.dumps(table, sort_keys=True)}"
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _scanned(source: Source, partition: Partition) -> str:
@@ -269,11 +281,11 @@ def _scanned(source: Source, partition: Partition) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _first_other(source: Source, work: Path) -> str:
+def _first_other(source: Source, settings: BuildSettings, work: Path) -> str:
     """` (NAME)` of the first file that is not as it was when it was scanned, or was not there."""
     for partition in source.partitions:
         path = _scan_path(work, partition)
-        if not path.exists() or not _is_scan_of(source, partition, path):
+        if not path.exists() or not _is_scan_of(source, settings, partition, path):
             return f" ({partition.name} has changed, or is new)"
     return " (some are missing)"
 

@@ -158,7 +158,7 @@ def build(
             code_dim=code_dim,
             processes=processes or cores(),
         )
-        print("\n".join(lines(cost)))
+        print("\n".join(lines(cost, settings.max_skipped)))
         if there:
             print(f"{root}: the shards are there already; of these steps at most encoding and search are left")
             _say_left_out(root)

@@ -47,6 +47,10 @@ class Cost:
     texts: Range
     skipped: float
     """Share of the probe's samples."""
+    reasons: str
+    """Why, with numbers."""
+    labels: str
+    """What the probe shows of labels beside samples; empty without any."""
     disk: Range
     """Of the finished folder."""
     work: float
@@ -112,6 +116,8 @@ def estimate(
         samples=samples,
         texts=texts,
         skipped=unusable / (rows + unusable),
+        reasons=", ".join(f"{n:,} {reason}" for reason, n in found.skipped.most_common() if reason != NOT_OURS),
+        labels=_labels(found) if source.dataset.label else "",
         disk=(samples.times(each[0] + BESIDE[0], each[0] + BESIDE[1]) if copy else samples.times(60, 200)).plus(
             graph.disk
         ),
@@ -124,12 +130,16 @@ def estimate(
     )
 
 
-def lines(cost: Cost) -> list[str]:
-    """One screen."""
+def lines(cost: Cost, max_skipped: float) -> list[str]:
+    """One screen. max_skipped: share of unusable samples at which a build stops."""
+    unusable = f"{cost.skipped:.1%} of those looked at are unusable{f' ({cost.reasons})' if cost.reasons else ''}"
+    if cost.skipped > max_skipped:
+        unusable += f": A BUILD MAY STOP FOR IT (--max-skipped {max_skipped:g})"
     rows = {
         "source": f"{cost.files:,} files, {size(cost.source_bytes)}",
         "looked at": cost.probe,
-        "samples": f"{cost.samples.as_count()}; {cost.skipped:.1%} of those looked at are unusable",
+        "samples": f"{cost.samples.as_count()}; {unusable}",
+        **({"labels": cost.labels} if cost.labels else {}),
         "texts": cost.texts.as_count(),
         "disk": disk_line(cost.disk, cost.work, cost.free),
         "memory": f"up to some {cost.memory / 1e9:.1f} GB",
@@ -139,6 +149,13 @@ def lines(cost: Cost) -> list[str]:
         "in all": cost.total.as_time(),
     }
     return [*(f"{name:10} {value}" for name, value in rows.items()), "dry run: nothing was built"]
+
+
+def _labels(found: Scan) -> str:
+    values = found.rows["label_value"]
+    known = f" of {len(found.labels.by_number):,}" if found.labels.by_number else ""
+    without = f"; {values.count(None):,} of {len(values):,} samples have none" if None in values else ""
+    return f"{len(set(values) - {None}):,}{known} classes among those looked at{without}"
 
 
 def _samples(source: Source, first: Partition, rows: int) -> tuple[Range, float]:

@@ -12,7 +12,6 @@ from rich.table import Table
 
 from pipeline.costs import read_costs
 from shards.errors import UserError
-from shards.manifest import Manifest
 from shards.reader import Shards
 from shards.sealed import seal_problem
 
@@ -23,7 +22,7 @@ def describe(root: Path) -> None:
     """Print counts, sizes and graphs. Raises UserError for a folder without a manifest."""
     shards = Shards.open(root)
     table = Table.grid(padding=(0, 2))
-    for name, value in _rows(shards.manifest):
+    for name, value in _rows(shards):
         table.add_row(f"[bold]{name}", escape(value))
     console = Console(highlight=False)
     console.print(table)
@@ -38,12 +37,15 @@ def describe(root: Path) -> None:
             console.print(escape(_cost(cost)))
 
 
-def _rows(manifest: Manifest) -> list[tuple[str, str]]:
+def _rows(shards: Shards) -> list[tuple[str, str]]:
+    manifest = shards.manifest
     per_text = manifest.samples / max(manifest.texts, 1)
     size = sum(entry.bytes for entry in manifest.files.values())
     skipped = ", ".join(f"{count:,} {reason}" for reason, count in manifest.skipped.items()) or "none"
     names = [name.split(",")[0] for name in manifest.classes]
     classes = f"{len(names):,} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
+    if names and (without := int((shards.index.label < 0).sum())):
+        classes += f"; {without:,} samples have no label"
     return [
         ("data set", f"{manifest.dataset} ({manifest.split}), from {manifest.source}"),
         ("samples", f"{manifest.samples:,} in {len(manifest.shards):,} shards, {size / 1e6:,.1f} MB"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.scan.samples import SCAN_SCHEMA
 from pipeline.sources.class_names import WNID, ClassName, class_names
-from pipeline.sources.labels import OTHER_CLASSES
+from pipeline.sources.labels import is_number
 from pipeline.sources.source import Source
 from shards.atomic import atomic_file
 from shards.bars import say
@@ -23,6 +24,7 @@ from shards.index import write_texts
 
 __all__ = ["NAMES", "number_samples", "number_texts"]
 
+MISSING = ("-1", "nan", "na", "n/a", "none", "null", "<na>")  # what some write where there is no label
 NAMES = "class_names"  # in a scan's metadata: what its file calls labels 0, 1, ...
 
 
@@ -86,8 +88,9 @@ def _number_labels(source: Source, scans: Sequence[Path]) -> tuple[pa.Array, dic
     found: list[str] = encoded.dictionary.to_pylist()
     if not found:
         raise UserError(
-            f"no sample of {source.where} has a label {source.dataset.label!r}: label = ... in the data set file names "
-            "the column, the field of KEY.json or the member's extension that holds it"
+            f"none of {len(encoded):,} samples of {source.where} has a label in {source.dataset.label!r}: it is not "
+            "there, or empty (or a negative number); label = ... in the data set file names the column, the field of "
+            "KEY.json or the member's extension"
         )
     given = _given(source, scans)
     labels = [str(number) for number in range(len(given))] or _in_order(found)
@@ -105,12 +108,15 @@ def _named(labels: Sequence[str], given: Sequence[str], source: Source) -> list[
     """The classes: a name that is a WordNet id stands for ImageNet's words, as a folder of that name does."""
     names = given or labels
     folders = [name if WNID.fullmatch(name) else label for label, name in zip(labels, names, strict=True)]
-    known = {}
+    known, plain = {}, Counter(name.replace("_", " ") for name in names)
     for folder, label, name in zip(folders, labels, names, strict=True):
         if label in source.named:
             known[folder] = source.named[label]
-        elif folder != name:
-            known[folder] = name.replace("_", " ")
+        elif not WNID.fullmatch(name):
+            words = name.replace("_", " ")
+            known[folder] = words if plain[words] == 1 else name  # big_dog beside big dog
+    if odd := [label for label in labels if label.lower() in MISSING and label not in source.named and not given]:
+        say(f"note: {odd[0]!r} is a class like any other; if it says that there is no label, leave that empty")
     classes = class_names(folders, known, source.dataset.caption)
     if source.dataset.by_class and all(one.name.isdecimal() for one in classes):
         say(
@@ -122,17 +128,17 @@ def _named(labels: Sequence[str], given: Sequence[str], source: Source) -> list[
 
 def _given(source: Source, scans: Sequence[Path]) -> Sequence[str]:
     """Names of labels 0, 1, ...; () where nothing names them."""
-    if source.dataset.classes:
-        return source.dataset.classes
     carried = {pq.read_schema(path).metadata[NAMES.encode()] for path in scans}
-    if len(carried) > 1:
-        raise UserError(OTHER_CLASSES.format(where=source.where))
-    return [str(name) for name in json.loads(carried.pop())]
+    if len(carried - ({b"[]"} if source.dataset.classes else set())) > 1:
+        raise UserError(
+            f"the files of {source.where} number their classes differently, or not all name them: give classes = "
+            "[...] in the data set file, by the names that the files use"
+        )
+    return source.dataset.classes or [str(name) for name in json.loads(carried.pop())]
 
 
 def _in_order(labels: Sequence[str]) -> list[str]:
-    numbers = all(label.removeprefix("-").isdecimal() for label in labels)
-    return sorted(labels, key=int if numbers else None)
+    return sorted(labels, key=int if all(map(is_number, labels)) else None)
 
 
 def _captions(labels: pa.Array, classes: Mapping[str, ClassName]) -> pa.Array:

@@ -40,6 +40,7 @@ def open_labelled(source: Source) -> Bench:
     test = _testing(test_folder(train.root), train)
     test_rows = _labelled(test)
     _check_names(train, test)
+    _check_apart(train, test)
     task, columns, notes = class_figures(_classified("train", train, rows), _classified("test", test, test_rows), WORDS)
     unlabelled = {"train": len(train) - len(rows), "test": len(test) - len(test_rows)}
     return Bench(
@@ -116,6 +117,17 @@ def _check_names(train: Shards, test: Shards) -> None:
                 "their classes differently, so they cannot be matched by name: give each a name of its own and build "
                 "both again"
             )
+
+
+def _check_apart(train: Shards, test: Shards) -> None:
+    """Raises UserError where a tar of the one is a tar of the other: built of the same files, under two names."""
+    ours = {train.manifest.files[shard.tar].sha256 for shard in train.manifest.shards}
+    same = [shard.tar for shard in test.manifest.shards if test.manifest.files[shard.tar].sha256 in ours]
+    if same:
+        raise UserError(
+            f"{test.root} holds the training images ({same[0]} is a tar of {train.root}): build it of the test files "
+            "(`files` in its data set file)"
+        )
 
 
 def _labelled(shards: Shards) -> Ints:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from pipeline.search.exact import Doubles, Similarity
 from pipeline.search.neighbours import Lists
+from shards.bars import say
 from shards.errors import UserError
 from shards.reader import Shards
 
@@ -40,7 +41,7 @@ OTHERS = "use --kind encoder, or --kind file for similarities of your own (docs/
 COMPLETE = 8192  # texts up to which every row may be complete: 67 M listed pairs, 400 MB in memory
 
 
-def text_classes(shards: Shards) -> Classes:
+def text_classes(shards: Shards, *, quiet: bool = False) -> Classes:
     """[texts] the most frequent label of each text's samples, the smaller of equals.
 
     Raises UserError where the shards have no labels, or a text has no labelled sample.
@@ -53,6 +54,8 @@ def text_classes(shards: Shards) -> Classes:
     pairs, counts = np.unique(index.text_id[labelled] * classes + index.label[labelled], return_counts=True)
     text, label = pairs // classes, pairs % classes
     order = np.lexsort((-label, counts, text))  # the last row of each text is its most frequent, then smallest label
+    if not quiet and (several := int((np.bincount(text) > 1).sum())) > 0:
+        say(f"note: {several:,} texts are of samples of several classes; each counts for its most frequent")
     result = np.full(texts, -1, np.int64)
     result[text[order]] = label[order]
     if (missing := int((result < 0).sum())) > 0:
@@ -136,7 +139,7 @@ def check_classes(shards: Shards, *, complete: bool) -> None:
 
     complete: every pair is to be listed, else one-hot codes are to stand for the classes.
     """
-    texts, count = len(text_classes(shards)), len(shards.manifest.classes)
+    texts, count = len(text_classes(shards, quiet=True)), len(shards.manifest.classes)
     if complete:
         check_complete(texts)
     elif texts * count > LARGEST:

@@ -42,7 +42,7 @@ def table(source: Source, partition: Partition, limits: Limits, spool: Path) -> 
     first, rows, unreadable, names = grouped_rows(
         source, spool.with_name(f"rows-{source.fingerprint()[:16]}.arrow"), partition.start, partition.stop
     )
-    found = Scan(labels=Labels(source.dataset.classes or names))
+    found = Scan(labels=Labels(source.dataset.classes, names))
     if unreadable.rows and partition.start == 0:
         found.skip("unreadable row", unreadable.last, unreadable.rows)
     for number, (name, captions, labels) in enumerate(rows, first):

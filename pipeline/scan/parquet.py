@@ -30,7 +30,7 @@ ROWS = 64  # decoded at once: some 10 MB of photographs
 
 def images_inside(source: Source, partition: Partition, limits: Limits, spool: Path) -> Scan:
     """Samples of row groups `start` to `stop` (0: all). A row is a sample, also where rows share an image."""
-    found = Scan(labels=Labels(source.dataset.classes))
+    found = Scan()
     path = _local(partition, spool)
     with atomic_file(spool) as file:
         tar = TarWriter(file)
@@ -71,8 +71,7 @@ def _rows(
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
             image, caption, label = named = columns(source.dataset, schema.names, where)
-            if not source.dataset.classes:
-                found.labels = Labels(carried_names(schema, label))
+            found.labels = Labels(source.dataset.classes, carried_names(schema, label))
             if not holds_images(schema.field(image).type):
                 raise UserError(f"{where}: column {image!r} holds no image bytes; tables of paths must lie beside them")
             groups = range(partition.start, partition.stop or file.num_row_groups)

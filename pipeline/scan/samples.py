@@ -82,10 +82,11 @@ class Scan:
         if not dataset.label:
             return {"text": joined(captions, limits.max_caption, self.captions)}
         label, problem = self.labels.one(labels)
-        if not label and not problem and dataset.by_class:
-            problem = NO_LABEL
         if problem:
-            self.skip(problem, what)
+            self.skip(problem, f"{what}: {label}")
+            return None
+        if not label and dataset.by_class:
+            self.skip(NO_LABEL, what)
             return None
         text = label if dataset.by_class else joined(captions, limits.max_caption, self.captions)
         return {"text": text, "label_value": label or None}

@@ -170,7 +170,7 @@ def _beside(path: Path, dataset: Dataset) -> tuple[dict[str, Words], int]:
         table = table.filter(pc.equal(table["status"], "success"))  # null counts as failed
     cells = zip(*(table[name].to_pylist() for name in held), strict=True) if held else [()] * table.num_rows
     captions = (listed(next(filter(None, row), None)) for row in cells)
-    labels = table[label[0]].to_pylist() if label else [()] * table.num_rows
+    labels = table[label[0]].to_pylist() if label else [None] * table.num_rows
     words = zip(captions, map(listed, labels), strict=True)
     return dict(zip(map(str, table["key"].to_pylist()), words, strict=True)), rows - table.num_rows
 
@@ -196,8 +196,8 @@ def _words(
         captions = listed(named[0]) if named else next(plain, [])
     if lacks_label and fields.get(dataset.label) is not None:
         labels = listed(fields[dataset.label])
-    elif lacks_label and dataset.label in parts:
-        labels = [_bytes(content, parts[dataset.label])]
+    elif lacks_label and (extension := dataset.label.removeprefix(".")) in parts:
+        labels = [_bytes(content, parts[extension])]
     return captions, labels
 
 

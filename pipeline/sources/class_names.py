@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.sources.captions import normalise
+from shards.errors import UserError
 
 __all__ = ["WNID", "ClassName", "as_text", "class_names", "names_file"]
 
@@ -55,12 +56,15 @@ def as_text(name: str) -> str:
 
 
 def names_file(place: Path) -> dict[str, str]:
-    """Folder (or label) -> names, from PLACE/classes.tsv; empty where there is none."""
+    """Folder (or label) -> names, from PLACE/classes.tsv; empty where there is none. UserError for one without tabs."""
     path = place / NAMES_FILE
     if not path.is_file():
         return {}
     rows = [line.split("\t") for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines()]
-    return {row[0].strip(): row[1].strip() for row in rows if len(row) > 1 and row[1].strip()}
+    found = {row[0].strip(): row[1].strip() for row in rows if len(row) > 1 and row[1].strip()}
+    if rows and not found:
+        raise UserError(f"{path} has no line with a tab: each is a class's folder or label, a tab and its names")
+    return found
 
 
 def _from_imagenet(wnids: Sequence[str]) -> dict[str, tuple[str, str]]:

@@ -7,9 +7,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
+from pipeline.sources.labels import is_number, label_text
 from shards.config import from_table, read_toml
 from shards.errors import UserError
 from shards.manifest import Split
+from shards.pictures import EXTENSIONS
 
 __all__ = ["CAPTIONS", "Dataset", "builtin_datasets", "load_dataset"]
 
@@ -64,8 +66,20 @@ class Dataset:
             raise UserError(
                 f"data set {self.name}: classes are the names of labels: say where these stand, label = ..."
             )
-        if len(self.classes) == 1 or not all(self.classes):
+        if len(self.classes) == 1 or not all(map(label_text, self.classes)):
             raise UserError(f"data set {self.name}: classes name labels 0, 1, ..., two at least")
+        numbers = [name for i, name in enumerate(map(label_text, self.classes)) if is_number(name) and name != str(i)]
+        if numbers:
+            raise UserError(
+                f"data set {self.name}: a class called {numbers[0]!r} would be taken for number {numbers[0]}: leave "
+                "classes out where labels are such numbers, or call them otherwise"
+            )
+        if self.label in EXTENSIONS and self.format == "webdataset":
+            raise UserError(f"data set {self.name}: label = {self.label!r} is the image")
+        if self.format == "table" and not self.captions and not self.label:
+            raise UserError(
+                f"data set {self.name}: captions = [] makes captions of labels: say where these stand, label = ..."
+            )
 
     @property
     def by_class(self) -> bool:

@@ -90,10 +90,13 @@ def holds_images(kind: pa.DataType) -> bool:
 def _column(
     what: str, given: Sequence[str], usual: Sequence[str], names: Sequence[str], where: str, labelled: bool = False
 ) -> str:
-    lower = {name.strip().lower(): name for name in reversed(names)}
     for name in given or usual:
-        if name.lower() in lower:
-            return lower[name.lower()]
+        exact = [one for one in names if one == name]
+        alike = exact or [one for one in names if one.strip().lower() == name.strip().lower()]
+        if len(alike) > 1:
+            raise UserError(f"{where} has {len(alike)} columns {name}; it has {', '.join(names)}: rename all but one")
+        if alike:
+            return alike[0]
     key = 'captions = ["..."]' if what == "captions" else f'{what} = "..."'
     hint = ", or captions = [] for captions made of the labels" if labelled else ""
     raise UserError(
@@ -383,11 +386,13 @@ def _whole(column: pa.ChunkedArray) -> pa.Array:
         column = column.cast(column.type.value_type)
     if pa.types.is_floating(column.type):
         column = pc.if_else(pc.is_nan(column), None, column)
-    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type):
-        column = column.cast(pa.large_string())
+    if pa.types.is_boolean(column.type):
+        column = pc.if_else(column, "True", "False")  # as pandas writes CSV
     kind = SEVERAL if pa.types.is_nested(column.type) else BYTES
-    if pa.types.is_string(column.type):
-        column = column.cast(pa.large_string())
+    lists = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+    inner = column.type.value_type if lists else column.type
+    if not any(of(inner) for of in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)):
+        column = column.cast(pa.large_list(pa.large_string()) if kind == SEVERAL else pa.large_string())
     cast = column.cast(kind)
     array = cast.combine_chunks() if cast.num_chunks != 1 else cast.chunk(0)
     return pc.fill_null(array, b"") if kind == BYTES else array

@@ -4,68 +4,95 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 
 from pipeline.sources.captions import normalise
+from shards.errors import UserError
 
-__all__ = ["NO_LABEL", "OTHER_CLASSES", "Labels", "carried_names", "label_text"]
+__all__ = ["NO_LABEL", "Labels", "carried_names", "is_number", "label_text"]
 
-NO_LABEL, SEVERAL, UNKNOWN = "no label", "several labels", "unknown label"
-OTHER_CLASSES = "the parquet files of {where} name different classes: name them in the data set file, classes = [...]"
-LONGEST = 200  # characters of a class's name
-WHOLE = re.compile(r"(-?\d+)\.0*")  # pandas writes whole numbers so where some are missing
+NO_LABEL, SEVERAL, UNKNOWN, LONG = "no label", "several labels", "unknown label", "label of too many characters"
+LONGEST = 2000  # characters, as of captions; a longer one is none, for two that are cut might be one
+NUMBER = re.compile(r"-?[0-9]+")
+WHOLE = re.compile(r"(-?[0-9]+)\.0*")  # pandas writes whole numbers so where some are missing
 
 
 @dataclass(slots=True)
 class Labels:
     """Reads labels, given the classes' names where these are known beforehand."""
 
-    names: tuple[str, ...] = ()
-    """Of labels 0, 1, ...; empty: any text is a label."""
-    numbers: dict[str, str] = field(init=False)
+    given: tuple[str, ...] = ()
+    """Names of labels 0, 1, ... by the data set file."""
+    carried: tuple[str, ...] = ()
+    """And by the file that is read, which may number the same classes otherwise. Without both any text is a label."""
+    by_name: dict[str, str] = field(init=False, default_factory=dict)
+    by_number: list[str] = field(init=False, default_factory=list)
+    taken: tuple[str, ...] = field(init=False)
+    """The file's own names, where its numbers are taken as they stand, so that other files must number alike."""
 
     def __post_init__(self) -> None:
-        self.numbers = {name: str(number) for number, name in reversed(list(enumerate(self.names)))}
+        """Raises UserError where the file's names are those of the data set file in part."""
+        names, own = ([label_text(name) for name in part] for part in (self.given or self.carried, self.carried))
+        counts = Counter(names)  # two cranes are told apart by their numbers alone
+        self.by_name = {name: str(number) for number, name in enumerate(names) if counts[name] == 1}
+        self.by_number = [str(number) for number in range(len(names))]
+        self.taken = self.carried
+        if self.given and own and own != names:
+            found = [self.by_name.get(name, "") for name in own]
+            if all(found):
+                self.by_number, self.taken = found, ()
+            elif any(found):
+                raise UserError(
+                    f"a file calls a class {own[found.index('')]!r}, which classes = [...] of the data set file lacks: "
+                    "give all the names that the files use, or other words for every one, in the files' order"
+                )
 
     def one(self, values: Iterable[object]) -> tuple[str, str]:
-        """The one label among values, "" where none holds any; and a reason why a sample cannot be used, or "".
+        """(the one label among values, "") or (what is there instead, the reason why that cannot be used).
 
-        As text; where the names are known, as the number of one. Negative numbers are then no label, as in the test
-        splits of Hugging Face.
+        The label is a text, or where names are known the number of one, as text; "" where no value holds any. A
+        negative number is then no label, as in the test splits of Hugging Face.
         """
-        found = dict.fromkeys(filter(None, map(label_text, _flat(values))))
-        if self.names:
-            found = dict.fromkeys(self._number(text) for text in found if not _negative(text))
+        found = list(dict.fromkeys(filter(None, map(label_text, _flat(values)))))
+        if any(len(text) >= LONGEST for text in found):
+            return found[0][:60], LONG
+        if self.by_number:
+            given, found = found, [text for text in found if not (text[0] == "-" and NUMBER.fullmatch(text))]
+            found = list(dict.fromkeys(map(self._number, found)))
+            if "" in found:
+                return ", ".join(map(repr, given))[:200], UNKNOWN
         if len(found) > 1:
-            return "", SEVERAL
-        if "" in found:
-            return "", UNKNOWN
-        return next(iter(found), ""), ""
+            return ", ".join(map(repr, found))[:200], SEVERAL
+        return (found[0] if found else ""), ""
 
     def _number(self, text: str) -> str:
-        """As text; "" for what is no class."""
-        if text in self.numbers:
-            return self.numbers[text]
-        return str(int(text)) if text.isdecimal() and len(text) < 10 and int(text) < len(self.names) else ""
+        """ "" for what is no class."""
+        if not NUMBER.fullmatch(text):
+            return self.by_name.get(text, "")
+        return self.by_number[int(text)] if len(text) < 10 and int(text) < len(self.by_number) else ""
 
 
 def carried_names(schema: pa.Schema, column: str) -> tuple[str, ...]:
     """Names of labels 0, 1, ... that a parquet file of Hugging Face carries (ClassLabel); () where it has none."""
-    try:
-        content = json.loads((schema.metadata or {})[b"huggingface"])
-        names = content["info"]["features"][column]["names"]
-    except (KeyError, TypeError, ValueError, RecursionError):
-        return ()
-    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()
+    with suppress(LookupError, TypeError, ValueError, AttributeError, RecursionError):
+        found = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]
+        while isinstance(found, list) or "names" not in found:  # a list of labels
+            found = found[0] if isinstance(found, list) else found["feature"]
+        names = found["names"]
+        if isinstance(names, dict):
+            names = [names[str(number)] for number in range(len(names))]
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            return tuple(names)
+    return ()
 
 
 def label_text(value: object) -> str:
     """A label as text, whole numbers without decimals; "" for what is none: None, NaN, blanks, objects."""
-    if isinstance(value, bool):
-        return str(value).lower()
     if isinstance(value, (int, float)):
         value = "" if value != value else str(value)
     text = normalise(value, LONGEST) if isinstance(value, (str, bytes)) else ""
@@ -73,10 +100,21 @@ def label_text(value: object) -> str:
     return whole[1] if whole else text
 
 
-def _flat(values: Iterable[object]) -> Iterable[object]:
+def is_number(label: str) -> bool:
+    return bool(NUMBER.fullmatch(label))
+
+
+def _flat(values: Iterable[object]) -> Iterator[object]:
+    """Members of lists, of printed ones too, each alone."""
     for value in values:
-        yield from value if isinstance(value, (list, tuple)) else (value,)
+        yield from value if isinstance(value, (list, tuple)) else _printed(value)
 
 
-def _negative(text: str) -> bool:
-    return text[:1] == "-" and text[1:].isdecimal()
+def _printed(value: object) -> Sequence[object]:
+    if isinstance(value, (str, bytes)) and value.lstrip()[:1] in ("[", b"["):
+        text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+        with suppress(ValueError, RecursionError):
+            found = json.loads(text.replace("'", '"'))
+            if isinstance(found, list):
+                return found
+    return [value]

@@ -20,7 +20,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.sources.formats import Columns, Unreadable, read_columns
-from pipeline.sources.labels import OTHER_CLASSES
 from pipeline.sources.source import Source
 from shards.atomic import atomic_file
 from shards.errors import UserError
@@ -93,8 +92,11 @@ def _grouped(tables: Sequence[Columns], source: Source) -> pa.Table:
     labels = _of_images([table.labels for table in tables], ids, len(spellings))
     unread = [table.unreadable for table in tables]
     classes = {table.classes for table in tables}
-    if len(classes) > 1 and not source.dataset.classes:
-        raise UserError(OTHER_CLASSES.format(where=source.where))
+    if len(classes) > 1:
+        raise UserError(
+            f"the tables of {source.where} number their classes differently: write the classes' names into the column "
+            f"{source.dataset.label}, or build each table alone"
+        )
     meta = {
         UNREADABLE: str(sum(one.rows for one in unread)),
         EXAMPLE: next((one.last for one in reversed(unread) if one.rows), ""),

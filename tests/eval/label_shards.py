@@ -36,7 +36,7 @@ def write_labelled(
     text: str = "a picture",
 ) -> Path:
     """Two shards. bad: positions that hold no picture. text: all samples' caption, in texts.parquet alone."""
-    rng = np.random.default_rng(len(samples))
+    rng = np.random.default_rng([len(samples), len(split)])
     shards = []
     for shard, part in enumerate(np.array_split(np.arange(len(samples)), 2)):
         name = f"{split}-{shard:06d}"

@@ -159,9 +159,9 @@ def test_the_first_partition_may_be_empty_and_tables_count_once(tmp_path: Path) 
 
 def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
     cost = cost_of("tiny-imagenet-100", class_folders(tmp_path / "in"), tmp_path)
-    assert not [line for line in lines(cost) if "FIT" in line]
+    assert not [line for line in lines(cost, 0.05) if "FIT" in line]
     values = {name: getattr(cost, name) for name in Cost.__dataclass_fields__}
-    assert [line for line in lines(Cost(**values | {"free": 10})) if "DOES NOT FIT" in line]
+    assert [line for line in lines(Cost(**values | {"free": 10}), 0.05) if "DOES NOT FIT" in line]
     write_tar(tmp_path / "empty" / "0.tar", [("a.jpg", b"<html>"), ("a.txt", b"a")])
     with pytest.raises(UserError, match=r"0\.tar, the first of .* holds no usable sample"):
         cost_of("flickr8k", tmp_path / "empty", tmp_path)

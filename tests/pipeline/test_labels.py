@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from timm.data import ImageNetInfo
+from typer.testing import CliRunner
 
+from pipeline.cli import app
 from pipeline.graph.classes import text_classes
 from pipeline.sources.class_names import class_names
 from pipeline.sources.datasets import load_dataset
@@ -125,11 +128,91 @@ def test_files_that_name_different_classes(tmp_path: Path) -> None:
     images_inside(tmp_path / "in" / "train-0.parquet", [0, 1] * 6, ANIMALS)
     images_inside(tmp_path / "in" / "train-1.parquet", [0, 1] * 6, ANIMALS[:2])
     values = {"format": "table", "label": "label", "captions": []}
-    with pytest.raises(UserError, match=r"name different classes: .* classes = \[\.\.\.\]"):
+    with pytest.raises(UserError, match=r"number their classes differently, .* classes = \[\.\.\.\] .*, by the names"):
         build(data_set(tmp_path / "a.toml", **values), tmp_path / "in", tmp_path / "a")
-    mine = data_set(tmp_path / "b.toml", **values, classes=["ape", "bee"])
-    out = build(mine, tmp_path / "in", tmp_path / "b")
-    assert Manifest.load(out).classes == ("ape", "bee")
+    with pytest.raises(UserError, match="number their classes differently"):  # other words do not say which is which
+        build(data_set(tmp_path / "b.toml", **values, classes=["ape", "bee", "cow"]), tmp_path / "in", tmp_path / "b")
+    with pytest.raises(UserError, match=r"calls a class 'yak', which classes = \[\.\.\.\] of the data set file lacks"):
+        build(data_set(tmp_path / "c.toml", **values, classes=["cat", "dog"]), tmp_path / "in", tmp_path / "c")
+
+
+def test_each_files_numbers_are_read_by_its_own_names(tmp_path: Path) -> None:
+    """Two files of one split that number the same classes in another order, and one that knows fewer of them."""
+    for number, names in enumerate((["cat", "dog", "yak"], ["yak", "dog", "cat"], ["dog", "cat"])):
+        images_inside(tmp_path / "in" / f"train-{number}.parquet", [0, 1] * 6, names)
+    values = {"format": "table", "label": "label", "captions": []}
+    out = build(
+        data_set(tmp_path / "m.toml", **values, classes=["yak", "cat", "dog"]), tmp_path / "in", tmp_path / "out"
+    )
+    assert Manifest.load(out).classes == ("yak", "cat", "dog")
+    expected = ["cat", "dog"] * 6 + ["yak", "dog"] * 6 + ["dog", "cat"] * 6
+    assert labelled(out) == [(f"a photo of a {name}", name) for name in expected]
+
+
+def test_numbers_are_numbers_though_classes_are_called_by_others(tmp_path: Path) -> None:
+    """As ClassLabel has it; a list of one's own that could be read either way is refused."""
+    images_inside(tmp_path / "in" / "train-0.parquet", [0, 1, 2] * 4, ["2", "3", "1"])
+    values = {"format": "table", "label": "label", "captions": []}
+    out = build(data_set(tmp_path / "m.toml", **values), tmp_path / "in", tmp_path / "out")
+    assert [label for _, label in labelled(out)] == ["2", "3", "1"] * 4
+    for names in (["1", "2"], ["-1", "0"], ["1.0", "2.0"]):
+        with pytest.raises(UserError, match=r"would be taken for number -?\d: leave classes out"):
+            load_dataset(data_set(tmp_path / "n.toml", **values, classes=names))
+
+
+def test_the_exact_column_comes_before_one_that_is_written_otherwise(tmp_path: Path) -> None:
+    pictures(tmp_path / "in", NAMES)
+    given = [{"image": n, "caption": n, "Kind": "wrong", "kind": ANIMALS[i % 3]} for i, n in enumerate(NAMES)]
+    write_table(tmp_path / "in" / "t.csv", given)
+    out = build(data_set(tmp_path / "a.toml", format="table", label="kind"), tmp_path / "in", tmp_path / "a")
+    assert Manifest.load(out).classes == ANIMALS
+    with pytest.raises(UserError, match="has 2 columns KIND; it has image, caption, Kind, kind: rename all but one"):
+        build(data_set(tmp_path / "b.toml", format="table", label="KIND"), tmp_path / "in", tmp_path / "b")
+
+
+def test_long_labels_are_not_cut_into_one(tmp_path: Path) -> None:
+    pictures(tmp_path / "in", NAMES)
+    write_table(tmp_path / "in" / "t.csv", rows(["x" * 1500 + "a", "x" * 1500 + "b"]))
+    out = build(data_set(tmp_path / "a.toml", format="table", label="kind"), tmp_path / "in", tmp_path / "a")
+    assert len(Manifest.load(out).classes) == 2
+
+
+def test_names_that_differ_by_an_underscore_stay_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures(tmp_path / "in", NAMES)
+    write_table(tmp_path / "in" / "t.csv", rows(["big_dog", "big dog", "old_cat", "nan"]))
+    out = build(data_set(tmp_path / "a.toml", format="table", label="kind"), tmp_path / "in", tmp_path / "a")
+    assert Manifest.load(out).classes == ("big dog", "big_dog", "nan", "old cat")
+    told = " ".join(capsys.readouterr().err.split())
+    assert "'nan' is a class like any other; if it says that there is no label, leave that empty" in told
+
+
+@pytest.mark.parametrize("values", [[["1"], ["0"]], [[1], [0]], [True, False], [None, 1.0]])
+def test_columns_of_parquet_of_any_type(values: list[Any], tmp_path: Path) -> None:
+    pictures(tmp_path / "in", NAMES)
+    write_table(tmp_path / "in" / "t.parquet", rows(values))
+    out = build(data_set(tmp_path / "a.toml", format="table", label="kind"), tmp_path / "in", tmp_path / "a")
+    expected = {True: ("False", "True"), None: ("1",)}.get(values[0] if values[0] in (True, None) else 0, ("0", "1"))
+    assert Manifest.load(out).classes == expected
+
+
+def test_a_begun_build_takes_a_mended_data_set_file(tmp_path: Path) -> None:
+    """Scans by the old one are made anew."""
+    pictures(tmp_path / "in", NAMES)
+    write_table(tmp_path / "in" / "t.csv", rows(["cat", "dog"]))
+    mine = tmp_path / "m.toml"
+    with pytest.raises(UserError, match=r"24 unknown label; the last was \S*23.jpg: 'dog'"):
+        build(data_set(mine, format="table", label="kind", classes=["kat", "hund"]), tmp_path / "in", tmp_path / "out")
+    out = build(data_set(mine, format="table", label="kind"), tmp_path / "in", tmp_path / "out")
+    assert Manifest.load(out).classes == ("cat", "dog")
+
+
+def test_a_dry_run_tells_of_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images_inside(tmp_path / "in" / "train-0.parquet", [0, 1, -1] * 6, ANIMALS)
+    monkeypatch.chdir(tmp_path)
+    data_set(tmp_path / "m.toml", format="table", label="label", captions=[], graph="none")
+    told = CliRunner().invoke(app, ["build", "m.toml", "--source", "in", "--dry-run"], catch_exceptions=False).stdout
+    assert "33.3% of those looked at are unusable (6 no label): A BUILD MAY STOP FOR IT (--max-skipped 0.05)" in told
+    assert re.search(r"labels +2 of 3 classes among those looked at\n", told)
 
 
 def test_paths_and_carried_names(tmp_path: Path) -> None:
@@ -153,7 +236,7 @@ def test_names_in_the_data_set_file_by_number_or_by_name(tmp_path: Path) -> None
     assert Manifest.load(out).classes == ANIMALS
 
 
-@pytest.mark.parametrize("place", ["json", "cls", "parquet"])
+@pytest.mark.parametrize("place", ["json", "cls", "parquet", "captions beside"])
 def test_labels_of_tars(place: str, tmp_path: Path) -> None:
     rng, members, beside = np.random.default_rng(0), [], []
     for i in range(12):
@@ -161,13 +244,17 @@ def test_labels_of_tars(place: str, tmp_path: Path) -> None:
         members += [(f"{key}.jpg", jpeg(rng)), (f"{key}.txt", f"picture {i}".encode())]
         if place == "json":
             members.append((f"{key}.json", json.dumps({"kind": kind, "caption": ""}).encode()))
-        elif place == "cls" and kind:
+        elif place in ("cls", "captions beside") and kind:
             members.append((f"{key}.kind", f"{kind}\n".encode()))
         beside.append({"key": key, "kind": kind, "status": "success"})
     write_tar(tmp_path / "in" / "0.tar", members)
     if place == "parquet":
         pq.write_table(pa.Table.from_pylist(beside), tmp_path / "in" / "0.parquet")
-    mine = data_set(tmp_path / "mine.toml", format="webdataset", label="kind")
+    if place == "captions beside":  # and no labels there
+        table = pa.Table.from_pylist(beside).drop_columns(["kind"])
+        captions = pa.array([f"picture {i}" for i in range(12)])
+        pq.write_table(table.append_column("caption", captions), tmp_path / "in" / "0.parquet")
+    mine = data_set(tmp_path / "mine.toml", format="webdataset", label=".kind" if place == "cls" else "kind")
     for layout in ("shuffled", "in-place"):
         out = build(mine, tmp_path / "in", tmp_path / layout, layout=layout)
         expected = [(f"picture {i}", ("cat", "dog", None)[i % 3]) for i in range(12)]
@@ -189,11 +276,13 @@ def test_a_class_graph_of_captions_takes_the_most_frequent_label(tmp_path: Path)
     ("values", "message"),
     [
         ({"label": "breed"}, r'has no column breed; it has image, caption, kind: .* label = "\.\.\."'),
-        ({"label": "kind"}, r"no sample of .* has a label 'kind'"),
+        ({"label": "kind"}, r"none of 24 samples of .* has a label in 'kind'"),
         ({"label": "kind", "captions": []}, "unusable"),
         ({"label": "kind", "classes": ["cat"]}, "two at least"),
         ({"label": "kind", "classes": ["cat", ""]}, "two at least"),
         ({"classes": ["cat", "dog"]}, "say where these stand"),
+        ({"captions": []}, "captions = .. makes captions of labels: say where these stand"),
+        ({"format": "webdataset", "label": "jpg"}, "label = 'jpg' is the image"),
         ({"format": "coco", "label": "kind"}, "label is of webdataset and table; coco has its own"),
     ],
 )
@@ -224,18 +313,24 @@ def test_flickr_lines_hold_no_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "values", "expected"),
     [
-        ((), [True], ("true", "")),
+        ((), [True], ("True", "")),
         ((), [float("nan"), None, " ", {}, 4], ("4", "")),
         ((), [["a"], "a", b" a "], ("a", "")),
-        ((), ["a", "b"], ("", "several labels")),
+        ((), ["a", "b"], ("'a', 'b'", "several labels")),
+        ((), ["['a', 'b']"], ("'a', 'b'", "several labels")),
+        ((), ["[7]", "[x]"[1:2]], ("'7', 'x'", "several labels")),
+        ((), ["[x]"], ("[x]", "")),
         ((), ["-1"], ("-1", "")),
         (ANIMALS, ["-1"], ("", "")),
         (ANIMALS, ["yak", 2, "2.0"], ("2", "")),
-        (ANIMALS, [3], ("", "unknown label")),
+        (ANIMALS, [3], ("'3'", "unknown label")),
+        (("crane", "crane"), ["crane"], ("'crane'", "unknown label")),
+        (("crane", "crane"), [1], ("1", "")),
+        (("e\u0301a", "b  c"), ["\u00e9a"], ("0", "")),  # however a name is composed
         (("0", "cat"), [0], ("0", "")),
-        (("1", "0"), [0], ("1", "")),  # a name before a number
-        (ANIMALS, ["²"], ("", "unknown label")),
-        (ANIMALS, ["9" * 5000], ("", "unknown label")),
+        (("1", "0"), [0], ("0", "")),  # a number before a name
+        (ANIMALS, ["²"], ("'²'", "unknown label")),
+        (ANIMALS, ["9" * 5000], ("9" * 60, "label of too many characters")),
     ],
 )
 def test_one_label(names: tuple[str, ...], values: list[object], expected: tuple[str, str]) -> None:
