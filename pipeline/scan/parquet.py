@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.images import kind
 from pipeline.scan.samples import Limits, Scan, listed
-from pipeline.sources.formats import columns, holds_images
+from pipeline.sources.columns import columns, holds_images
 from pipeline.sources.labels import Labels, carried_names
 from pipeline.sources.source import Partition, Source
 from shards.atomic import atomic_file

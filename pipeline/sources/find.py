@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.sources.class_names import ClassName, class_names, names_file
+from pipeline.sources.columns import columns, holds_images
 from pipeline.sources.datasets import Dataset
-from pipeline.sources.formats import columns, holds_images
 from pipeline.sources.remote import RemoteFile, find
 from pipeline.sources.source import Partition, Source, check_unpacked
 from shards.errors import TornTar, UserError, first_line

@@ -19,7 +19,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.sources.formats import Columns, Unreadable, read_columns
+from pipeline.sources.columns import Columns, Unreadable
+from pipeline.sources.formats import read_columns
 from pipeline.sources.source import Source
 from shards.atomic import atomic_file
 from shards.errors import UserError

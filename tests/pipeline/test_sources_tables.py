@@ -15,9 +15,9 @@ import pytest
 
 from pipeline.build import BuildSettings, build_shards
 from pipeline.sources import find
+from pipeline.sources.columns import holds_images
 from pipeline.sources.datasets import Dataset, load_dataset
 from pipeline.sources.find import open_source
-from pipeline.sources.formats import holds_images
 from pipeline.sources.source import Source
 from pipeline.sources.tables import grouped_rows
 from shards.errors import UserError

@@ -1,0 +1,118 @@
+"""The columns of a table that are wanted, by whatever names, and what was read of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.sources.datasets import CAPTIONS, Dataset
+from shards.errors import UserError
+
+__all__ = ["BYTES", "SEVERAL", "Columns", "Names", "Unreadable", "columns", "holds_images", "shown", "taken"]
+
+IMAGE_NAMES = ("image", "path", "filepath", "file_path", "file_name", "filename", "image_path", "image_name", "img")
+CAPTION_NAMES = ("caption", "captions", "text", "title", "sentence", "sentences", "comment")
+BYTES, SEVERAL = pa.large_binary(), pa.large_list(pa.large_binary())
+
+
+class Unreadable(NamedTuple):
+    """Rows that could not be read: how many, and the last of them."""
+
+    rows: int = 0
+    last: str = ""
+
+
+class Columns(NamedTuple):
+    """Image names, and of each its caption or list of captions, and its label; None where no column holds these."""
+
+    images: pa.Array
+    captions: pa.Array | None
+    labels: pa.Array | None = None
+    unreadable: Unreadable = Unreadable()
+    classes: tuple[str, ...] = ()
+    """Names of labels 0, 1, ..., where the table carries them."""
+
+
+class Names(NamedTuple):
+    """Of columns; "" for one that is not wanted."""
+
+    image: str
+    caption: str
+    label: str
+
+    @property
+    def wanted(self) -> list[str]:
+        """Each once: a class may be the caption too."""
+        return list(dict.fromkeys(filter(None, self)))
+
+
+def columns(dataset: Dataset, names: Sequence[str], where: str) -> Names:
+    """The columns of images, captions and labels: those that the data set file names, else those that are called so.
+
+    Raises UserError where there is none.
+    """
+    wanted = (dataset.image,) if dataset.image else ()
+    given = dataset.captions if dataset.captions != CAPTIONS else ()
+    return Names(
+        _column("image", wanted, IMAGE_NAMES, names, where),
+        ""
+        if dataset.by_class
+        else _column("captions", given, CAPTION_NAMES, names, where, labelled=bool(dataset.label)),
+        _column("label", (dataset.label,), (), names, where) if dataset.label else "",
+    )
+
+
+def holds_images(kind: pa.DataType) -> bool:
+    """Whether a column's cells are encoded images: bytes, or Hugging Face's {bytes, path}."""
+    if pa.types.is_struct(kind):
+        return "bytes" in {kind.field(i).name for i in range(kind.num_fields)}
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def _column(
+    what: str, given: Sequence[str], usual: Sequence[str], names: Sequence[str], where: str, labelled: bool = False
+) -> str:
+    for name in given or usual:
+        exact = [one for one in names if one == name]
+        alike = exact or [one for one in names if one.strip().lower() == name.strip().lower()]
+        if len(alike) > 1:
+            raise UserError(f"{where} has {len(alike)} columns {name}; it has {', '.join(names)}: rename all but one")
+        if alike:
+            return alike[0]
+    key = 'captions = ["..."]' if what == "captions" else f'{what} = "..."'
+    hint = ", or captions = [] for captions made of the labels" if labelled else ""
+    raise UserError(
+        f"{where} has no column {' or '.join(given or usual)}; it has {', '.join(map(str.strip, names))}: "
+        f"name one in the data set file, {key}{hint}"
+    )
+
+
+def taken(names: Names, table: pa.Table, unreadable: Unreadable) -> Columns:
+    captions, labels = (_whole(table[name]) if name else None for name in (names.caption, names.label))
+    return Columns(_whole(table[names.image]), captions, labels, unreadable)
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    """One array of bytes (or lists of them), nulls as empty; numbers as they are written."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), None, column)
+    if pa.types.is_boolean(column.type):
+        column = pc.if_else(column, "True", "False")  # as pandas writes CSV
+    kind = SEVERAL if pa.types.is_nested(column.type) else BYTES
+    lists = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+    inner = column.type.value_type if lists else column.type
+    if not any(of(inner) for of in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)):
+        column = column.cast(pa.large_list(pa.large_string()) if kind == SEVERAL else pa.large_string())
+    cast = column.cast(kind)
+    array = cast.combine_chunks() if cast.num_chunks != 1 else cast.chunk(0)
+    return pc.fill_null(array, b"") if kind == BYTES else array
+
+
+def shown(row: bytes) -> str:
+    """A row as messages name it."""
+    return repr(row.strip().decode("utf-8", "replace")[:60])

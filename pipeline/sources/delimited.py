@@ -1,0 +1,116 @@
+"""CSV, TSV and their kin, with a header line, and quotes that may be no quotes."""
+
+from __future__ import annotations
+
+import mmap
+import re
+from functools import reduce
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pc_csv
+
+from pipeline.sources.columns import Columns, Names, Unreadable, columns, shown, taken
+from pipeline.sources.datasets import Dataset
+from shards.errors import UserError
+
+__all__ = ["read_delimited"]
+
+BLOCK = 64 << 20  # bytes of CSV parsed at once; a row must fit
+CELL_LINES = 50  # more in one cell are rows
+
+
+def read_delimited(dataset: Dataset, path: Path) -> Columns:
+    """CSV and its kin with a header line. Bytes, not text: what is not UTF-8 is the captions' rule to mend."""
+    with path.open("rb") as file:
+        header = file.readline(1 << 16).removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n")
+    delimiter = next((mark for mark in ("\t", "|", ",", ";") if mark.encode() in header), None)
+    if delimiter is None:
+        raise UserError(f"{path} has one column, {header[:60]!r}: expected a header line such as image,caption")
+    # Flickr30k's results.csv has bare quotes within captions, and no quoted ones.
+    quoted = delimiter != "|"
+    names, table, bad = _parsed(dataset, path, delimiter, quoted=quoted)
+    if quoted and (lost := _lines(path) - 1 - bad.rows - table.num_rows) > 0:
+        # Cells hold line ends: as they may, or because a quote that is a mere character took whole rows for its cell.
+        most, like_rows = _longest(names, table, delimiter, header)
+        well, place = _quoted_cells(path, delimiter)
+        if not well or most > CELL_LINES:
+            plain = None if b'"' in header else _parsed(dataset, path, delimiter, quoted=False)
+            if plain and not plain[2].rows:
+                names, table, bad = plain
+            elif not well or like_rows:
+                raise UserError(
+                    f"{path}: a quote is opened and not closed in {_line(path, place)}, so {lost} lines were taken for "
+                    'parts of other rows: double the quotes within a cell (""), or save the table as JSON lines'
+                )
+    return taken(names, table, bad)
+
+
+def _parsed(dataset: Dataset, path: Path, delimiter: str, *, quoted: bool) -> tuple[Names, pa.Table, Unreadable]:
+    """Names of the columns that are wanted; these; and rows that have other columns than the header."""
+    bad: list[str] = []
+
+    def skip(row: pc_csv.InvalidRow) -> str:
+        bad.append(row.text)
+        return "skip"
+
+    parse = pc_csv.ParseOptions(
+        delimiter=delimiter,
+        quote_char='"' if quoted else False,
+        newlines_in_values=quoted,
+        invalid_row_handler=skip,
+    )
+    with pc_csv.open_csv(path, pc_csv.ReadOptions(block_size=1 << 20), parse) as reader:
+        names = columns(dataset, reader.schema.names, str(path))
+    bad.clear()
+    convert = pc_csv.ConvertOptions(
+        check_utf8=False,
+        column_types={name: pa.large_binary() for name in names.wanted},
+        include_columns=names.wanted,
+        strings_can_be_null=False,
+    )
+    table = pc_csv.read_csv(path, pc_csv.ReadOptions(block_size=BLOCK), parse, convert)
+    return names, table, Unreadable(len(bad), shown(bad[-1].encode()) if bad else "")
+
+
+def _lines(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(1 for line in file if line.strip())
+
+
+def _longest(names: Names, table: pa.Table, delimiter: str, header: bytes) -> tuple[int, bool]:
+    """Line ends of the row that has the most, and whether its lines are like the table's rows."""
+    ends = reduce(pc.add, (pc.count_substring(table[name], "\n") for name in names.wanted))
+    most = pc.max(ends).as_py() or 0
+    row = pc.index(ends, most).as_py() if most else 0
+    cells = [table[name][row].as_py() if table.num_rows else b"" for name in names.wanted]
+    inner = max(cells, key=lambda cell: cell.count(b"\n")).splitlines()[1:-1]
+    mark = delimiter.encode()
+    alike = sum(line.count(mark) == header.count(mark) for line in inner)
+    return most, alike > 0.9 * len(inner)
+
+
+def _quoted_cells(path: Path, delimiter: str) -> tuple[bool, int]:
+    """Whether every cell that begins with a quote ends with one, before a delimiter or the end of its line; and the
+    first byte of the first that does not, or of the one with the most line ends."""
+    mark = re.escape(delimiter.encode())
+    cell = re.compile(rb"(?:\A|(?<=[\n\r" + mark + rb']))"(?:[^"]|"")*+("?)(?=(' + mark + rb"|\r|\n|\Z)?)")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        longest = place = 0
+        for found in cell.finditer(content):
+            if not found[1] or found[2] is None:
+                return False, found.start()
+            if (ends := found[0].count(b"\n")) > longest:
+                longest, place = ends, found.start()
+        return True, place
+
+
+def _line(path: Path, place: int) -> str:
+    """`line 3 ('a.jpg,"a ca')`: where a byte lies."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            place -= len(line)
+            if place < 0:
+                return f"line {number} ({shown(line)})"
+    raise AssertionError
