@@ -32,8 +32,9 @@ from statistics import fmean, median
 import cv2
 import numpy as np
 
-from pipeline.build import BuildSettings, build_shards
+from pipeline.build import build_shards
 from pipeline.scan.scan import Limits, scan
+from pipeline.settings import BuildSettings
 from pipeline.sources.datasets import load_dataset
 from pipeline.sources.find import open_source
 from shards.tar import TarWriter, samples

@@ -12,22 +12,23 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.encode.encoder import CONFIG, ENCODER
+from pipeline.encode.encoder import ENCODER
 from pipeline.layout import group_shards, shard_bounds, shuffled
 from pipeline.number import NAMES, number_samples
-from pipeline.packing import Packing, packed_order
+from pipeline.packing import packed_order
 from pipeline.parallel import Workers
-from pipeline.scan.scan import NOT_OURS, SCAN_SCHEMA, Limits, check_room, scan
+from pipeline.scan.scan import NOT_OURS, SCAN_SCHEMA, check_room, scan
+from pipeline.settings import CAPTIONS, CLASSES, FILES, BuildSettings, deciding, forgiven, recorded
 from pipeline.sources.captions import notes
 from pipeline.sources.class_names import ClassName
 from pipeline.sources.source import Partition, Source
@@ -37,50 +38,14 @@ from shards.atomic import atomic_file, sha256_file, sweep, write_json
 from shards.bars import bar, say
 from shards.errors import SkipBudget, UserError
 from shards.machine import cores
-from shards.manifest import FileEntry, Layout, Manifest, ShardEntry
+from shards.manifest import FileEntry, Manifest, ShardEntry
 from shards.remote import shown
 
-__all__ = ["BuildSettings", "build_shards", "is_built"]
+__all__ = ["build_shards", "is_built"]
 
-FILES, CAPTIONS, CLASSES = "files_sha256", "captions_sha256", "classes_sha256"
 EXAMPLES = "examples"  # reason -> a sample left out for it, in a scan's metadata
 READ = "captions_read"  # what was counted of the captions, there too
 Positions = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildSettings:
-    """What decides the bytes of a build, besides the source."""
-
-    layout: Layout = "shuffled"
-    seed: int = 0
-    """Of the order of samples, and of generated data."""
-    shard_size: int = 4096
-    """Samples a shard at most; in-place keeps the tars as they are."""
-    image_size: int | None = None
-    """Shrink images to this shorter side; None copies their bytes as they are."""
-    max_skipped: float = 0.05
-    """Share of unusable samples at which a build stops."""
-    limits: Limits = field(default_factory=Limits)
-    packing: Packing | None = None
-    """Of layout packed alone."""
-
-    def __post_init__(self) -> None:
-        if self.layout not in get_args(Layout):
-            raise UserError(f"layout is one of {', '.join(get_args(Layout))}, not {self.layout!r}")
-        assert (self.packing is not None) == (self.layout == "packed")
-        if self.shard_size < 1:
-            raise UserError(f"a shard holds at least 1 sample, not {self.shard_size}")
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"the seed must lie in 0..2**63 - 1, not {self.seed}")
-        if not 0 <= self.max_skipped <= 1:
-            raise UserError(f"--max-skipped is a share of the samples, 0..1, not {self.max_skipped}")
-        if self.image_size is not None and self.image_size < 8:
-            raise UserError(f"images of at least 8 pixels, not {self.image_size}")
-        if self.layout == "in-place" and self.image_size is not None:
-            raise UserError("layout in-place leaves the tars as they are: leave --image-size out, or use shuffled")
-        if self.packing is not None:
-            group_shards(1, self.packing.group_size, self.shard_size)
 
 
 def build_shards(source: Source, out: Path, settings: BuildSettings, processes: int | None = None) -> bool:
@@ -91,7 +56,7 @@ def build_shards(source: Source, out: Path, settings: BuildSettings, processes: 
     """
     if settings.layout == "in-place":
         source.check_in_place()
-    wanted = _settings(source, settings)
+    wanted = recorded(source, settings)
     _check_ours(out)
     if not (out / WORK).exists() and _finished(source, settings, out, out / WORK, wanted):
         return False
@@ -117,7 +82,7 @@ def build_shards(source: Source, out: Path, settings: BuildSettings, processes: 
 def is_built(source: Source, out: Path, settings: BuildSettings) -> bool:
     """Whether build_shards would return at once. Raises UserError where it would for what `out` holds."""
     _check_ours(out)
-    return _finished(source, settings, out, out / WORK, _settings(source, settings))
+    return _finished(source, settings, out, out / WORK, recorded(source, settings))
 
 
 def _check_ours(out: Path) -> None:
@@ -129,30 +94,6 @@ def _check_ours(out: Path) -> None:
             f"{out} holds other files ({', '.join(others[:3])}{', ...' if len(others) > 3 else ''}): choose a new or "
             "an empty folder as OUT= (--out)"
         )
-
-
-def _settings(source: Source, settings: BuildSettings) -> dict[str, Any]:
-    captions, classes = source.captions_fingerprint(), source.classes_fingerprint()
-    table = asdict(settings) | {"packing": settings.packing.settings() if settings.packing else {}}
-    return {
-        "dataset": _deciding(asdict(source.dataset)),
-        FILES: source.fingerprint(),
-        **({CAPTIONS: captions} if captions else {}),
-        **({CLASSES: classes} if classes else {}),
-        **table.pop("limits"),
-        **table.pop("packing"),
-        **table,
-        "wnids": [name.folder for name in source.classes] if source.dataset.format == "imagefolder" else [],
-    }
-
-
-def _deciding(dataset: dict[str, Any]) -> dict[str, Any]:
-    """What of a data set's file decides the bytes: another description, or graph, is no other build."""
-    return {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in dataset.items()
-        if key not in ("about", "graph") and not (key in ("label", "classes") and not value)  # unknown to older builds
-    }
 
 
 def _finished(source: Source, settings: BuildSettings, out: Path, work: Path, wanted: dict[str, Any]) -> bool:
@@ -167,11 +108,11 @@ def _finished(source: Source, settings: BuildSettings, out: Path, work: Path, wa
             ) from None
         if found is None:
             continue
-        found["dataset"] = _deciding(found.get("dataset", {}))
+        found["dataset"] = deciding(found.get("dataset", {}))
         if what == "begun" and not (work / "samples.arrow").exists():
             return False  # only scans so far, of which those that do not fit go
         spared = ENCODER if what == "begun" and not _encoded(out, work) else set[str]()
-        unlike = differing(found, wanted, _forgiven(found, wanted) | spared)
+        unlike = differing(found, wanted, forgiven(found, wanted) | spared)
         unlike = ["other class names" if line.startswith(CLASSES) else line for line in unlike]
         if any(line.startswith((FILES, CAPTIONS)) for line in unlike):
             others = f"other source files{_first_other(source, settings, work) if what == 'begun' else ''}"
@@ -187,14 +128,6 @@ def _finished(source: Source, settings: BuildSettings, out: Path, work: Path, wa
 def _encoded(out: Path, work: Path) -> bool:
     """Whether layout packed has come as far as any vectors, which another encoder would make useless."""
     return (work / "packed.npy").exists() or any(out.glob(f"graphs/*/{WORK}/**/*.npy"))
-
-
-def _forgiven(found: dict[str, Any], wanted: dict[str, Any]) -> set[str]:
-    """What may change without another result: the budget, and taking torn tars, which a stop for them advises. And what
-    was not kept yet when the folder was made, or is known when labels are."""
-    torn = {"use_torn"} if wanted["use_torn"] and not found.get("use_torn") else set()
-    later = {"wnids"} if wanted["dataset"].get("label") else set()
-    return {"max_skipped"} | torn | later | ({CONFIG, CLASSES} - found.keys())
 
 
 def _scan_all(source: Source, settings: BuildSettings, work: Path, workers: Workers) -> dict[str, int]:
@@ -268,7 +201,7 @@ def _is_scan_of(source: Source, settings: BuildSettings, partition: Partition, p
 
 def _scan_id(source: Source, settings: BuildSettings, partition: Partition) -> str:
     """What decides a scan's rows: what it is of, and how it is read."""
-    table = {"dataset": _deciding(asdict(source.dataset)), **asdict(settings.limits), "layout": settings.layout}
+    table = {"dataset": deciding(asdict(source.dataset)), **asdict(settings.limits), "layout": settings.layout}
     text = f"{_scanned(source, partition)}\n{json.dumps(table, sort_keys=True)}"
     return hashlib.sha256(text.encode()).hexdigest()
 

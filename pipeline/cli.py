@@ -103,12 +103,13 @@ def build(
     Unusable samples (no image, no caption, cut files) are counted and skipped. A stopped build goes on with the same
     command; a finished one returns at once. --dry-run first says what it will cost.
     """
-    from pipeline.build import BuildSettings, build_shards, is_built
+    from pipeline.build import build_shards, is_built
     from pipeline.encode.encoder import resolve_encoder
     from pipeline.estimate import estimate, lines
     from pipeline.graph.build import build_graph, check_options
     from pipeline.packing import Packing
     from pipeline.scan.scan import Limits
+    from pipeline.settings import BuildSettings
     from pipeline.sources.datasets import load_dataset
     from pipeline.sources.find import open_source
     from shards.machine import cores

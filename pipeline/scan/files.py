@@ -40,7 +40,7 @@ def table(source: Source, partition: Partition, limits: Limits, spool: Path) -> 
     """Images that a table names, part `start` of `stop`. Absolute paths and `..` may lead anywhere on this machine;
     URLs are never opened."""
     first, rows, unreadable, names = grouped_rows(
-        source, spool.with_name(f"rows-{source.fingerprint()[:16]}.arrow"), partition.start, partition.stop
+        source, spool.with_name(f"rows-{source.columns_fingerprint()[:16]}.arrow"), partition.start, partition.stop
     )
     found = Scan(labels=Labels(source.dataset.classes, names))
     if unreadable.rows and partition.start == 0:

@@ -67,6 +67,12 @@ class Source:
         lines += [f"{path.name}\t{_content(path, path.stat().st_mtime_ns)}\n" for path in self.tables]
         return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
+    def columns_fingerprint(self) -> str:
+        """sha256 over the tables, and what is read of them."""
+        dataset = self.dataset
+        read = (dataset.format, dataset.image, dataset.captions, dataset.label, self.images)
+        return hashlib.sha256(f"{self.fingerprint()}\n{read}".encode("utf-8", "surrogateescape")).hexdigest()
+
     def captions_fingerprint(self, partition: Partition | None = None) -> str:
         """sha256 over the sizes of the parquet files that img2dataset wrote beside local tars; "" without any."""
         if self.dataset.format != "webdataset":

@@ -20,8 +20,9 @@ import pytest
 from typer.testing import CliRunner
 
 import pipeline.build
-from pipeline.build import BuildSettings, build_shards
+from pipeline.build import build_shards
 from pipeline.cli import app
+from pipeline.settings import BuildSettings
 from pipeline.sources.datasets import load_dataset
 from pipeline.sources.find import open_source
 from pipeline.write import open_table

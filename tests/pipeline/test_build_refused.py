@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.build import BuildSettings, build_shards
+from pipeline.build import build_shards
 from pipeline.cli import app
+from pipeline.settings import BuildSettings
 from pipeline.sources.datasets import load_dataset
 from pipeline.sources.find import open_source
 from shards.errors import UserError

@@ -14,7 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 import pipeline.graph.estimate
-from pipeline.build import BuildSettings, build_shards
+from pipeline.build import build_shards
 from pipeline.cli import app
 from pipeline.costs import costs_path, read_costs
 from pipeline.estimate import Cost, estimate, lines
@@ -23,6 +23,7 @@ from pipeline.graph.estimate import _search_probe
 from pipeline.ranges import Range
 from pipeline.scan.samples import Limits
 from pipeline.search.plan import LARGE, SMALL
+from pipeline.settings import BuildSettings
 from pipeline.sources.datasets import load_dataset
 from pipeline.sources.find import open_source
 from shards.errors import UserError

@@ -14,9 +14,10 @@ import pytest
 
 import pipeline.build
 import shards.atomic
-from pipeline.build import BuildSettings, build_shards
+from pipeline.build import build_shards
 from pipeline.encode.embed import _text_means, unique_captions
 from pipeline.graph.build import build_graph
+from pipeline.settings import BuildSettings
 from pipeline.sources.datasets import load_dataset
 from pipeline.sources.find import open_source
 from shards.atomic import TEMPORARY

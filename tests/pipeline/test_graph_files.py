@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import pipeline.graph.file
-from pipeline.build import BuildSettings, build_shards
+from pipeline.build import build_shards
 from pipeline.graph.build import build_graph
 from pipeline.graph.wordnet import find_wordnet, read_nouns, synset_of, wu_palmer
+from pipeline.settings import BuildSettings
 from pipeline.sources.datasets import load_dataset
 from pipeline.sources.find import open_source
 from shards.errors import UserError

@@ -22,13 +22,14 @@ from typer.testing import CliRunner
 
 import pipeline.encode.embed
 import pipeline.graph.kinds
-from pipeline.build import BuildSettings, build_shards
+from pipeline.build import build_shards
 from pipeline.cli import app
 from pipeline.encode.encoder import EncoderSource, resolve_encoder
 from pipeline.graph.build import build_graph
 from pipeline.layout import group_shards
 from pipeline.packing import Packing, batch_edges, in_groups, neighbour_groups
 from pipeline.search.neighbours import search_exact, symmetric_lists
+from pipeline.settings import BuildSettings
 from pipeline.sources.datasets import load_dataset
 from pipeline.sources.find import open_source
 from shards.errors import UserError

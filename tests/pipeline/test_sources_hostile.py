@@ -20,12 +20,13 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from pipeline.build import BuildSettings, build_shards
+from pipeline.build import build_shards
 from pipeline.cli import app
 from pipeline.images import problem
 from pipeline.info import describe
 from pipeline.scan.samples import Limits
 from pipeline.scan.tars import MAX_KEY, MAX_TEXT_MEMBER
+from pipeline.settings import BuildSettings
 from pipeline.sources.datasets import load_dataset
 from pipeline.sources.find import open_source
 from shards.errors import UserError

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.build import BuildSettings, build_shards
+from pipeline.build import build_shards
+from pipeline.settings import BuildSettings
 from pipeline.sources import find
 from pipeline.sources.columns import holds_images
 from pipeline.sources.datasets import Dataset, load_dataset
