@@ -13,7 +13,7 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,11 @@ from pipeline.layout import group_shards, shard_bounds, shuffled
 from pipeline.number import NAMES, number_samples
 from pipeline.packing import packed_order
 from pipeline.parallel import Workers
-from pipeline.scan.scan import NOT_OURS, SCAN_SCHEMA, check_room, scan
+from pipeline.scan.scan import NOT_OURS, SCAN_SCHEMA, Limits, check_room, scan
 from pipeline.settings import CAPTIONS, CLASSES, FILES, BuildSettings, deciding, forgiven, recorded
 from pipeline.sources.captions import notes
 from pipeline.sources.class_names import ClassName
+from pipeline.sources.datasets import Dataset
 from pipeline.sources.source import Partition, Source
 from pipeline.work import WORK, alone, differing, disk_errors, read_settings
 from pipeline.write import ShardJob, ShardResult, write_shard
@@ -134,6 +135,8 @@ def _scan_all(source: Source, settings: BuildSettings, work: Path, workers: Work
     """Scan what is not scanned yet; returns reason -> samples left out. Raises OverBudget."""
     _drop_other_scans(source, settings, work)
     todo = [p for p in source.partitions if not _scan_path(work, p).exists()]
+    if todo:
+        _drop_what_follows(work)
     function = partial(_scan_one, source, settings, work)
     with bar(f"scanning {source.dataset.name}", len(source.partitions)) as advance:
         advance(len(source.partitions) - len(todo))
@@ -193,6 +196,13 @@ def _drop_other_scans(source: Source, settings: BuildSettings, work: Path) -> No
             path.unlink()
 
 
+def _drop_what_follows(work: Path) -> None:
+    """What was made of scans that are made again: another sample more or less moves every number that comes after."""
+    for name in ("samples.arrow", "texts.arrow", "packed.npy"):
+        (work / name).unlink(missing_ok=True)
+    shutil.rmtree(work / "written", ignore_errors=True)
+
+
 def _is_scan_of(source: Source, settings: BuildSettings, partition: Partition, path: Path) -> bool:
     schema = pq.read_schema(path)  # of other columns: by another version
     found: bytes | None = schema.metadata.get(b"of")
@@ -201,9 +211,15 @@ def _is_scan_of(source: Source, settings: BuildSettings, partition: Partition, p
 
 def _scan_id(source: Source, settings: BuildSettings, partition: Partition) -> str:
     """What decides a scan's rows: what it is of, and how it is read."""
-    table = {"dataset": deciding(asdict(source.dataset)), **asdict(settings.limits), "layout": settings.layout}
-    text = f"{_scanned(source, partition)}\n{json.dumps(table, sort_keys=True)}"
-    return hashlib.sha256(text.encode()).hexdigest()
+    how = _reading(source.dataset, settings.limits, settings.layout == "in-place")
+    return hashlib.sha256(f"{_scanned(source, partition)} {how}".encode()).hexdigest()
+
+
+@cache
+def _reading(dataset: Dataset, limits: Limits, in_place: bool) -> str:
+    """Once, not for each of a thousand partitions. Taking torn tars is no other way to read whole ones."""
+    read = (dataset.format, dataset.image, dataset.captions, dataset.label, dataset.classes)
+    return hashlib.sha256(f"{read} {replace(limits, use_torn=False)} {in_place}".encode()).hexdigest()
 
 
 def _scanned(source: Source, partition: Partition) -> str:

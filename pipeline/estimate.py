@@ -94,8 +94,8 @@ def estimate(
         else:
             others = f", nor any up to {partition.name}" if partition.number else ""
             raise UserError(
-                f"{source.partitions[0].name}, the first of {source.where}, holds no usable sample{others}: check the "
-                "source"
+                f"{source.partitions[0].name}, the first of {source.where}, holds no usable sample{others}"
+                f"{f' ({_reasons(found)})' if found.skipped else ''}: check the source"
             )
         samples, share = _samples(source, partition, rows)
         each = _write_probe(found, place, image_size) if copy else (0.0, 0.0)
@@ -116,7 +116,7 @@ def estimate(
         samples=samples,
         texts=texts,
         skipped=unusable / (rows + unusable),
-        reasons=", ".join(f"{n:,} {reason}" for reason, n in found.skipped.most_common() if reason != NOT_OURS),
+        reasons=_reasons(found),
         labels=_labels(found) if source.dataset.label else "",
         disk=(samples.times(each[0] + BESIDE[0], each[0] + BESIDE[1]) if copy else samples.times(60, 200)).plus(
             graph.disk
@@ -149,6 +149,10 @@ def lines(cost: Cost, max_skipped: float) -> list[str]:
         "in all": cost.total.as_time(),
     }
     return [*(f"{name:10} {value}" for name, value in rows.items()), "dry run: nothing was built"]
+
+
+def _reasons(found: Scan) -> str:
+    return ", ".join(f"{n:,} {reason}" for reason, n in found.skipped.most_common() if reason != NOT_OURS)
 
 
 def _labels(found: Scan) -> str:

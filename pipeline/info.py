@@ -12,6 +12,7 @@ from rich.table import Table
 
 from pipeline.costs import read_costs
 from shards.errors import UserError
+from shards.index import unlabelled
 from shards.reader import Shards
 from shards.sealed import seal_problem
 
@@ -44,7 +45,7 @@ def _rows(shards: Shards) -> list[tuple[str, str]]:
     skipped = ", ".join(f"{count:,} {reason}" for reason, count in manifest.skipped.items()) or "none"
     names = [name.split(",")[0] for name in manifest.classes]
     classes = f"{len(names):,} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
-    if names and (without := int((shards.index.label < 0).sum())):
+    if names and (without := unlabelled(shards.root, manifest)):
         classes += f"; {without:,} samples have no label"
     return [
         ("data set", f"{manifest.dataset} ({manifest.split}), from {manifest.source}"),

@@ -114,10 +114,11 @@ def _named(labels: Sequence[str], given: Sequence[str], source: Source) -> list[
             known[folder] = source.named[label]
         elif not WNID.fullmatch(name):
             words = name.replace("_", " ")
-            known[folder] = words if plain[words] == 1 else name  # big_dog beside big dog
+            known[folder] = words if plain[words] == 1 and words.strip() else name  # big_dog beside big dog
     if odd := [label for label in labels if label.lower() in MISSING and label not in source.named and not given]:
         say(f"note: {odd[0]!r} is a class like any other; if it says that there is no label, leave that empty")
-    classes = class_names(folders, known, source.dataset.caption)
+    texts = {label for label in labels if label not in source.named and not WNID.fullmatch(label)}
+    classes = class_names(folders, known, source.dataset.caption, single=() if given else texts)
     if source.dataset.by_class and all(one.name.isdecimal() for one in classes):
         say(
             f"note: captions are numbers, such as {classes[-1].caption!r}, which say nothing of what is to be seen: "

@@ -22,6 +22,7 @@ __all__ = [
     "read_index",
     "read_text_table",
     "read_texts",
+    "unlabelled",
     "write_index",
     "write_rows",
     "write_texts",
@@ -148,6 +149,20 @@ def read_text_table(root: Path) -> pa.Table:
 def _filled(column: pa.ChunkedArray) -> npt.NDArray[np.int32]:
     filled: npt.NDArray[np.int32] = column.fill_null(NONE).to_numpy()
     return filled
+
+
+def unlabelled(root: Path, manifest: Manifest) -> int:
+    """Samples without a label, by the statistics of the index's files: none of their rows is read."""
+    count = 0
+    for shard in manifest.shards:
+        try:
+            meta = pq.read_metadata(root / "index" / f"{shard.name}.parquet")
+        except (pa.ArrowException, OSError):
+            continue  # `xclr-shards verify` says so
+        place = meta.schema.names.index("label")
+        statistics = [meta.row_group(group).column(place).statistics for group in range(meta.num_row_groups)]
+        count += sum(one.null_count for one in statistics if one is not None)
+    return count
 
 
 def _read(path: Path, schema: pa.Schema) -> pa.Table:

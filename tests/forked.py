@@ -74,4 +74,4 @@ def _main(program: str, arguments: list[str], said: str, group: bool) -> None:
         runpy.run_module(program, run_name="__main__", alter_sys=True)
     except SystemExit as end:
         # As Python ends, with all that it may say then: multiprocessing's children leave without that.
-        ctypes.pythonapi.Py_Exit(end.code or 0)
+        ctypes.pythonapi.Py_Exit(end.code if isinstance(end.code, int) else int(end.code is not None))

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.images import kind
 from pipeline.scan.samples import Limits, Scan, listed
-from pipeline.sources.columns import columns, holds_images
+from pipeline.sources.columns import columns, holds_images, label_cells
 from pipeline.sources.labels import Labels, carried_names
 from pipeline.sources.source import Partition, Source
 from shards.atomic import atomic_file
@@ -76,7 +76,8 @@ def _rows(
                 raise UserError(f"{where}: column {image!r} holds no image bytes; tables of paths must lie beside them")
             groups = range(partition.start, partition.stop or file.num_row_groups)
             for batch in file.iter_batches(ROWS, row_groups=list(groups), columns=named.wanted):
-                captions, labels = (batch[n].to_pylist() if n else [None] * len(batch) for n in (caption, label))
+                captions = batch[caption].to_pylist() if caption else [None] * len(batch)
+                labels = label_cells(pa.chunked_array([batch[label]])).to_pylist() if label else [None] * len(batch)
                 for cell, *texts in zip(batch[image].to_pylist(), captions, labels, strict=True):
                     value = cell if isinstance(cell, dict) else {"bytes": cell}
                     yield value.get("bytes") or None, str(value.get("path") or ""), listed(texts[0]), listed(texts[1])

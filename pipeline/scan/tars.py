@@ -169,7 +169,7 @@ def _beside(path: Path, dataset: Dataset) -> tuple[dict[str, Words], int]:
     if "status" in names:
         table = table.filter(pc.equal(table["status"], "success"))  # null counts as failed
     cells = zip(*(table[name].to_pylist() for name in held), strict=True) if held else [()] * table.num_rows
-    captions = (listed(next(filter(None, row), None)) for row in cells)
+    captions = (listed(next(filter(None, row), None)) if held else () for row in cells)
     labels = table[label[0]].to_pylist() if label else [None] * table.num_rows
     words = zip(captions, map(listed, labels), strict=True)
     return dict(zip(map(str, table["key"].to_pylist()), words, strict=True)), rows - table.num_rows
@@ -184,7 +184,7 @@ def _words(
 ) -> Words:
     """What the parquet file beside a tar gave of a sample, and where it gave nothing KEY.json, else KEY.txt (or the
     member that is named as the label); a JSON file that cannot be read counts as none."""
-    texts, lacks_label = any(captions), dataset.label and labels in ((), [None])
+    texts, lacks_label = bool(captions), dataset.label and labels in ((), [None])
     fields: dict[str, object] = {}
     if "json" in parts and ((dataset.captions and not texts) or lacks_label):
         with suppress(ValueError, RecursionError):
@@ -196,7 +196,7 @@ def _words(
         captions = listed(named[0]) if named else next(plain, [])
     if lacks_label and fields.get(dataset.label) is not None:
         labels = listed(fields[dataset.label])
-    elif lacks_label and (extension := dataset.label.removeprefix(".")) in parts:
+    elif lacks_label and (extension := dataset.label.removeprefix(".").lower()) in parts:
         labels = [_bytes(content, parts[extension])]
     return captions, labels
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
-__all__ = ["joined", "normalise", "notes"]
+__all__ = ["joined", "normalise", "notes", "several"]
 
 ALL, LINES, REPLACED = "captions", "of several lines", "not UTF-8"  # what is counted of them
 
@@ -51,7 +51,7 @@ def joined(captions: Iterable[object], longest: int, counts: Counter[str]) -> st
     What is neither a string nor bytes (a number, None) is no caption; a printed list of strings is several. Adds to
     `counts` the captions, and those that lost something: of several lines, or not UTF-8.
     """
-    given = [one for caption in captions if isinstance(caption, (str, bytes)) for one in _several(caption)]
+    given = [one for caption in captions if isinstance(caption, (str, bytes)) for one in several(caption)]
     texts = [normalise(caption, longest) for caption in given]
     counts[ALL] += len(given)
     if lines := sum(map(_has_lines, given)):
@@ -72,7 +72,7 @@ def notes(counts: Counter[str]) -> list[str]:
     return [f"note: {counts[key]:,} of {counts[ALL]:,} captions {line}" for key, line in lines.items() if counts[key]]
 
 
-def _several(caption: str | bytes) -> Sequence[str | bytes]:
+def several(caption: str | bytes) -> Sequence[str | bytes]:
     """The strings of a list that was written as text (JSON's `["a", "b"]`, Python's `['a', 'b']`), else the caption."""
     start = caption.lstrip()
     if start[:1] not in ("[", b"["):  # nearly all

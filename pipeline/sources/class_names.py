@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.sources.captions import normalise
-from shards.errors import UserError
+from shards.bars import say
 
 __all__ = ["WNID", "ClassName", "as_text", "class_names", "names_file"]
 
@@ -28,18 +28,23 @@ class ClassName:
     """The text of every image of the class."""
 
 
-def class_names(folders: Sequence[str], known: Mapping[str, str], template: str) -> list[ClassName]:
+def class_names(
+    folders: Sequence[str], known: Mapping[str, str], template: str, single: Collection[str] = ()
+) -> list[ClassName]:
     """Names for class folders, or labels: those that are known, for WordNet ids ImageNet's, else their own.
 
     The caption uses the first name. Classes that share it (ImageNet has two cranes) use all their names, then the
-    definition or the folder's name too, so that different classes stay different texts.
+    definition or the folder's name too, so that different classes stay different texts. single: folders whose name is
+    one, though it may hold commas.
     """
     folders = [as_text(folder) for folder in folders]
     imagenet = _from_imagenet([folder for folder in folders if WNID.fullmatch(folder)])
     names = [
         known.get(folder) or imagenet.get(folder, ("",))[0] or folder.replace("_", " ").strip() for folder in folders
     ]
-    words = [name.split(",")[0].strip() for name in names]
+    words = [
+        name if folder in single else name.split(",")[0].strip() for folder, name in zip(folders, names, strict=True)
+    ]
     details = [f"{name}, {imagenet[f][1] if f in imagenet else f}" for f, name in zip(folders, names, strict=True)]
     for longer in (names, details):
         shared = {word for word, count in Counter(words).items() if count > 1}
@@ -56,14 +61,14 @@ def as_text(name: str) -> str:
 
 
 def names_file(place: Path) -> dict[str, str]:
-    """Folder (or label) -> names, from PLACE/classes.tsv; empty where there is none. UserError for one without tabs."""
+    """Folder (or label) -> names, from PLACE/classes.tsv; empty where there is none."""
     path = place / NAMES_FILE
     if not path.is_file():
         return {}
     rows = [line.split("\t") for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines()]
     found = {row[0].strip(): row[1].strip() for row in rows if len(row) > 1 and row[1].strip()}
     if rows and not found:
-        raise UserError(f"{path} has no line with a tab: each is a class's folder or label, a tab and its names")
+        say(f"note: {path} names nothing: a line is a class's folder or label, a tab and its names")
     return found
 
 

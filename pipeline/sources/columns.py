@@ -9,9 +9,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.sources.datasets import CAPTIONS, Dataset
+from pipeline.sources.labels import label_text
 from shards.errors import UserError
 
-__all__ = ["BYTES", "SEVERAL", "Columns", "Names", "Unreadable", "columns", "holds_images", "shown", "taken"]
+__all__ = [
+    "BYTES",
+    "SEVERAL",
+    "Columns",
+    "Names",
+    "Unreadable",
+    "columns",
+    "holds_images",
+    "label_cells",
+    "shown",
+    "taken",
+]
 
 IMAGE_NAMES = ("image", "path", "filepath", "file_path", "file_name", "filename", "image_path", "image_name", "img")
 CAPTION_NAMES = ("caption", "captions", "text", "title", "sentence", "sentences", "comment")
@@ -91,8 +103,17 @@ def _column(
 
 
 def taken(names: Names, table: pa.Table, unreadable: Unreadable) -> Columns:
-    captions, labels = (_whole(table[name]) if name else None for name in (names.caption, names.label))
+    captions = _whole(table[names.caption]) if names.caption else None
+    labels = label_cells(table[names.label]) if names.label else None
     return Columns(_whole(table[names.image]), captions, labels, unreadable)
+
+
+def label_cells(column: pa.ChunkedArray) -> pa.Array:
+    """Labels as text, or lists of such, of a column of any type."""
+    if not pa.types.is_nested(column.type):
+        return _whole(column)
+    cells = (cell if isinstance(cell, list) else [cell] for cell in column.to_pylist())
+    return pa.array([[label_text(one).encode() for one in cell] for cell in cells], SEVERAL)
 
 
 def _whole(column: pa.ChunkedArray) -> pa.Array:

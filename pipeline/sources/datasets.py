@@ -42,7 +42,8 @@ class Dataset:
     """table: the column of images. Empty: image, path, file_name, ..."""
     captions: tuple[str, ...] = CAPTIONS
     """webdataset: columns of the parquet files beside the tars, or fields of KEY.json: the first that
-    a sample has; it may hold several captions. Without any, KEY.txt is the caption, or a table's text, title, ..."""
+    a sample has; it may hold several captions. Without any, KEY.txt is the caption. table: the first column that
+    there is, else text, title, ..."""
     label: str = ""
     """webdataset, table: where the class of a sample stands: a column, a field of KEY.json, or a member's extension
     (cls). Empty: nowhere."""
@@ -74,7 +75,7 @@ class Dataset:
                 f"data set {self.name}: a class called {numbers[0]!r} would be taken for number {numbers[0]}: leave "
                 "classes out where labels are such numbers, or call them otherwise"
             )
-        if self.label in EXTENSIONS and self.format == "webdataset":
+        if self.label.removeprefix(".").lower() in EXTENSIONS and self.format == "webdataset":
             raise UserError(f"data set {self.name}: label = {self.label!r} is the image")
         if self.format == "table" and not self.captions and not self.label:
             raise UserError(
@@ -90,7 +91,9 @@ class Dataset:
     def patterns(self) -> tuple[str, ...]:
         usual = PATTERNS.get(self.format, ())
         if self.split == "test":
-            of_test = (p.replace("train", part) for part in ("test", "val*") for p in usual if "train" in p)
+            of_test = (
+                p.replace("train", part).replace("**", "*") for part in ("test", "val*") for p in usual if "train" in p
+            )
             usual = (*of_test, *(p for p in usual if "train" not in p))
         return self.files or usual
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -54,7 +55,7 @@ def open_source(dataset: Dataset, source: str | None, demo_seed: int = 0) -> Sou
         return _remote(dataset, where)
     path = Path(where)
     if dataset.format == "webdataset" and (path.suffix == ".txt" or (set("{*[") & set(where) and not path.exists())):
-        return _remote(dataset, f"file://{path.absolute()}")
+        return replace(_remote(dataset, f"file://{path.absolute()}"), named=_named(dataset, path.parent))
     if not path.exists():
         raise UserError(f"there is no {where}: give the folder that the files of {dataset.name} lie in")
     try:
@@ -102,7 +103,11 @@ def _fetchable(number: int, file: RemoteFile) -> Partition:
 
 def _tars(dataset: Dataset, path: Path) -> Source:
     found, root = _files(dataset, path)
-    return Source(dataset=dataset, where=str(path), partitions=_partitions(found, root), named=names_file(root))
+    return Source(dataset=dataset, where=str(path), partitions=_partitions(found, root), named=_named(dataset, root))
+
+
+def _named(dataset: Dataset, place: Path) -> dict[str, str]:
+    return names_file(place) if dataset.label else {}
 
 
 def _files(dataset: Dataset, path: Path) -> tuple[list[Path], Path]:
@@ -158,7 +163,7 @@ def _tar_classes(path: Path) -> list[str]:
 
 def _tables(dataset: Dataset, path: Path) -> Source:
     found, root = _files(dataset, path)
-    named = names_file(root)
+    named = _named(dataset, root)
     if dataset.format == "table" and all(file.suffix == ".parquet" for file in found) and _holds_images(dataset, found):
         return Source(dataset=dataset, where=str(path), partitions=_row_groups(found, root), named=named)
     size = sum(file.stat().st_size for file in found)

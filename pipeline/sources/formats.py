@@ -168,7 +168,7 @@ class _Rows:
     def _add(self, row: dict[str, Any], names: Names) -> None:
         image, captions, labels = (row.get(name) for name in names)
         texts = captions if isinstance(captions, list) else [captions]
-        given = labels if isinstance(labels, list) else [labels]
+        given = (labels if isinstance(labels, list) else [labels]) if names.label else []
         self.rows.append(
             (
                 _encoded(image) if isinstance(image, str) else b"",

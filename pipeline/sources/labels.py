@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from pipeline.sources.captions import normalise
+from pipeline.sources.captions import normalise, several
 from shards.errors import UserError
 
 __all__ = ["NO_LABEL", "Labels", "carried_names", "is_number", "label_text"]
@@ -111,10 +111,11 @@ def _flat(values: Iterable[object]) -> Iterator[object]:
 
 
 def _printed(value: object) -> Sequence[object]:
-    if isinstance(value, (str, bytes)) and value.lstrip()[:1] in ("[", b"["):
-        text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-        with suppress(ValueError, RecursionError):
-            found = json.loads(text.replace("'", '"'))
-            if isinstance(found, list):
-                return found
-    return [value]
+    """The members of a list that was written as text, numbers too."""
+    if not isinstance(value, (str, bytes)) or value.lstrip()[:1] not in ("[", b"["):
+        return [value]
+    with suppress(ValueError, RecursionError):
+        found = json.loads(value)
+        if isinstance(found, list):
+            return found
+    return several(value)

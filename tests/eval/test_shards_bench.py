@@ -185,6 +185,19 @@ def test_parquet_of_hugging_face_is_trained_and_scored_by_its_own_classes(tmp_pa
     assert _bench(str(tmp_path / "mine-test")) == _bench("s3://bucket/mine") == "imagefolder --data DIR"
 
 
+def test_the_training_images_under_another_name_are_no_test(tmp_path: Path) -> None:
+    for name, split in (("mine", "train"), ("mine-test", "test")):
+        write_labelled(tmp_path / name, TRAINING, NAMES, split)
+    train, test = (Manifest.load(tmp_path / name) for name in ("mine", "mine-test"))
+    for ours, theirs in zip(train.shards, test.shards, strict=True):
+        shutil.copy(tmp_path / "mine" / ours.tar, tmp_path / "mine-test" / theirs.tar)
+    files = dict(test.files)
+    files[test.shards[0].tar] = train.files[train.shards[0].tar]
+    replace(test, files=files).save(tmp_path / "mine-test")
+    with pytest.raises(UserError, match=r"mine-test holds the training images \(test-000000.tar is a tar of \S*mine\)"):
+        open_bench("shards", tmp_path / "mine")
+
+
 def test_without_data_it_is_the_checkpoints_own_shards(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -265,6 +265,58 @@ def test_labels_of_tars(place: str, tmp_path: Path) -> None:
         assert labelled(out) == expected
 
 
+def test_label_0_of_key_json(tmp_path: Path) -> None:
+    rng, members = np.random.default_rng(0), []
+    for i in range(12):
+        fields = json.dumps({"kind": i % 2, "caption": f"picture {i}"}).encode()
+        members += [(f"{i:05d}.jpg", jpeg(rng)), (f"{i:05d}.json", fields)]
+    write_tar(tmp_path / "in" / "0.tar", members)
+    mine = data_set(tmp_path / "mine.toml", format="webdataset", label="kind", classes=["cat", "dog"])
+    found = labelled(build(mine, tmp_path / "in", tmp_path / "out"))
+    assert found == [(f"picture {i}", ("cat", "dog")[i % 2]) for i in range(12)]
+
+
+def test_a_label_with_commas_is_one_name(tmp_path: Path) -> None:
+    pictures(tmp_path / "in", NAMES)
+    write_table(tmp_path / "in" / "t.jsonl", rows(["dog, small", "dog, large", "_"]))
+    mine = data_set(tmp_path / "m.toml", format="table", label="kind", captions=[])
+    out = build(mine, tmp_path / "in", tmp_path / "out")
+    assert {text for text, _ in labelled(out)} == {f"a photo of a {name}" for name in ("dog, small", "dog, large", "_")}
+
+
+def test_classes_tsv_beside_tars_of_a_glob(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    members = [pair for i in range(12) for pair in ((f"{i}.jpg", jpeg(rng)), (f"{i}.cls", str(i % 2).encode()))]
+    write_tar(tmp_path / "in" / "0.tar", members)
+    (tmp_path / "in" / "classes.tsv").write_text("0\tcat\n1\tdog\n")
+    mine = data_set(tmp_path / "m.toml", format="webdataset", label="cls", captions=[])
+    for number, where in enumerate(("in", "in/0.tar", "in/*.tar")):
+        assert Manifest.load(build(mine, tmp_path / where, tmp_path / str(number))).classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("column", "classes"),
+    [
+        (pa.array([1.5, 0.25] * 12, pa.float32()), ("0.25", "1.5")),
+        (pa.array([[0.5], [float("nan")]] * 12), ("0.5",)),
+        (pa.array([[True], [False]] * 12), ("False", "True")),
+        (pa.array(["a", "b"] * 12).dictionary_encode(), ("a", "b")),
+    ],
+)
+def test_a_column_gives_the_same_labels_wherever_images_are(
+    column: pa.Array, classes: tuple[str, ...], tmp_path: Path
+) -> None:
+    made = pictures(tmp_path / "in", NAMES)
+    mine = data_set(tmp_path / "m.toml", format="table", label="kind")
+    table = pa.table({"image": NAMES, "caption": NAMES, "kind": column})
+    pq.write_table(table, tmp_path / "in" / "t.parquet")
+    inside = table.set_column(0, "image", pa.array([made[name] for name in NAMES]))
+    (tmp_path / "inside").mkdir()
+    pq.write_table(inside, tmp_path / "inside" / "t.parquet")
+    for source in ("in", "inside"):
+        assert Manifest.load(build(mine, tmp_path / source, tmp_path / f"out-{source}")).classes == classes
+
+
 def test_a_class_graph_of_captions_takes_the_most_frequent_label(tmp_path: Path) -> None:
     pictures(tmp_path / "in", NAMES)
     given = [{"image": name, "caption": f"text {i % 6}", "kind": ANIMALS[i % 3]} for i, name in enumerate(NAMES)]
@@ -324,6 +376,8 @@ def test_flickr_lines_hold_no_labels(tmp_path: Path) -> None:
         ((), ["['a', 'b']"], ("'a', 'b'", "several labels")),
         ((), ["[7]", "[x]"[1:2]], ("'7', 'x'", "several labels")),
         ((), ["[x]"], ("[x]", "")),
+        ((), ['["it\'s"]'], ("it's", "")),
+        ((), ["['a' 'b']"], ("'a', 'b'", "several labels")),
         ((), ["-1"], ("-1", "")),
         (ANIMALS, ["-1"], ("", "")),
         (ANIMALS, ["yak", 2, "2.0"], ("2", "")),
