@@ -95,7 +95,14 @@ def run_suite(
     if data is not None and len(suite.benches) > 1:
         raise UserError(f"--data names the folder of one benchmark; the suite {suite.name} has {len(suite.benches)}")
     models = {row.method: open_model(row.checkpoint, untrained=row.untrained) for row in rows}
-    shards = next((model.shards for model in models.values() if model.shards), None)
+    folders = {model.shards.absolute(): model.shards for model in models.values() if model.shards}
+    if len(folders) > 1 and data is None and {"shards", "demo"} & set(suite.benches):
+        raise UserError(
+            f"the models of the suite {suite.name} were trained on {' and '.join(map(str, folders.values()))}: say "
+            "with --data on which to evaluate all of them"
+        )
+    _check_ours(suite, out)
+    shards = next(iter(folders.values()), None)
     benches = {name: open_bench(name, data, partial=settings.partial, shards=shards) for name in suite.benches}
     settings = replace(settings, probe=suite.probe, knn=suite.knn)
     parts = [(name, bench, replace(settings, few_shot=None)) for name, bench in benches.items()]
@@ -108,7 +115,13 @@ def run_suite(
         for method in METHODS:
             prepared(bench, method, chosen)  # before the first is paid for
     evaluated = [_evaluate_row(row, models[row.method], parts, out) for row in rows]
-    results = gather(suite.name, suite.title, evaluated, [(prefix, bench) for prefix, bench, _ in parts])
+    results = gather(
+        suite.name,
+        suite.title,
+        evaluated,
+        [(prefix, bench) for prefix, bench, _ in parts],
+        unfinished=[line for row in rows if (line := _unfinished(row, models[row.method]))],
+    )
     write_json(out / "results.json", results)
     write_markdown(out / "results.md", results)
     show_rows(results, out)
@@ -121,6 +134,22 @@ def run_suite(
         images=image_strips(trained, benches[suite.benches[0]], settings.features),
     )
     return results
+
+
+def _check_ours(suite: Suite, out: Path) -> None:
+    """Raises UserError where the folder has the results of another suite, which would be lost."""
+    found = (_read(out / "results.json") or {}).get("suite", suite.name)
+    if found != suite.name:
+        raise UserError(f"{out} has the results of the suite {found}: give another --out, or move these")
+
+
+def _unfinished(row: Row, model: Model) -> str:
+    """`simclr: step 136 of 270` of a run that has not come to its end; empty of any other."""
+    described = _read(model.folder / "run.json") if model.folder else None
+    step, steps = model.about.get("step"), (described or {}).get("steps")
+    if row.untrained or not (isinstance(step, int) and isinstance(steps, int) and step < steps):
+        return ""
+    return f"{row.method}: step {step:,} of {steps:,}"
 
 
 def _captions(models: dict[str, Model]) -> list[Strip]:

@@ -99,7 +99,7 @@ def estimate(
             )
         samples, share = _samples(source, partition, rows)
         each = _write_probe(found, place, image_size) if copy else (0.0, 0.0)
-    texts = _texts(source, table, samples)
+    texts = _texts(source, table, samples, len(found.labels.by_number))
     scanned = Range(low=seconds / share / processes, high=SLOWER * seconds / share / max(1, processes / 2))
     graph = (
         estimate_graph(table["text"].unique().to_pylist(), texts, encoder, k, code_dim, texts_file=True)
@@ -178,8 +178,10 @@ def _samples(source: Source, first: Partition, rows: int) -> tuple[Range, float]
     return Range(low=rows / share / SPREAD, high=rows / share * SPREAD), share
 
 
-def _texts(source: Source, table: pa.Table, samples: Range) -> Range:
-    """Classes are known; captions of other partitions may repeat the first's, or not."""
+def _texts(source: Source, table: pa.Table, samples: Range, named: int) -> Range:
+    """Classes are known, folders or `named` labels; captions of other partitions may repeat the first's, or not."""
+    if source.dataset.by_class and named:
+        return Range(low=len(table["text"].unique()), high=named)
     if source.classes and source.dataset.format != "demo":
         count = float(len({name.caption for name in source.classes}))
         return Range(low=count, high=count)

@@ -14,16 +14,18 @@ __all__ = ["COLOURS", "data_uri", "interval_chart", "legend", "line_chart", "tab
 
 WIDTH, HEIGHT = 460, 260  # units of the view box
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 34
-COLOURS = 6  # classes s0, s1, ... of the style sheet
+COLOURS = 12  # classes s0, s1, ... of the style sheet
 ROW, GROUP_GAP, LETTER = 11, 9, 7  # of an interval chart: height of a row, between groups, width of a name's letter
 Points = Sequence[tuple[float, float]]
 
 STYLE = """
 :root { color-scheme: light dark; --back: #fbfaf8; --ink: #1d1c1a; --soft: #6b675f; --line: #dedad2; --mark: #eef3e4;
-  --s0: #8a867d; --s1: #2f6db3; --s2: #b3672f; --s3: #3d8a3d; --s4: #8a4fb0; --s5: #b03a5b; }
+  --s0: #8a867d; --s1: #2f6db3; --s2: #b3672f; --s3: #3d8a3d; --s4: #8a4fb0; --s5: #b03a5b;
+  --s6: #1f8f92; --s7: #8c8a1f; --s8: #1d3f73; --s9: #7a4a2a; --s10: #d06fb8; --s11: #57606b; }
 @media (prefers-color-scheme: dark) {
   :root { --back: #191816; --ink: #e9e6df; --soft: #a09b90; --line: #38352f; --mark: #2b3422; --s0: #9b978e;
-    --s1: #74aef0; --s2: #eba36b; --s3: #7fcb7f; --s4: #c596e6; --s5: #ee86a4; }
+    --s1: #74aef0; --s2: #eba36b; --s3: #7fcb7f; --s4: #c596e6; --s5: #ee86a4;
+    --s6: #63d1d4; --s7: #d3d05f; --s8: #9db7e8; --s9: #c79a79; --s10: #f0a6dc; --s11: #b4bec9; }
 }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 68rem; background: var(--back); color: var(--ink);

@@ -116,8 +116,8 @@ def _check_names(train: Shards, test: Shards) -> None:
         if count > 1:
             raise UserError(
                 f"{shards.root} has {count} classes that are called {name!r}, and {train.root} and {test.root} list "
-                "their classes differently, so they cannot be matched by name: give each a name of its own and build "
-                "both again"
+                "their classes differently, so they cannot be matched by name: give both data set files the same "
+                "classes = [...], and build again"
             )
 
 

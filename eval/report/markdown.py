@@ -22,6 +22,8 @@ def markdown(results: dict[str, Any]) -> str:
     parts = [f"# {results['title']}", ""]
     if results["partial"]:
         parts += [f"**PARTIAL, not comparable:** {'; '.join(results['partial'])}", ""]
+    if results["unfinished"]:
+        parts += [f"**NOT TRAINED TO THE END:** {'; '.join(results['unfinished'])}", ""]
     if results["unreadable"]:
         parts += [f"**LEFT OUT:** {'; '.join(results['unreadable'])}", ""]
     for method in TITLES:

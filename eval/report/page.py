@@ -42,6 +42,7 @@ def write_report(
         f"<h1>{escape(results['title'])}</h1>",
         f'<p class="soft">{_models(results)}</p>',
         _warning("PARTIAL, not comparable", results["partial"]),
+        _warning("NOT TRAINED TO THE END", results["unfinished"]),
         _warning("LEFT OUT", results["unreadable"]),
         *(_table(results, method) for method in TITLES),
         *(f"<p>{escape(line)}</p>" for line in difference_lines(results)),

@@ -71,6 +71,9 @@ def show_rows(results: dict[str, Any], path: Path) -> None:
             console.print(table)
     for line in difference_lines(results):
         console.print(line, soft_wrap=True, markup=False)
+    if results["unfinished"]:
+        lines = escape("; ".join(results["unfinished"]))
+        console.print(f"[bold red]NOT TRAINED TO THE END[/bold red]: {lines}", soft_wrap=True)
     show_unreadable(console, results["unreadable"])
     show_partial(console, results["partial"])
     console.print(f"written to {path}: results.json, results.md, report.html", soft_wrap=True, markup=False)

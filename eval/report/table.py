@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from eval.benchmarks.bench import Bench
@@ -15,8 +16,13 @@ Part = tuple[str, Bench]
 """(what its columns are prefixed with, benchmark): `imagenet`, `imagenet 1%`."""
 
 
-def gather(name: str, title: str, evaluated: list[dict[str, Any]], parts: list[Part]) -> dict[str, Any]:
-    """evaluated: {"method", "model", "evaluations": {(prefix, method): evaluate()'s value}} for each row."""
+def gather(
+    name: str, title: str, evaluated: list[dict[str, Any]], parts: list[Part], unfinished: Sequence[str] = ()
+) -> dict[str, Any]:
+    """evaluated: {"method", "model", "evaluations": {(prefix, method): evaluate()'s value}} for each row.
+
+    unfinished: a line for each row whose training has not come to its end.
+    """
     several = len(parts) > 1
     columns = [(prefix, column) for prefix, bench in parts for column in _columns(bench)]
     titles = {place: f"{place[0]}/{place[1]}" if several else place[1] for place in columns}
@@ -66,6 +72,7 @@ def gather(name: str, title: str, evaluated: list[dict[str, Any]], parts: list[P
                 for reason in value["partial"]
             }
         ),
+        "unfinished": list(unfinished),
         "unreadable": _unreadable(evaluated, several),
         "versions": first[(parts[0][0], METHODS[0])]["versions"],
     }

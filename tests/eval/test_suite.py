@@ -176,6 +176,42 @@ def test_a_suite_may_say_how_heads_are_made(
     assert found["linear_probe"]["learning_rates"] == [0.3] != usual["linear_probe"]["learning_rates"]
 
 
+def test_a_run_that_has_not_ended_is_told_of(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(world)
+    shutil.copytree("runs/demo/xclr", tmp_path / "half")
+    run = json.loads((tmp_path / "half/run.json").read_text())
+    (tmp_path / "half/run.json").write_text(json.dumps(run | {"steps": 2 * run["steps"], "status": "stopped"}))
+    call = ["suite", "--config", "demo", "--checkpoint", str(tmp_path / "half"), "--checkpoint", "runs/demo/simclr"]
+    assert run_eval([*call, "--out", str(tmp_path)]) == 0
+    line = f"half: step {run['steps']} of {2 * run['steps']}"
+    assert json.loads((tmp_path / "results.json").read_text())["unfinished"] == [line]
+    assert f"NOT TRAINED TO THE END: {line}" in capsys.readouterr().out
+    assert all(line in (tmp_path / name).read_text() for name in ("results.md", "report.html"))
+
+
+def test_models_of_several_data_sets_want_one_to_be_judged_on(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(world)
+    shards, _ = make_demo(tmp_path / "data", 96, SCENES)
+    train_run(shards, tmp_path / "other")
+    call = ["suite", "--config", "demo", "--checkpoint", str(tmp_path / "other"), "--checkpoint", "runs/demo/xclr"]
+    assert run_eval([*call, "--out", str(tmp_path / "out")]) == 2
+    assert "say with --data on which to evaluate all of them" in capsys.readouterr().err
+
+
+def test_results_of_another_suite_are_not_replaced(
+    world: Path, results: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(world)
+    (tmp_path / "mine.toml").write_text("benches = ['demo']\n")
+    call = ["suite", "--config", str(tmp_path / "mine.toml"), "--checkpoint", "runs/demo/xclr", "--out", "runs/demo"]
+    assert run_eval(call) == 2
+    assert "runs/demo has the results of the suite demo: give another --out" in capsys.readouterr().err
+
+
 def test_few_shot_parts_that_are_too_small_are_refused_first(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

@@ -217,6 +217,7 @@ def test_a_dry_run_tells_of_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     told = CliRunner().invoke(app, ["build", "m.toml", "--source", "in", "--dry-run"], catch_exceptions=False).stdout
     assert "33.3% of those looked at are unusable (6 no label): A BUILD MAY STOP FOR IT (--max-skipped 0.05)" in told
     assert re.search(r"labels +2 of 3 classes among those looked at\n", told)
+    assert re.search(r"texts +2 to 3\n", told)
 
 
 def test_paths_and_carried_names(tmp_path: Path) -> None:
