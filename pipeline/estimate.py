@@ -84,19 +84,8 @@ def estimate(
     """
     place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
     with tempfile.TemporaryDirectory(prefix="xclr-dry-run-") as spool:
-        for partition in source.partitions[:TRIED]:
-            begin = time.perf_counter()
-            found = scan(source, partition, limits, Path(spool) / f"{partition.number}.tar")
-            seconds = time.perf_counter() - begin
-            rows, table = len(found.rows["key"]), found.table()
-            if rows:
-                break
-        else:
-            others = f", nor any up to {partition.name}" if partition.number else ""
-            raise UserError(
-                f"{source.partitions[0].name}, the first of {source.where}, holds no usable sample{others}"
-                f"{f' ({_reasons(found)})' if found.skipped else ''}: check the source"
-            )
+        partition, found, seconds = _probe(source, limits, Path(spool))
+        table, rows = found.table(), len(found.rows["key"])
         samples, share = _samples(source, partition, rows)
         each = _write_probe(found, place, image_size) if copy else (0.0, 0.0)
     texts = _texts(source, table, samples, len(found.labels.by_number))
@@ -149,6 +138,20 @@ def lines(cost: Cost, max_skipped: float) -> list[str]:
         "in all": cost.total.as_time(),
     }
     return [*(f"{name:10} {value}" for name, value in rows.items()), "dry run: nothing was built"]
+
+
+def _probe(source: Source, limits: Limits, spool: Path) -> tuple[Partition, Scan, float]:
+    """The first partition that holds anything, scanned, and how long that took."""
+    for partition in source.partitions[:TRIED]:
+        begin = time.perf_counter()
+        found = scan(source, partition, limits, spool / f"{partition.number}.tar")
+        if found.rows["key"]:
+            return partition, found, time.perf_counter() - begin
+    others = f", nor any up to {partition.name}" if partition.number else ""
+    raise UserError(
+        f"{source.partitions[0].name}, the first of {source.where}, holds no usable sample{others}"
+        f"{f' ({_reasons(found)})' if found.skipped else ''}: check the source"
+    )
 
 
 def _reasons(found: Scan) -> str:

@@ -320,7 +320,10 @@ def broken(root: Path, what: str) -> Path:
         ("class without training pictures", r"'yellow' \(4 pictures\), which {train} lacks \(1 such of 4\)"),
         ("one class", "{train} has one class, 'green': a probe needs two, so give shards of more"),
         ("fewer names than labels", "{train} has the label 3, and its manifest.json names 2 classes: build"),
-        ("names in common", "{test} has 2 classes that are called 'yellow', .* give both data set files the same classes"),
+        (
+            "names in common",
+            "{test} has 2 classes that are called 'yellow', .* give both data set files the same classes",
+        ),
         ("no tar", "test-000001.tar is missing: run `xclr-shards verify {test}`"),
     ],
 )
