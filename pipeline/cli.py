@@ -272,11 +272,14 @@ def preview(
     root: RootArgument,
     graph: Annotated[str | None, typer.Option(help="Which graph. Default: the only one.")] = None,
     out: Annotated[Path | None, typer.Option(help="The HTML file. Default: preview-GRAPH.html in SHARDS.")] = None,
+    batch_size: Annotated[
+        int, typer.Option(help="Samples of a batch, as training will have: targets depend on it.")
+    ] = 1024,
 ) -> None:
     """Write a page to judge a graph by, and to choose tau_s, before paying for training."""
     from pipeline.preview.measure import preview as write
 
-    print(write(root, graph, out))
+    print(write(root, graph, out, batch_size))
 
 
 def _list_datasets() -> None:

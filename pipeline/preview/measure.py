@@ -19,11 +19,11 @@ from shards.graph import Graph
 from shards.page import data_uri
 from shards.reader import Shards
 
-__all__ = ["preview"]
+__all__ = ["BATCH", "preview"]
 
 Ints = npt.NDArray[Any]
 SEED = 0
-BATCH = 1024  # samples of the batch that the target is taken of: the paper's
+BATCH = 1024  # the paper's
 BATCHES = 20  # that edges a row are counted in
 STRIPS = 12
 NEAREST = 4  # neighbours shown beside an image, besides the last listed and a random one
@@ -31,11 +31,14 @@ THUMBNAIL = 128  # pixels of the shorter side, at most
 TEMPERATURES = tuple(round(0.01 * step, 2) for step in range(2, 31))
 
 
-def preview(root: Path, name: str | None = None, out: Path | None = None) -> Path:
+def preview(root: Path, name: str | None = None, out: Path | None = None, batch: int = BATCH) -> Path:
     """Write the page, by default preview-GRAPH.html beside the manifest; returns its path.
 
+    batch: samples of the batch that targets are taken of, which decides how much of a target lies on a sample itself.
     Raises UserError where there is no such graph, or one without graph.json's measurements.
     """
+    if batch < 2:
+        raise UserError(f"a batch has at least 2 samples, not {batch}")
     shards = Shards.open(root)
     graph = shards.graph(name)
     name = name or shards.graph_names()[0]
@@ -47,7 +50,7 @@ def preview(root: Path, name: str | None = None, out: Path | None = None) -> Pat
             "and run `xclr-shards graph` again"
         )
     text_ids = shards.index.text_id
-    chosen = np.random.default_rng(SEED).permutation(len(text_ids))[:BATCH]
+    chosen = np.random.default_rng(SEED).permutation(len(text_ids))[:batch]
     numbers = Numbers(
         name=name,
         root=str(root),
@@ -55,17 +58,16 @@ def preview(root: Path, name: str | None = None, out: Path | None = None) -> Pat
         meta=graph.meta,
         targets=batch_target(graph, text_ids[chosen], TEMPERATURES),
         batch=len(chosen),
-        edges=_edges(graph, shards),
+        edges=_edges(graph, shards, len(chosen)),
     )
     write_preview(out, numbers, list(_strips(shards, graph)))
     return out
 
 
-def _edges(graph: Graph, shards: Shards) -> dict[str, float]:
+def _edges(graph: Graph, shards: Shards, batch: int) -> dict[str, float]:
     """Listed neighbours a row, by the order of samples."""
     text_ids, group = shards.index.text_id, shards.index.group
     rng = np.random.default_rng(SEED)
-    batch = min(BATCH, len(text_ids))
     draws = [rng.choice(len(text_ids), batch, replace=False) for _ in range(BATCHES)]
     found = {"random": float(np.mean([batch_edges(graph.indptr, graph.neighbours, text_ids[d]) for d in draws]))}
     if (group >= 0).all() and len(group):

@@ -168,7 +168,8 @@ def _mass(numbers: Numbers) -> str:
     chart = line_chart(series, x_title="tau_s", y_title="percent of the target", colours=colours, mark=PAPER)
     return (
         f"<figure>{chart}{legend(colours)}<figcaption>Percent of the target's mass in a random batch of "
-        f"{numbers.batch:,}, over tau_s (dashed: the paper's). Far left all of it is on the same text, which is "
+        f"{numbers.batch:,} (another has another target: --batch-size), over tau_s (dashed: the paper's). Far left all "
+        "of it is on the same text, which is "
         "SimCLR, or SupCon where texts are classes. Far right everything counts alike and nothing is taught. Choose "
         "tau_s where listed pairs carry a good part and everything else has not taken over yet.</figcaption></figure>"
     )

@@ -123,6 +123,22 @@ def test_the_page(tmp_path: Path) -> None:
     assert "raise k" not in preview(root, "random").read_text()  # every pair is listed already
 
 
+def test_the_batch_may_be_that_of_the_training(tmp_path: Path) -> None:
+    """In a smaller one more of the target lies on the sample itself."""
+    root = make_shards(tmp_path / "shards", sizes=(40, 30), classes=12, graph=False)
+    build_graph(root, k=4)
+    shares = []
+    for batch in (4, 60):
+        text = preview(root, out=tmp_path / "page.html", batch=batch).read_text()
+        assert f"random batch of {batch} (another has another target" in text
+        assert f"in a batch of {batch}." in text
+        row = text[text.index('class="marked"><td>0.1</td>') :]
+        shares.append(float(row.split("<td>")[2].split("<")[0]))
+    assert shares[0] > shares[1]
+    with pytest.raises(UserError, match="at least 2 samples, not 1"):
+        preview(root, batch=1)
+
+
 def test_packed_order_has_its_line(tmp_path: Path) -> None:
     from tests.pipeline.test_packed import build, packing, themes
 
