@@ -19,7 +19,7 @@ from shards.graph import Graph
 from shards.page import data_uri
 from shards.reader import Shards
 
-__all__ = ["BATCH", "preview"]
+__all__ = ["preview"]
 
 Ints = npt.NDArray[Any]
 SEED = 0
