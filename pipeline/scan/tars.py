@@ -190,7 +190,7 @@ def _words(
         with suppress(ValueError, RecursionError):
             values = json.loads(_bytes(content, parts["json"]))
             fields = values if isinstance(values, dict) else {}
-    if not texts:
+    if not texts and not dataset.by_class:
         named = [fields[name] for name in dataset.captions if fields.get(name)]
         plain = ([_bytes(content, parts[name])] for name in ("txt", "caption") if name in parts)
         captions = listed(named[0]) if named else next(plain, [])

@@ -75,6 +75,16 @@ def test_each_files_numbers_are_read_by_its_own_names(tmp_path: Path) -> None:
     assert labelled(out) == [(f"a photo of a {name}", name) for name in expected]
 
 
+def test_a_file_without_names_beside_one_that_has_the_data_set_files(tmp_path: Path) -> None:
+    for number, names in enumerate((["cat", "dog"], None)):
+        images_inside(tmp_path / "in" / f"train-{number}.parquet", [0, 1] * 6, names)
+    values = {"format": "table", "label": "label", "captions": []}
+    out = build(data_set(tmp_path / "m.toml", **values, classes=["cat", "dog"]), tmp_path / "in", tmp_path / "out")
+    assert [label for _, label in labelled(out)] == ["cat", "dog"] * 12
+    with pytest.raises(UserError, match="or not all name them"):
+        build(data_set(tmp_path / "n.toml", **values), tmp_path / "in", tmp_path / "other")
+
+
 def test_numbers_are_numbers_though_classes_are_called_by_others(tmp_path: Path) -> None:
     """As ClassLabel has it; a list of one's own that could be read either way is refused."""
     images_inside(tmp_path / "in" / "train-0.parquet", [0, 1, 2] * 4, ["2", "3", "1"])
@@ -125,10 +135,10 @@ def test_names_in_the_data_set_file_by_number_or_by_name(tmp_path: Path) -> None
 
 def test_a_label_with_commas_is_one_name(tmp_path: Path) -> None:
     pictures(tmp_path / "in", NAMES)
-    write_table(tmp_path / "in" / "t.jsonl", rows(["dog, small", "dog, large", "_"]))
+    write_table(tmp_path / "in" / "t.jsonl", rows(["dog, small", "cat, large", "_"]))
     mine = data_set(tmp_path / "m.toml", format="table", label="kind", captions=[])
     out = build(mine, tmp_path / "in", tmp_path / "out")
-    assert {text for text, _ in labelled(out)} == {f"a photo of a {name}" for name in ("dog, small", "dog, large", "_")}
+    assert {text for text, _ in labelled(out)} == {f"a photo of a {name}" for name in ("dog, small", "cat, large", "_")}
 
 
 def test_classes_tsv_beside_tars_of_a_glob(tmp_path: Path) -> None:

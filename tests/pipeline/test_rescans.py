@@ -93,7 +93,7 @@ def test_taking_torn_tars_keeps_the_scans_of_whole_ones(tmp_path: Path, scanned:
 def test_other_ways_to_read_are_other_scans(values: dict[str, Any], settings: dict[str, Any], tmp_path: Path) -> None:
     """A build that ended before it had more than scans goes on with any settings."""
     source, out = img2dataset(tmp_path / "in", samples=10), tmp_path / "out"
-    first = data_set(tmp_path / "m.toml", format="webdataset", captions=["nothing"])
+    first = data_set(tmp_path / "m.toml", format="webdataset", captions=["captions"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.build.number_samples", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
