@@ -20,30 +20,18 @@ from eval.evaluate import METHODS, Settings, evaluate, evaluation_hash, prepared
 from eval.heads.knn import KNNConfig
 from eval.heads.probe import ProbeConfig
 from eval.models.model import Model
-from eval.models.open import open_model
-from eval.report.gallery import Strip, caption_strips, image_strips
+from eval.report.gallery import GraphStrips, caption_strips, image_strips
 from eval.report.markdown import write_markdown
 from eval.report.page import read_curves, write_report
 from eval.report.show import show_rows
 from eval.report.table import gather
+from eval.rows import Row, open_rows, rows_of, run_names, unalike, unfinished
 from shards.atomic import write_json
 from shards.bars import say
 from shards.config import from_table, read_toml
 from shards.errors import UserError
-from trainer.own import is_own
 
-__all__ = ["Row", "Suite", "load_suite", "run_suite"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """A line of the table."""
-
-    method: str
-    """What the row is called: `xclr`, `untrained`."""
-    checkpoint: str
-    """As open_model takes it; in a suite file, a path is relative to the suite's folder of results."""
-    untrained: bool = False
+__all__ = ["Suite", "load_suite", "run_suite"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,11 +79,11 @@ def run_suite(
 
     checkpoints: evaluate these instead of the suite's rows. data: folder of the benchmark, if there is one only.
     """
-    rows = _rows(suite, out, checkpoints)
+    rows = rows_of(suite.rows, suite.name, out, checkpoints)
     if data is not None and len(suite.benches) > 1:
         raise UserError(f"--data names the folder of one benchmark; the suite {suite.name} has {len(suite.benches)}")
-    models = {row.method: open_model(row.checkpoint, untrained=row.untrained) for row in rows}
-    folders = {model.shards.absolute(): model.shards for model in models.values() if model.shards}
+    models = open_rows(rows)
+    folders = {m.shards.absolute(): m.shards for several in models.values() for m in several if m.shards}
     if len(folders) > 1 and data is None and {"shards", "demo"} & set(suite.benches):
         raise UserError(
             f"the models of the suite {suite.name} were trained on {' and '.join(map(str, folders.values()))}: say "
@@ -114,24 +102,28 @@ def run_suite(
     for _, bench, chosen in parts:
         for method in METHODS:
             prepared(bench, method, chosen)  # before the first is paid for
+    for line in (line for row in rows for line in unalike(row, models[row.method])):
+        say(f"note: not alike but for the seed: {line}")
     evaluated = [_evaluate_row(row, models[row.method], parts, out) for row in rows]
     results = gather(
         suite.name,
         suite.title,
         evaluated,
         [(prefix, bench) for prefix, bench, _ in parts],
-        unfinished=[line for row in rows if (line := _unfinished(row, models[row.method]))],
+        unfinished=[line for row in rows for line in unfinished(row, models[row.method])],
+        unalike=[line for row in rows for line in unalike(row, models[row.method])],
     )
     write_json(out / "results.json", results)
     write_markdown(out / "results.md", results)
     show_rows(results, out)
     trained = {row.method: models[row.method] for row in rows if not row.untrained}
+    first = {method: several[0] for method, several in trained.items()}
     write_report(
         out / "report.html",
         results,
-        curves={name: read_curves(model.folder) for name, model in trained.items() if model.folder},
-        captions=_captions(models),
-        images=image_strips(trained, benches[suite.benches[0]], settings.features),
+        curves={method: [read_curves(m.folder) for m in several if m.folder] for method, several in trained.items()},
+        captions=_captions(first),
+        images=image_strips(first, benches[suite.benches[0]], settings.features),
     )
     return results
 
@@ -143,73 +135,30 @@ def _check_ours(suite: Suite, out: Path) -> None:
         raise UserError(f"{out} has the results of the suite {found}: give another --out, or move these")
 
 
-def _unfinished(row: Row, model: Model) -> str:
-    """`simclr: step 136 of 270` of a run that has not come to its end; empty of any other."""
-    described = _read(model.folder / "run.json") if model.folder else None
-    step, steps = model.about.get("step"), (described or {}).get("steps")
-    if row.untrained or not (isinstance(step, int) and isinstance(steps, int) and step < steps):
-        return ""
-    return f"{row.method}: step {step:,} of {steps:,}"
+def _captions(models: dict[str, Model]) -> GraphStrips | None:
+    """From the shards of the last row that was trained with a graph, or else of the last that says what it was trained
+    on; None for a folder that is gone."""
+    having = [model for model in models.values() if model.shards and model.shards.is_dir()]
+    having.sort(key=lambda model: model.about.get("objective") == "xclr")
+    return caption_strips(having[-1].shards, having[-1].graph) if having and having[-1].shards else None
 
 
-def _captions(models: dict[str, Model]) -> list[Strip]:
-    """From the shards of the last row that says what it was trained on; none for a folder that is gone."""
-    folders = [(model.shards, model.graph) for model in models.values() if model.shards and model.shards.is_dir()]
-    return caption_strips(*folders[-1]) if folders else []
-
-
-def _evaluate_row(row: Row, model: Model, parts: list[tuple[str, Bench, Settings]], out: Path) -> dict[str, Any]:
-    """{"method", "model", "evaluations": {(prefix, method): value}}"""
-    evaluations = {}
-    for prefix, bench, settings in parts:
-        for method in METHODS:
-            path = out / "evaluations" / f"{evaluation_hash(model, bench, method, settings)}.json"
-            found = _read(path)
-            if found is None:
-                say(f"{row.method}: {prefix}, {method.replace('_', ' ')}")
-                found = evaluate(model, bench, method, settings)
-                write_json(path, found)
-            evaluations[prefix, method] = found
-    return {"method": row.method, "model": dict(model.about), "evaluations": evaluations}
-
-
-def _rows(suite: Suite, out: Path, checkpoints: list[str]) -> list[Row]:
-    """The rows to evaluate, with names that tell them apart; every checkpoint is there, said before anything slow."""
-    if checkpoints:
-        names = [Path(spec).name for spec in checkpoints]
-        if len(set(names)) < len(names):
-            names = checkpoints
-        return [Row(method=name, checkpoint=spec) for name, spec in zip(names, checkpoints, strict=True)]
-    if not suite.rows:
-        raise UserError(f"the suite {suite.name} names no rows: give --checkpoint, once for each model")
-    rows = [replace(row, checkpoint=_below(out, row.checkpoint)) for row in suite.rows]
-    missing = sorted({row.checkpoint for row in rows if not _there(row.checkpoint)})
-    if missing:
-        raise UserError(
-            f"the suite {suite.name} evaluates runs that are not there: {', '.join(missing)}; train them first "
-            "(`make demo` does), give --out FOLDER of the runs, or --checkpoint"
-        )
-    return rows
-
-
-def _there(spec: str) -> bool:
-    """Whether the run is there; what else a checkpoint may name says itself that it is not."""
-    code, _, run = spec.partition("@")
-    if is_own(code):  # FILE.py:FUNCTION@RUN
-        return not run or Path(run).exists()
-    return _named(spec) or is_own(spec) or Path(spec).exists()
-
-
-def _named(spec: str) -> bool:
-    return spec.startswith(("timm:", "torchvision:"))
-
-
-def _below(out: Path, spec: str) -> str:
-    """With its paths taken from the suite's folder of results."""
-    code, _, run = spec.partition("@")
-    if run and is_own(code):
-        return f"{out / code}@{out / run}"
-    return spec if _named(spec) else str(out / spec)
+def _evaluate_row(row: Row, models: list[Model], parts: list[tuple[str, Bench, Settings]], out: Path) -> dict[str, Any]:
+    """{"method", "runs": [{"model", "evaluations": {(prefix, method): value}}]}"""
+    runs = []
+    for name, model in zip(run_names(row), models, strict=True):
+        evaluations = {}
+        for prefix, bench, settings in parts:
+            for method in METHODS:
+                path = out / "evaluations" / f"{evaluation_hash(model, bench, method, settings)}.json"
+                found = _read(path)
+                if found is None:
+                    say(f"{name}: {prefix}, {method.replace('_', ' ')}")
+                    found = evaluate(model, bench, method, settings)
+                    write_json(path, found)
+                evaluations[prefix, method] = found
+        runs.append({"model": dict(model.about), "evaluations": evaluations})
+    return {"method": row.method, "runs": runs}
 
 
 def _check(suite: Suite) -> None:

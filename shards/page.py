@@ -42,10 +42,11 @@ table.facts td { text-align: left; white-space: normal; }
 figure { margin: 0; } figcaption { margin-top: .25rem; } .chart { width: 100%; height: auto; }
 .chart text { font-size: 11px; fill: var(--soft); } .grid { stroke: var(--line); }
 .mark { stroke: var(--soft); stroke-dasharray: 3 3; } .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
+.ring { fill: none; stroke-width: 1; }
 .legend span { margin-right: 1rem; white-space: nowrap; }
 .legend i { display: inline-block; width: 1rem; height: .2rem; margin-right: .35rem; vertical-align: middle; }
 """ + "\n".join(
-    f".line.s{i} {{ stroke: var(--s{i}); }} .dot.s{i} {{ fill: var(--s{i}); }} "
+    f".line.s{i}, .ring.s{i} {{ stroke: var(--s{i}); }} .dot.s{i} {{ fill: var(--s{i}); }} "
     f".legend i.s{i} {{ background: var(--s{i}); }}"
     for i in range(COLOURS)
 )
@@ -83,7 +84,7 @@ def legend(colours: Mapping[str, int]) -> str:
 
 
 def line_chart(
-    series: Mapping[str, Points],
+    series: Mapping[str, Points] | Sequence[tuple[str, Points]],
     *,
     x_title: str,
     y_title: str,
@@ -93,11 +94,13 @@ def line_chart(
 ) -> str:
     """One polyline a series; `colours` gives its number in the style sheet. Empty without any point.
 
+    series: by name, or pairs where several have one name and colour.
     mark: x of a dashed upright line. low_x: the axis reaches down to it at least; None leaves it to the points.
     """
-    drawn = {name: points for name, points in series.items() if points}
-    xs = [x for points in drawn.values() for x, _ in points]
-    ys = [y for points in drawn.values() for _, y in points]
+    pairs = series.items() if isinstance(series, Mapping) else series
+    drawn = [(name, points) for name, points in pairs if points]
+    xs = [x for _, points in drawn for x, _ in points]
+    ys = [y for _, points in drawn for _, y in points]
     if not xs:
         return ""
     x_ticks, y_ticks = ticks(min(xs if low_x is None else [low_x, *xs]), max(xs)), ticks(min(ys), max(ys))
@@ -121,7 +124,7 @@ def line_chart(
     if mark is not None:
         x, _ = place(mark, y_low)
         parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
-    for name, points in drawn.items():
+    for name, points in drawn:
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in points))
         if len(points) == 1:  # a line of one point is not seen
             x, y = place(*points[0])
@@ -138,14 +141,18 @@ def interval_chart(
     *,
     x_title: str,
     colours: Mapping[str, int],
+    within: Mapping[str, Sequence[Sequence[float]]] | None = None,
 ) -> str:
     """A dot on a bar for each group (from top to bottom) and each series within it.
 
-    series: (value, low, high) of each group; `colours` gives its number in the style sheet. Empty without any.
+    series: (value, low, high) of each group; `colours` gives its number in the style sheet. within: of a series, the
+    values that each group's is the mean of, as rings. Empty without any group or series.
     """
     if not groups or not series:
         return ""
+    within = within or {}
     ends = [number for values in series.values() for value in values for number in value]
+    ends += [number for each in within.values() for numbers in each for number in numbers]
     marks = ticks(min(ends), max(ends))
     block = ROW * len(series) + GROUP_GAP
     height = TOP + block * len(groups) + BOTTOM
@@ -168,9 +175,13 @@ def interval_chart(
             value, low, high = values[number]
             y, style = top + ROW * (row + 0.5), f"s{colours[name]}"
             title = f"<title>{escape(name)}, {escape(group)}: {value:.1f} ({low:.1f} to {high:.1f})</title>"
+            rings = "".join(
+                f'<circle class="ring {style}" cx="{across(one):.1f}" cy="{y:.1f}" r="4"/>'
+                for one in (within[name][number] if name in within else ())
+            )
             parts.append(
                 f'<g>{title}<line class="line {style}" x1="{across(low):.1f}" x2="{across(high):.1f}" y1="{y:.1f}" '
-                f'y2="{y:.1f}"/><circle class="dot {style}" cx="{across(value):.1f}" cy="{y:.1f}" r="3.2"/></g>'
+                f'y2="{y:.1f}"/>{rings}<circle class="dot {style}" cx="{across(value):.1f}" cy="{y:.1f}" r="3.2"/></g>'
             )
     return "".join([*parts, "</svg>"])
 

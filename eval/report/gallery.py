@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from eval.benchmarks.bench import LEFT_OUT, Bench, ImageSet, Task
+from eval.benchmarks.bench import LEFT_OUT, Bench, Column, ImageSet, Task
 from eval.features import extract
 from eval.heads.bank import Bank
 from eval.heads.knn import KNN, KNNConfig
@@ -19,13 +19,14 @@ from shards.page import data_uri
 from shards.reader import Shards
 from trainer.augment import BadImage, decode
 
-__all__ = ["Neighbour", "Strip", "caption_strips", "image_strips"]
+__all__ = ["GraphStrips", "Neighbour", "Strip", "caption_strips", "image_strips"]
 
 SEED = 0  # of the choice of pictures
 THUMBNAIL = 128  # pixels of the shorter side, at most
 STRIPS = 6
 BLOCK = 8192  # test pictures asked for at once
 LENGTH = 6  # neighbours of a strip
+NAMES = 3  # of classes that are right for one picture
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,18 +46,30 @@ class Strip:
     """By what calls them near: `captions`, or the name of a model."""
 
 
-def caption_strips(folder: Path, graph: str | None = None) -> list[Strip]:
-    """Training pictures beside a picture of each of their nearest captions, as the graph lists them; [] without one."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphStrips:
+    """What a graph calls near."""
+
+    graph: str
+    """Its name."""
+    shards: Path
+    """Whose captions it is of."""
+    strips: list[Strip]
+
+
+def caption_strips(folder: Path, graph: str | None = None) -> GraphStrips | None:
+    """Training pictures beside a picture of each of their nearest captions by the graph; None without one."""
     try:
         return _caption_strips(folder, graph)
     except (UserError, OSError) as error:  # shards that were moved or deleted since: the report does without
         say(f"the report does without captions' neighbours: {error}")
-        return []
+        return None
 
 
-def _caption_strips(folder: Path, graph: str | None) -> list[Strip]:
+def _caption_strips(folder: Path, graph: str | None) -> GraphStrips:
     shards = Shards.open(folder)
-    found = shards.graph(graph or None)
+    name = shards.graph_name(graph or None)
+    found = shards.graph(name)
     texts, text_of = shards.texts(), shards.index.text_id
     first = np.full(len(texts), -1, np.int64)
     first[text_of[::-1]] = np.arange(len(text_of))[::-1]  # a text's first sample
@@ -72,16 +85,16 @@ def _caption_strips(folder: Path, graph: str | None) -> list[Strip]:
             strips.append(Strip(query=query, neighbours={"captions": [n for n in near if n is not None]}))
         if len(strips) == STRIPS:
             break
-    return strips
+    return GraphStrips(graph=name, shards=folder, strips=strips)
 
 
 def image_strips(models: dict[str, Model], bench: Bench, features: Path) -> list[Strip]:
     """Test pictures of the first column beside the training pictures whose features are nearest, by model."""
-    column, task = bench.columns[0], bench.tasks[0]
+    column = bench.columns[0]
+    task = next(task for task in bench.tasks if task.name == column.task)
     train, test = bench.by_name[task.images], bench.by_name[column.images]
-    classes = next(len(task.classes) for task in bench.tasks if task.name == column.task)
     blocks = np.array_split(np.arange(len(test), dtype=np.int64), 1 + len(test) // BLOCK)
-    hits = np.concatenate([column.score(np.zeros((len(rows), classes), np.float32), rows) for rows in blocks])
+    hits = np.concatenate([column.score(np.zeros((len(rows), len(task.classes)), np.float32), rows) for rows in blocks])
     counted = np.flatnonzero(~np.isnan(hits))
     chosen = np.sort(np.random.default_rng(SEED).permutation(counted)[:STRIPS]).astype(np.int64)
     near: dict[str, list[list[Neighbour]]] = {}
@@ -99,7 +112,7 @@ def image_strips(models: dict[str, Model], bench: Bench, features: Path) -> list
         ]
     return [
         Strip(
-            query=Neighbour(source=thumbnail(test, int(row)), words=test.keys[row]),
+            query=Neighbour(source=thumbnail(test, int(row)), words=_right(column, int(row), task) or test.keys[row]),
             neighbours={name: lists[position] for name, lists in near.items()},
         )
         for position, row in enumerate(chosen)
@@ -114,6 +127,14 @@ def thumbnail(images: ImageSet, row: int) -> str:
 def _sample(shards: Shards, sample: int, words: str, similarity: float | None) -> Neighbour | None:
     source = _as_uri(shards.image(sample))
     return Neighbour(source=source, words=words.replace("\n", " / "), similarity=similarity) if source else None
+
+
+def _right(column: Column, row: int, task: Task) -> str:
+    """The classes that are right for a test picture: those whose choice would be a hit."""
+    every = np.eye(len(task.classes), dtype=np.float32)
+    hits = column.score(every, np.full(len(every), row, np.int64)) == 1
+    names = [task.classes[i] for i in np.flatnonzero(hits).tolist()]
+    return ", ".join(names[:NAMES]) + (", ..." if len(names) > NAMES else "")
 
 
 def _word(task: Task, row: int) -> str:

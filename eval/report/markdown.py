@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from eval.report.table import difference_lines, heading, is_best
+from eval.report.table import difference_lines, heading, is_best, plus_minus, runs_line
 from eval.report.titles import TITLES
 from shards.atomic import atomic_file
 
@@ -24,10 +24,13 @@ def markdown(results: dict[str, Any]) -> str:
         parts += [f"**PARTIAL, not comparable:** {'; '.join(results['partial'])}", ""]
     if results["unfinished"]:
         parts += [f"**NOT TRAINED TO THE END:** {'; '.join(results['unfinished'])}", ""]
+    if results["unalike"]:
+        parts += [f"**NOT ALIKE BUT FOR THE SEED:** {'; '.join(results['unalike'])}", ""]
     if results["unreadable"]:
         parts += [f"**LEFT OUT:** {'; '.join(results['unreadable'])}", ""]
     for method in TITLES:
-        parts += [f"{heading(results, method)}, 95% interval (Wilson score):", ""]
+        runs = f"; {line}" if (line := runs_line(results)) else ""
+        parts += [f"{heading(results, method)}, 95% interval (Wilson score){runs}:", ""]
         parts += [_line(["", *results["columns"]]), _line(["---", *["---:"] * len(results["columns"])])]
         parts += [_line([row["method"], *_cells(row, results, method)]) for row in results["rows"]]
         if method == "linear_probe":
@@ -38,9 +41,10 @@ def markdown(results: dict[str, Any]) -> str:
     if results["published"]:
         parts += ["~ from memory of the paper: approximate. Its probes were trained on augmented views.", ""]
     places = [f"- {name}: {bench['root']}" for name, bench in results["benches"].items()]
-    model = [f"- {row['method']}: {row['model']['model']}, {_sha(row['model'])}" for row in results["rows"]]
+    models = [f"- {row['method']}: {_model(run['model'])}" for row in results["rows"] for run in row["runs"]]
+    protocols = [f"- {TITLES[method]}: {_words(table)}" for method, table in results["protocol"].items()]
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
-    return "\n".join([*parts, *places, *model, f"- {versions}", ""])
+    return "\n".join([*parts, *places, *models, *protocols, f"- {versions}", ""])
 
 
 def _cells(row: dict[str, Any], results: dict[str, Any], method: str) -> list[str]:
@@ -48,6 +52,7 @@ def _cells(row: dict[str, Any], results: dict[str, Any], method: str) -> list[st
     for column in results["columns"]:
         value, (low, high) = row[method][column], row["details"][method][column]["interval"]
         text = f"**{value:.1f}**" if is_best(results["rows"], row, method, column) else f"{value:.1f}"
+        text += plus_minus(row, method, column)
         cells.append(f"{text} ({low:.1f}-{high:.1f})")
     return cells
 
@@ -62,9 +67,24 @@ def _quoted(row: dict[str, Any], results: dict[str, Any]) -> list[str]:
     ]
 
 
-def _sha(model: dict[str, Any]) -> str:
-    sha = model.get("checkpoint_sha256")
-    return f"{model['objective']}, checkpoint sha256 {sha}" if sha else str(model["objective"])
+def _model(model: dict[str, Any]) -> str:
+    """`resnet18, xclr, runs/a/checkpoint-000270.pt, sha256 4f...`: what is known of it."""
+    parts = [model["model"], model["objective"], model.get("checkpoint")]
+    parts += [f"sha256 {sha}"] if (sha := model.get("checkpoint_sha256")) else []
+    return ", ".join(str(part) for part in parts if part)
+
+
+def _words(protocol: dict[str, Any]) -> str:
+    """A protocol in one line: `k 20; temperature 0.07`."""
+    return "; ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in sorted(protocol.items()))
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(part)}" for key, part in value.items())
+    if isinstance(value, (list, tuple)):
+        return "/".join(_plain(part) for part in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _line(cells: list[str]) -> str:

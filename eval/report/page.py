@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.report.claims import verdicts
-from eval.report.gallery import Neighbour, Strip
-from eval.report.table import difference_lines, is_best
+from eval.report.gallery import GraphStrips, Neighbour, Strip
+from eval.report.table import difference_lines, is_best, plus_minus, runs_line
 from eval.report.titles import TITLES
 from shards.page import COLOURS, interval_chart, legend, line_chart, write_page
 
@@ -31,11 +31,11 @@ def write_report(
     path: Path,
     results: dict[str, Any],
     *,
-    curves: Mapping[str, Curves],
-    captions: Sequence[Strip],
+    curves: Mapping[str, Sequence[Curves]],
+    captions: GraphStrips | None,
     images: Sequence[Strip],
 ) -> None:
-    """results: as in results.json. curves: by row. captions, images: the gallery."""
+    """results: as in results.json. curves: of each row's runs. captions, images: the gallery."""
     colours = {row["method"]: position % COLOURS for position, row in enumerate(results["rows"])}
     style = files("eval").joinpath("data/report.css").read_text(encoding="utf-8")
     body = [
@@ -43,6 +43,7 @@ def write_report(
         f'<p class="soft">{_models(results)}</p>',
         _warning("PARTIAL, not comparable", results["partial"]),
         _warning("NOT TRAINED TO THE END", results["unfinished"]),
+        _warning("NOT ALIKE BUT FOR THE SEED", results["unalike"]),
         _warning("LEFT OUT", results["unreadable"]),
         *(_table(results, method) for method in TITLES),
         *(f"<p>{escape(line)}</p>" for line in difference_lines(results)),
@@ -76,11 +77,10 @@ def read_curves(run: Path) -> Curves:
 
 
 def _models(results: dict[str, Any]) -> str:
-    models = sorted({str(row["model"]["model"]) for row in results["rows"]})
-    return escape(
-        f"{len(results['rows'])} models ({', '.join(models)}) on {', '.join(results['benches'])}; accuracy in percent, "
-        "frozen features"
-    )
+    runs = [run for row in results["rows"] for run in row["runs"]]
+    models = sorted({str(run["model"]["model"]) for run in runs})
+    where = ", ".join(results["benches"])
+    return escape(f"{len(runs)} models ({', '.join(models)}) on {where}; accuracy in percent, frozen features")
 
 
 def _warning(words: str, reasons: list[str]) -> str:
@@ -100,7 +100,10 @@ def _table(results: dict[str, Any], method: str) -> str:
             best = is_best(rows, row, method, column)
             low, high = row["details"][method][column]["interval"]
             title = f"95% interval {low:.1f} to {high:.1f}, {row['details'][method][column]['n']:,} images"
-            cells.append(f'<td{" class=best" if best else ""} title="{title}">{value:.1f}</td>')
+            if len(row["runs"]) > 1:
+                title += f"; runs {', '.join(f'{run[method][column]:.1f}' for run in row['runs'])}"
+            figure = f"{value:.1f}<small>{plus_minus(row, method, column)}</small>"
+            cells.append(f'<td{" class=best" if best else ""} title="{title}">{figure}</td>')
         lines.append(f"<tr><td>{escape(row['method'])}</td>{''.join(cells)}</tr>")
     lines += [_published(row, columns) for row in results["published"]] if method == "linear_probe" else []
     return (
@@ -128,9 +131,11 @@ def _columns(results: dict[str, Any]) -> str:
     every = [d["interval"] for row in results["rows"] for one in row["details"].values() for d in one.values()]
     widest = max((high - low) / 2 for low, high in every)
     words = "; ".join(f"{name}: {detail['about']}" for name, detail in details.items() if detail["about"])
+    runs = f" {line[0].upper()}{line[1:]}." if (line := runs_line(results)) else ""
     return (
-        f'<p class="soft">The best of a column is marked; a figure is uncertain by up to &plusmn;{widest:.1f} '
-        f"(95%, Wilson score; hold the pointer over one). {escape(words)}.{_quotes(results)}</p>"
+        '<p class="soft">The best of a column is marked; the test pictures leave a figure uncertain by up to '
+        f"&plusmn;{widest:.1f} (95%, Wilson score; hold the pointer over one).{runs} {escape(words)}."
+        f"{_quotes(results)}</p>"
     )
 
 
@@ -143,8 +148,14 @@ def _figures(results: dict[str, Any], colours: Mapping[str, int]) -> str:
             row["method"]: [(row[method][column], *row["details"][method][column]["interval"]) for column in columns]
             for row in results["rows"]
         }
-        chart = interval_chart(columns, series, x_title="accuracy, %", colours=colours)
-        charts.append(f"<figure>{chart}<figcaption>{_title(method)}; bars: 95%.</figcaption></figure>")
+        single = {
+            row["method"]: [[run[method][column] for run in row["runs"]] for column in columns]
+            for row in results["rows"]
+            if len(row["runs"]) > 1
+        }
+        chart = interval_chart(columns, series, x_title="accuracy, %", colours=colours, within=single)
+        words = f"{_title(method)}; bars: 95% of the test pictures{'; rings: single runs' if single else ''}."
+        charts.append(f"<figure>{chart}<figcaption>{words}</figcaption></figure>")
     return f'<h2>The figures</h2>{legend(colours)}<div class="charts">{"".join(charts)}</div>'
 
 
@@ -168,30 +179,33 @@ def _verdicts(results: dict[str, Any]) -> str:
     return f'<h2>What the paper claims</h2><ul class="verdicts">{"".join(items)}</ul>'
 
 
-def _charts(curves: Mapping[str, Curves], colours: Mapping[str, int]) -> str:
+def _charts(curves: Mapping[str, Sequence[Curves]], colours: Mapping[str, int]) -> str:
     figures = []
     for metric, words in CURVES.items():
-        series = {name: values[metric] for name, values in curves.items() if values.get(metric)}
+        series = [
+            (method, values[metric]) for method, several in curves.items() for values in several if values.get(metric)
+        ]
         chart = line_chart(series, x_title="step", y_title=metric, colours=colours)
         if chart:
             figures.append(f"<figure>{chart}<figcaption>{words}</figcaption></figure>")
     if not figures:
         return ""
-    names = legend({name: colours[name] for name, values in curves.items() if values})
+    names = legend({name: colours[name] for name, several in curves.items() if any(several)})
     return f'<h2>Training</h2>{names}<div class="charts">{"".join(figures)}</div>'
 
 
-def _captions(strips: Sequence[Strip]) -> str:
-    if not strips:
+def _captions(captions: GraphStrips | None) -> str:
+    if captions is None or not captions.strips:
         return ""
     rows = [
         f'<div class="strip">{_picture(strip.query)}<div class="near">'
         f"{''.join(map(_picture, strip.neighbours['captions']))}</div></div>"
-        for strip in strips
+        for strip in captions.strips
     ]
     return (
-        "<h2>What the graph calls near</h2><p>Training images, each beside images of its nearest captions with their "
-        f"similarity: what X-CLR is trained on, and no picture had a say in.</p>{''.join(rows)}"
+        f"<h2>What the graph calls near</h2><p>Training images of {escape(str(captions.shards))}, each beside images "
+        f"of its nearest texts with their similarity by the graph {escape(captions.graph)}: what X-CLR is trained on, "
+        f"and no picture had a say in.</p>{''.join(rows)}"
     )
 
 
@@ -207,7 +221,7 @@ def _images(strips: Sequence[Strip]) -> str:
         rows.append(f'<div class="strip">{_picture(strip.query)}<div>{"".join(lines)}</div></div>')
     return (
         "<h2>What each model calls near</h2><p>Test images, each beside the training images whose "
-        f"features are nearest, with their cosine.</p>{''.join(rows)}"
+        f"features are nearest, with their cosine; of several runs the first.</p>{''.join(rows)}"
     )
 
 
@@ -218,7 +232,10 @@ def _picture(neighbour: Neighbour) -> str:
 
 
 def _protocol(results: dict[str, Any]) -> str:
-    rows = {row["method"]: {key: row[key] for key in ("model", "chosen", "otherwise")} for row in results["rows"]}
+    rows = {
+        row["method"]: [{key: run[key] for key in ("model", "chosen", "otherwise")} for run in row["runs"]]
+        for row in results["rows"]
+    }
     shown = {"protocol": results["protocol"], "rows": rows, "versions": results["versions"]}
     text = escape(json.dumps(shown, indent=1, ensure_ascii=False))
     return f"<h2>Protocol</h2><details><summary>Everything that decides a figure</summary><pre>{text}</pre></details>"

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from eval.report.table import difference_lines, heading, is_best, unreadable_lines
+from eval.report.table import difference_lines, heading, is_best, plus_minus, runs_line, unreadable_lines
 from eval.report.titles import TITLES
 
 __all__ = ["show_result", "show_rows"]
@@ -69,11 +69,16 @@ def show_rows(results: dict[str, Any], path: Path) -> None:
         console.print(f"[italic]{heading(results, method)}[/italic]")  # a title would wrap at the table's width
         for table in _tables(results, method, console):
             console.print(table)
+    if line := runs_line(results):
+        console.print(line, soft_wrap=True, markup=False)
     for line in difference_lines(results):
         console.print(line, soft_wrap=True, markup=False)
     if results["unfinished"]:
         lines = escape("; ".join(results["unfinished"]))
         console.print(f"[bold red]NOT TRAINED TO THE END[/bold red]: {lines}", soft_wrap=True)
+    if results["unalike"]:
+        lines = escape("; ".join(results["unalike"]))
+        console.print(f"[bold red]NOT ALIKE BUT FOR THE SEED[/bold red]: {lines}", soft_wrap=True)
     show_unreadable(console, results["unreadable"])
     show_partial(console, results["partial"])
     console.print(f"written to {path}: results.json, results.md, report.html", soft_wrap=True, markup=False)
@@ -83,15 +88,19 @@ def _tables(results: dict[str, Any], method: str, console: Console) -> list[Tabl
     rows, columns = results["rows"], results["columns"]
     names, cells = [row["method"] for row in rows], []
     for row in rows:
-        texts = [f"{row[method][column]:.1f}" for column in columns]
-        best = [is_best(rows, row, method, column) for column in columns]
-        cells.append([f"[bold]{text}[/bold]" if b else text for text, b in zip(texts, best, strict=True)])
+        line = []
+        for column in columns:
+            text = f"{row[method][column]:.1f}"
+            text = f"[bold]{text}[/bold]" if is_best(rows, row, method, column) else text
+            line.append(text + plus_minus(row, method, column))
+        cells.append(line)
     table = _table(names, columns, cells)
     if console.measure(table, options=console.options.update(max_width=10_000)).maximum <= console.width:
         return [table]
     turned = [list(line) for line in zip(*cells, strict=True)]
     widths = [min(len(name), MODEL_WIDTH) for name in names]
-    at_once = max(1, (console.width - max(map(len, columns)) - 4) // (max(*widths, FIGURE_WIDTH) + 2))
+    figure = FIGURE_WIDTH + max(len(plus_minus(row, method, column)) for row in rows for column in columns)
+    at_once = max(1, (console.width - max(map(len, columns)) - 4) // (max(*widths, figure) + 2))
     return [
         _table(columns, names[start : start + at_once], [line[start : start + at_once] for line in turned])
         for start in range(0, len(names), at_once)

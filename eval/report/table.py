@@ -8,21 +8,38 @@ from typing import Any
 from eval.benchmarks.bench import Bench
 from eval.evaluate import METHODS
 from eval.report.published import published_rows
+from eval.report.runs import mean_of_runs, spread
 from eval.report.titles import TITLES
 
-__all__ = ["Part", "difference_lines", "gather", "heading", "is_best", "unreadable_lines"]
+__all__ = [
+    "Part",
+    "difference_lines",
+    "gather",
+    "heading",
+    "is_best",
+    "plus_minus",
+    "runs_line",
+    "unreadable_lines",
+]
 
 Part = tuple[str, Bench]
 """(what its columns are prefixed with, benchmark): `imagenet`, `imagenet 1%`."""
 
 
 def gather(
-    name: str, title: str, evaluated: list[dict[str, Any]], parts: list[Part], unfinished: Sequence[str] = ()
+    name: str,
+    title: str,
+    evaluated: list[dict[str, Any]],
+    parts: list[Part],
+    unfinished: Sequence[str] = (),
+    unalike: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """evaluated: {"method", "model", "evaluations": {(prefix, method): evaluate()'s value}} for each row.
+    """evaluated: {"method", "runs": [{"model", "evaluations": {(prefix, method): evaluate()'s value}}]} for each row.
 
-    unfinished: a line for each row whose training has not come to its end.
+    unfinished: a line for each run whose training has not come to its end. unalike: one for each that differs from the
+    first of its row in more than the seed.
     """
+    evaluated = [{**row, "evaluations": _means(row["runs"])} for row in evaluated]
     several = len(parts) > 1
     columns = [(prefix, column) for prefix, bench in parts for column in _columns(bench)]
     titles = {place: f"{place[0]}/{place[1]}" if several else place[1] for place in columns}
@@ -73,6 +90,7 @@ def gather(
             }
         ),
         "unfinished": list(unfinished),
+        "unalike": list(unalike),
         "unreadable": _unreadable(evaluated, several),
         "versions": first[(parts[0][0], METHODS[0])]["versions"],
     }
@@ -105,6 +123,26 @@ def is_best(rows: list[dict[str, Any]], row: dict[str, Any], method: str, column
     return bool(row[method][column] == max(other[method][column] for other in rows))
 
 
+def plus_minus(row: dict[str, Any], method: str, column: str) -> str:
+    """` ±0.4` behind the mean of several runs, their standard deviation; empty behind the figure of one."""
+    known = row["details"][method][column]
+    return f" ±{known['spread']:.1f}" if "spread" in known else ""
+
+
+def runs_line(results: dict[str, Any]) -> str:
+    """What ± says; empty where every row is of one run."""
+    counts = {row["method"]: len(row["runs"]) for row in results["rows"] if len(row["runs"]) > 1}
+    if not counts:
+        return ""
+    same = len(set(counts.values())) == 1
+    of = (
+        f"{next(iter(counts.values()))} runs"
+        if same
+        else ", ".join(f"{n} runs of {name}" for name, n in counts.items())
+    )
+    return f"mean of {of}, ± their standard deviation"
+
+
 def difference_lines(results: dict[str, Any]) -> list[str]:
     """A line for each figure that is one column less another, such as ImageNet-9's gap: it has no column of its own."""
     lines = []
@@ -112,6 +150,10 @@ def difference_lines(results: dict[str, Any]) -> list[str]:
         figures = ", ".join(f"{row} {value:.1f}" for row, value in values.items())
         lines.append(f"{name} ({prefix}, {TITLES[method]}; {about}): {figures}")
     return lines
+
+
+def _means(runs: list[dict[str, Any]]) -> dict[tuple[str, str], Any]:
+    return {place: mean_of_runs([run["evaluations"][place] for run in runs]) for place in runs[0]["evaluations"]}
 
 
 def _value(row: dict[str, Any], prefix: str, method: str, name: str) -> float:
@@ -129,27 +171,38 @@ def _columns(bench: Bench) -> list[str]:
 def _row(
     row: dict[str, Any], titles: dict[tuple[str, str], str], shown: str, first: dict[tuple[str, str], Any]
 ) -> dict[str, Any]:
+    """The row's figures, means where it has several runs, and of each run its own."""
+    details = {
+        m: {title: _figure(row["evaluations"][prefix, m], column)[1] for (prefix, column), title in titles.items()}
+        for m in METHODS
+    }
+    return {
+        "method": row["method"],
+        **_accuracies(row["evaluations"], titles),
+        "details": details,
+        "runs": [_run(run, titles, shown, first) for run in row["runs"]],
+    }
+
+
+def _run(
+    run: dict[str, Any], titles: dict[tuple[str, str], str], shown: str, first: dict[tuple[str, str], Any]
+) -> dict[str, Any]:
     """otherwise: where its protocol is not the one shown, the first row's on the first benchmark."""
-    figures: dict[str, dict[str, float]] = {method: {} for method in METHODS}
-    details: dict[str, dict[str, Any]] = {method: {} for method in METHODS}
-    for (prefix, column), title in titles.items():
-        for method in METHODS:
-            evaluation = row["evaluations"][(prefix, method)]
-            figures[method][title], details[method][title] = _figure(evaluation, column)
-    chosen = {f"{prefix}/{m}": _without_table(e["chosen"]) for (prefix, m), e in row["evaluations"].items()}
     otherwise = {}
-    for (prefix, method), value in row["evaluations"].items():
+    for (prefix, method), value in run["evaluations"].items():
         usual = first[(shown, method)]["protocol"]
         unlike = {key: found for key, found in value["protocol"].items() if found != usual.get(key)}
         if unlike:
             otherwise[f"{prefix}/{method}"] = unlike
+    chosen = {f"{prefix}/{m}": _without_table(e["chosen"]) for (prefix, m), e in run["evaluations"].items()}
+    figures = _accuracies(run["evaluations"], titles)
+    return {"model": run["model"], **figures, "chosen": chosen, "otherwise": otherwise}
+
+
+def _accuracies(evaluations: dict[tuple[str, str], Any], titles: dict[tuple[str, str], str]) -> dict[str, Any]:
     return {
-        "method": row["method"],
-        **figures,
-        "details": details,
-        "model": row["model"],
-        "chosen": chosen,
-        "otherwise": otherwise,
+        m: {title: _figure(evaluations[prefix, m], column)[0] for (prefix, column), title in titles.items()}
+        for m in METHODS
     }
 
 
@@ -157,7 +210,8 @@ def _figure(evaluation: dict[str, Any], column: str) -> tuple[float, dict[str, A
     """(accuracy, what is known about it)"""
     if column in evaluation["columns"]:
         value = evaluation["columns"][column]
-        return value["accuracy"], {key: value[key] for key in ("interval", "n", "unreadable", "about", "marked")}
+        known = {key: value[key] for key in ("interval", "n", "unreadable", "about", "marked")}
+        return value["accuracy"], known | _runs(value)
     summary = evaluation["summaries"][column]
     parts = [evaluation["columns"][name] for name in summary["columns"]]
     deviation = evaluation["summaries"].get(f"{column}_deviation", {}).get("value")
@@ -168,7 +222,13 @@ def _figure(evaluation: dict[str, Any], column: str) -> tuple[float, dict[str, A
         "deviation": deviation,
         "about": summary["about"],
         "marked": True,
+        **_runs(summary),
     }
+
+
+def _runs(figure: dict[str, Any]) -> dict[str, Any]:
+    """The figures of several runs, and their deviation; nothing of one."""
+    return {"runs": figure["runs"], "spread": spread(figure["runs"])} if "runs" in figure else {}
 
 
 def _without_table(chosen: dict[str, Any]) -> dict[str, Any]:

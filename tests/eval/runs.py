@@ -15,11 +15,12 @@ from trainer.recipe import Recipe, from_table
 from trainer.world import World
 
 
-def train_run(shards: Path, run: Path, objective: str = "simclr", *, epochs: int = 1) -> Path:
+def train_run(shards: Path, run: Path, objective: str = "simclr", *, epochs: int = 1, seed: int = 0) -> Path:
     """A miniature run with checkpoints and metrics; all objectives start from the same weights."""
     table: dict[str, Any] = {
         "name": "test",
         "epochs": epochs,
+        "seed": seed,
         "precision": "float32",
         "data": {"shards": str(shards), "batch_size": 8},
         "augment": {"image_size": 16, "blur": 0.0},

@@ -76,8 +76,8 @@ def test_every_row_has_every_column(results: dict[str, Any]) -> None:
             assert set(row[method]) == set(COLUMNS)
             assert all(0 <= value <= 100 for value in row[method].values())
             assert all(detail["n"] == SCENES for detail in row["details"][method].values())
-    assert results["rows"][0]["model"]["objective"] == "untrained"
-    assert results["rows"][3]["model"]["objective"] == "xclr"
+    assert results["rows"][0]["runs"][0]["model"]["objective"] == "untrained"
+    assert results["rows"][3]["runs"][0]["model"]["objective"] == "xclr"
     assert results["protocol"]["knn"]["k"] == 20
     assert "held out of the training images" in results["protocol"]["linear_probe"]["selection"]
 
@@ -160,7 +160,9 @@ def test_a_graph_that_lists_nothing_has_no_strips(world: Path, monkeypatch: pyte
     )
     monkeypatch.setattr(Shards, "graph", lambda *_: empty)
     monkeypatch.setattr("eval.report.gallery.decode", lambda _: pytest.fail("decodes pictures for nothing"))
-    assert caption_strips(world / "data/demo") == []
+    found = caption_strips(world / "data/demo")
+    assert found
+    assert found.strips == []
 
 
 def test_a_suite_may_say_how_heads_are_made(
@@ -227,7 +229,7 @@ def test_few_shot_parts_that_are_too_small_are_refused_first(
 
 
 def test_what_differs_from_row_to_row_is_kept(results: dict[str, Any]) -> None:
-    assert all(row["otherwise"] == {} for row in results["rows"])
+    assert all(run["otherwise"] == {} for row in results["rows"] for run in row["runs"])
 
 
 def table(**figures: tuple[float, float]) -> dict[str, Any]:
@@ -275,7 +277,9 @@ def test_charts() -> None:
         ("benches = ['demon']", "unknown benchmark 'demon'"),
         ("benches = []", "names no benchmark"),
         ("benches = [", r"cannot read .*mine\.toml as TOML"),
-        ("benches = ['demo']\n[[rows]]\nmethod = 'a'", "row 1: checkpoint is missing"),
+        ("benches = ['demo']\n[[rows]]\nmethod = 'a'", "row 'a' is of one checkpoint = '...', or of"),
+        ("benches = ['demo']\n[[rows]]\nmethod = 'a'\ncheckpoint = 'b'\ncheckpoints = ['c']", "row 'a' is of one"),
+        ("benches = ['demo']\n[[rows]]\nmethod = 'a'\ncheckpoints = ['b', 'b']", "'a' names a checkpoint twice"),
         ("benches = ['demo']\nfew_shot = 1", "few_shot is a list"),
         ("benches = ['demo']\nfew_shot = ['x']", "few_shot is of type float"),
         ("benches = ['demo']\nfew_shot = [150]", "percentages between 0 and 100, not 150"),

@@ -54,15 +54,21 @@ def test_one_benchmark_is_named_above_its_table(capsys: pytest.CaptureFixture[st
     rows = [
         {
             "method": name,
-            "model": {"model": "vit", "objective": "xclr", "checkpoint_sha256": "f" * 64},
-            "evaluations": {("objectnet", how): value(part[1], 20.0) for how in ("linear_probe", "knn")},
+            "runs": [
+                {
+                    "model": {"model": "vit", "objective": "xclr", "checkpoint_sha256": "f" * 64},
+                    "evaluations": {("objectnet", how): value(part[1], 20.0) for how in ("linear_probe", "knn")},
+                }
+            ],
         }
         for name in ("a", "b")
     ]
     table = gather("mine", "Mine", rows, [part])
     assert table["columns"] == ["overlap"]
-    rows[1]["evaluations"]["objectnet", "knn"] = value(part[1], 20.0) | {"protocol": {"k": 7, "t": 2}}
-    assert gather("mine", "Mine", rows, [part])["rows"][1]["otherwise"] == {"objectnet/knn": {"k": 7, "t": 2}}
+    rows[1]["runs"][0]["evaluations"]["objectnet", "knn"] = value(part[1], 20.0) | {"protocol": {"k": 7, "t": 2}}
+    assert gather("mine", "Mine", rows, [part])["rows"][1]["runs"][0]["otherwise"] == {
+        "objectnet/knn": {"k": 7, "t": 2}
+    }
     assert "kNN on objectnet, accuracy in percent, 95% interval" in markdown(table)
     assert f"- objectnet: {part[1].root}\n" in markdown(table)
     show_rows(table, tmp_path)
@@ -87,7 +93,7 @@ def results() -> dict[str, Any]:
             for how in ("linear_probe", "knn")
         }
         model = {"model": "resnet50", "objective": "xclr", "checkpoint_sha256": "f" * 64}
-        rows.append({"method": method, "model": model, "evaluations": evaluations})
+        rows.append({"method": method, "runs": [{"model": model, "evaluations": evaluations}]})
     return gather("paper", "The paper", rows, parts)
 
 
@@ -103,7 +109,7 @@ def test_columns_are_named_by_benchmark_and_means_stand_for_their_splits() -> No
     row = table["rows"][0]
     assert set(row["linear_probe"]) == set(row["knn"]) == set(table["columns"])
     assert row["details"]["linear_probe"]["mit-states/object"]["deviation"] == 60.0
-    assert "candidates" not in row["chosen"]["imagenet/linear_probe"]["class"]
+    assert "candidates" not in row["runs"][0]["chosen"]["imagenet/linear_probe"]["class"]
     assert table["partial"] == ["mit-states: images: 3 of 4"]
 
 
@@ -143,7 +149,7 @@ def test_published_figures_stand_beside_and_say_what_they_are(tmp_path: Path) ->
     assert "**LEFT OUT:** mit-states/train: 7 of 1,000 pictures did not decode\n" in text
     assert "- gap (imagenet, linear probe; difference): mine 60.0, resnet50 70.0\n" in text
     assert "f" * 64 in text
-    write_report(tmp_path / "report.html", table, curves={}, captions=[], images=[])
+    write_report(tmp_path / "report.html", table, curves={}, captions=None, images=[])
     page = (tmp_path / "report.html").read_text()
     assert "<td>~75.6</td>" in page
     assert "<td>74.3</td>" in page

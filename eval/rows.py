@@ -1,0 +1,142 @@
+"""The rows of a suite: what each is called, and the models behind it, of which several are one method's seeds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from eval.models.model import Model
+from eval.models.open import open_model
+from shards.config import from_table
+from shards.errors import UserError
+from trainer.own import is_own
+from trainer.recipe import Recipe, as_table, differences
+
+__all__ = ["Row", "open_rows", "rows_of", "run_names", "unalike", "unfinished"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A line of the table."""
+
+    method: str
+    """What the row is called: `xclr`, `untrained`."""
+    checkpoint: str = ""
+    """As open_model takes it; in a suite file, a path is relative to the suite's folder of results."""
+    checkpoints: tuple[str, ...] = ()
+    """Several instead, trained alike but for the seed: the row has their mean, and how far they lie apart."""
+    untrained: bool = False
+
+    def __post_init__(self) -> None:
+        if bool(self.checkpoint) == bool(self.checkpoints):
+            raise UserError(
+                f"the row {self.method!r} is of one checkpoint = '...', or of checkpoints = ['...', '...'], one a seed"
+            )
+        if len(set(self.checkpoints)) < len(self.checkpoints):
+            raise UserError(f"the row {self.method!r} names a checkpoint twice")
+
+    @property
+    def specs(self) -> tuple[str, ...]:
+        return self.checkpoints or (self.checkpoint,)
+
+
+def rows_of(rows: tuple[Row, ...], suite: str, out: Path, checkpoints: list[str]) -> list[Row]:
+    """The rows to evaluate, with names that tell them apart; every checkpoint is there, said before anything slow."""
+    if checkpoints:
+        names = [Path(spec).name for spec in checkpoints]
+        if len(set(names)) < len(names):
+            names = checkpoints
+        return [Row(method=name, checkpoint=spec) for name, spec in zip(names, checkpoints, strict=True)]
+    if not rows:
+        raise UserError(f"the suite {suite} names no rows: give --checkpoint, once for each model")
+    placed = [replace(row, checkpoint="", checkpoints=tuple(_below(out, spec) for spec in row.specs)) for row in rows]
+    missing = sorted({spec for row in placed for spec in row.specs if not _there(spec)})
+    if missing:
+        raise UserError(
+            f"the suite {suite} evaluates runs that are not there: {', '.join(missing)}; train them first "
+            "(`make demo` does), give --out FOLDER of the runs, or --checkpoint"
+        )
+    return placed
+
+
+def open_rows(rows: list[Row]) -> dict[str, list[Model]]:
+    """The models of each row. Raises UserError where two of a row have the same weights: that is no second seed."""
+    opened = {}
+    for row in rows:
+        models = [open_model(spec, untrained=row.untrained) for spec in row.specs]
+        by_weights: dict[str, str] = {}
+        for spec, model in zip(row.specs, models, strict=True):
+            if model.sha256 in by_weights:
+                raise UserError(
+                    f"the row {row.method!r} counts the same weights twice: {by_weights[model.sha256]} and {spec}"
+                )
+            by_weights[model.sha256] = spec
+        opened[row.method] = models
+    return opened
+
+
+def run_names(row: Row) -> list[str]:
+    """What each of its models is called where they are told apart: the row's name, or that and the checkpoint."""
+    return [row.method] if len(row.specs) == 1 else [f"{row.method}, {spec}" for spec in row.specs]
+
+
+def unfinished(row: Row, models: list[Model]) -> Iterator[str]:
+    """`simclr: step 136 of 270` of each run that has not come to its end."""
+    for name, model in zip(run_names(row), models, strict=True):
+        step, steps = model.about.get("step"), _described(model).get("steps")
+        if not row.untrained and isinstance(step, int) and isinstance(steps, int) and step < steps:
+            yield f"{name}: step {step:,} of {steps:,}"
+
+
+def unalike(row: Row, models: list[Model]) -> Iterator[str]:
+    """`xclr, runs/b: objective.tau_s: 0.2, not 0.1` of each run that differs from the row's first in more than the
+    seed: the spread of such a row is not that of seeds."""
+    first = _what(models[0])
+    for name, model in zip(run_names(row)[1:], models[1:], strict=True):
+        found = differences(first, _what(model))
+        if found:
+            yield f"{name}: {'; '.join(found[:4])}"
+
+
+def _what(model: Model) -> dict[str, Any]:
+    """All that should be alike among the seeds of a method."""
+    try:
+        recipe = from_table(Recipe, _described(model)["recipe"], "")
+    except (KeyError, TypeError, UserError):  # not trained here, or by a version that knew other options
+        return {"network": model.name, "objective": {"name": model.about.get("objective")}}
+    mean, std = recipe.model.statistics  # left open by a run of an earlier version
+    recipe = replace(recipe, seed=0, model=replace(recipe.model, mean=mean, std=std))
+    return as_table(recipe)
+
+
+def _described(model: Model) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = (
+            json.loads((model.folder / "run.json").read_text(encoding="utf-8")) if model.folder else {}
+        )
+        return value
+    except (OSError, ValueError):
+        return {}
+
+
+def _there(spec: str) -> bool:
+    """Whether the run is there; what else a checkpoint may name says itself that it is not."""
+    code, _, run = spec.partition("@")
+    if is_own(code):  # FILE.py:FUNCTION@RUN
+        return not run or Path(run).exists()
+    return _named(spec) or is_own(spec) or Path(spec).exists()
+
+
+def _named(spec: str) -> bool:
+    return spec.startswith(("timm:", "torchvision:"))
+
+
+def _below(out: Path, spec: str) -> str:
+    """With its paths taken from the suite's folder of results."""
+    code, _, run = spec.partition("@")
+    if run and is_own(code):
+        return f"{out / code}@{out / run}"
+    return spec if _named(spec) else str(out / spec)

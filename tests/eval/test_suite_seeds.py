@@ -1,0 +1,160 @@
+"""Rows of several checkpoints: means, spread, and what is said where they are no seeds of one method."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eval.benchmarks.bench import Bench, Column, Task, top
+from eval.report.gallery import image_strips
+from eval.report.runs import mean_of_runs
+from shards.page import interval_chart, line_chart
+from tests.eval.demo_shards import make_demo
+from tests.eval.make_folders import make_set
+from tests.eval.runs import run_eval, train_run
+
+SUITE = """
+benches = ['demo']
+[probe]
+learning_rates = [0.3]
+weight_decays = [0.01]
+[[rows]]
+method = 'untrained'
+checkpoints = ['xclr-0', 'xclr-1']
+untrained = true
+[[rows]]
+method = 'simclr'
+checkpoint = 'simclr-0'
+[[rows]]
+method = 'xclr'
+checkpoints = ['xclr-0', 'xclr-1', 'xclr-2']
+"""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of three seeds."""
+    root = tmp_path_factory.mktemp("seeds")
+    shards, _ = make_demo(root / "data", 96, 20)
+    train_run(shards, root / "runs/simclr-0")
+    for seed in range(3):
+        train_run(shards, root / f"runs/xclr-{seed}", "xclr", seed=seed)
+    (root / "seeds.toml").write_text(SUITE)
+    return root
+
+
+@pytest.fixture(scope="module")
+def results(world: Path) -> dict[str, Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(world)
+        assert run_eval(["suite", "--config", "seeds.toml", "--out", "runs"]) == 0
+    value: dict[str, Any] = json.loads((world / "runs/results.json").read_text())
+    return value
+
+
+def test_a_row_of_several_runs_has_their_mean_and_spread(results: dict[str, Any]) -> None:
+    untrained, simclr, xclr = results["rows"]
+    assert [len(row["runs"]) for row in results["rows"]] == [2, 1, 3]
+    differ = 0
+    for method in ("linear_probe", "knn"):
+        for column in results["columns"]:
+            for row in (untrained, xclr):
+                single, known = [run[method][column] for run in row["runs"]], row["details"][method][column]
+                assert row[method][column] == pytest.approx(mean(single), abs=0.006)
+                assert known["runs"] == single
+                assert known["spread"] == pytest.approx(stdev(single), abs=0.006)
+                assert known["interval"][0] < row[method][column] < known["interval"][1]
+                differ += known["spread"] > 0
+            assert "spread" not in simclr["details"][method][column]
+    assert differ > 10  # seeds: not one run three times
+    assert [run["model"]["checkpoint"].split("/")[-3] for run in xclr["runs"]] == ["xclr-0", "xclr-1", "xclr-2"]
+    assert results["unalike"] == []
+
+
+def test_the_mean_is_said_wherever_it_is_shown(
+    world: Path, results: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(world)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run_eval(["suite", "--config", "seeds.toml", "--out", "runs"]) == 0  # nothing is evaluated again
+    shown, markdown, page = (
+        capsys.readouterr().out,
+        *((world / "runs" / n).read_text() for n in ("results.md", "report.html")),
+    )
+    row = results["rows"][2]
+    figure, spread = f"{row['knn']['colour']:.1f}", f" ±{row['details']['knn']['colour']['spread']:.1f}"
+    assert f"{figure}{spread}" in shown
+    assert max(len(line) for line in shown.splitlines() if "±" in line and "mean" not in line) <= 80
+    assert f"{figure}{spread} (" in markdown.replace("*", "")
+    assert f"{figure}<small>{spread}</small>" in page
+    said = "ean of 2 runs of untrained, 3 runs of xclr, ± their standard deviation"
+    assert all(said in text for text in (shown, markdown, page))
+    assert page.count('class="ring') == 2 * (2 + 3) * len(results["columns"])
+    assert page.count("<polyline") >= 2 * 4  # loss and kNN of each trained run
+    assert all(f"runs/xclr-{seed}/" in markdown for seed in range(3))
+    assert "\n- kNN: features frozen" in markdown
+    assert "; k 20; temperature 0.07; " in markdown
+    assert "; learning rates 0.3; " in markdown
+
+
+def test_runs_that_differ_in_more_than_the_seed_are_told_of(
+    world: Path, results: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(world)
+    text = SUITE[: SUITE.index("[[rows]]")] + "[[rows]]\nmethod = 'both'\ncheckpoints = ['xclr-0', 'simclr-0']\n"
+    (world / "both.toml").write_text(text)
+    for run in ("xclr-0", "simclr-0"):
+        (tmp_path / run).symlink_to(world / "runs" / run)
+    assert run_eval(["suite", "--config", "both.toml", "--out", str(tmp_path)]) == 0
+    line = f"both, {tmp_path}/simclr-0: data.graph: '', not 'made'; objective.name: 'simclr', not 'xclr'"
+    assert json.loads((tmp_path / "results.json").read_text())["unalike"] == [line]
+    said = capsys.readouterr()
+    assert f"not alike but for the seed: {line}" in said.err
+    assert f"NOT ALIKE BUT FOR THE SEED: {line}" in said.out
+    assert "NOT ALIKE BUT FOR THE SEED" in (tmp_path / "results.md").read_text()
+    assert "NOT ALIKE BUT FOR THE SEED" in (tmp_path / "report.html").read_text()
+
+
+def test_the_same_weights_are_no_second_seed(world: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(world)
+    shutil.copytree("runs/xclr-0", "runs/copy")
+    (world / "twice.toml").write_text("benches = ['demo']\n[[rows]]\nmethod = 'a'\ncheckpoints = ['xclr-0', 'copy']\n")
+    assert run_eval(["suite", "--config", "twice.toml", "--out", "runs"]) == 2
+    assert "the row 'a' counts the same weights twice: runs/xclr-0 and runs/copy" in capsys.readouterr().err
+
+
+def test_summaries_are_means_as_well() -> None:
+    def value(accuracy: float, gap: float) -> dict[str, Any]:
+        column = {"accuracy": accuracy, "interval": [0, 100], "n": 50, "unreadable": 0, "about": "", "marked": True}
+        summary = {"value": gap, "columns": ["a"], "about": ""}
+        return {"columns": {"a": column}, "summaries": {"gap": summary}, "partial": [f"{gap:g} of 9"]}
+
+    found = mean_of_runs([value(40, 2), value(60, 5)])
+    assert found["columns"]["a"]["accuracy"] == 50
+    assert found["columns"]["a"]["interval"] == [36.64, 63.36]  # Wilson's of 25 of 50
+    assert found["summaries"]["gap"] == {"value": 3.5, "columns": ["a"], "about": "", "runs": [2, 5]}
+    assert found["partial"] == ["2 of 9", "5 of 9"]
+    assert mean_of_runs([value(40, 2)]) == value(40, 2)
+
+
+def test_charts_of_several_runs() -> None:
+    lines = line_chart([("a", [(0, 1), (1, 2)]), ("a", [(0, 2), (1, 3)])], x_title="x", y_title="y", colours={"a": 3})
+    assert lines.count('class="line s3"') == 2
+    one = {"a": [(50.0, 45.0, 55.0)]}
+    assert "ring" not in interval_chart(["g"], one, x_title="%", colours={"a": 0})
+    assert interval_chart(["g"], one, x_title="%", colours={"a": 0}, within={"a": [[20.0, 80.0]]}).count("ring") == 2
+
+
+def test_pictures_are_called_by_their_classes(tmp_path: Path) -> None:
+    images = make_set(6)
+    task = Task(name="t", images=images.name, labels=np.array([0, 0, 1, 1, 2, 2]), classes=["ant", "bee", "cat"])
+    column = Column(name="top1", task="t", images=images.name, score=top(task.labels))
+    bench = Bench(name="mine", root=tmp_path, sets=(images,), tasks=(task,), columns=(column,))
+    strips = image_strips({}, bench, tmp_path)
+    assert [strip.query.words for strip in strips] == ["ant", "ant", "bee", "bee", "cat", "cat"]
