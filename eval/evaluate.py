@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import platform
@@ -27,7 +28,7 @@ from shards.atomic import atomic_file
 from shards.bars import say
 from shards.errors import UserError
 
-__all__ = ["METHODS", "Method", "Settings", "evaluate", "evaluation_hash", "method_table", "wilson"]
+__all__ = ["METHODS", "Method", "Settings", "evaluate", "evaluation_hash", "hits_of", "method_table", "wilson"]
 
 Method = Literal["linear_probe", "knn"]
 METHODS: tuple[Method, ...] = ("linear_probe", "knn")
@@ -241,7 +242,14 @@ def _figure(column: Column, hits: Floats, features: Features, bench: Bench, sett
         "expected": column.expected,
         "about": column.about,
         "marked": column.marked,
+        "hits": base64.b64encode(np.packbits(counted > 0).tobytes()).decode(),
     }
+
+
+def hits_of(column: dict[str, Any]) -> Floats:
+    """1 for each counted image that was right, 0 for each that was wrong, in order [n]: of a value in `columns`."""
+    packed = np.frombuffer(base64.b64decode(column["hits"]), np.uint8)
+    return np.unpackbits(packed, count=column["n"]).astype(np.float32)
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:

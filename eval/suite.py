@@ -152,7 +152,7 @@ def _evaluate_row(row: Row, models: list[Model], parts: list[tuple[str, Bench, S
             for method in METHODS:
                 path = out / "evaluations" / f"{evaluation_hash(model, bench, method, settings)}.json"
                 found = _read(path)
-                if found is None:
+                if found is None or not all("hits" in column for column in found["columns"].values()):  # of before
                     say(f"{name}: {prefix}, {method.replace('_', ' ')}")
                     found = evaluate(model, bench, method, settings)
                     write_json(path, found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from eval.report.compare import is_sure
 from eval.report.titles import TITLES
 
 __all__ = ["Verdict", "verdicts"]
@@ -18,6 +19,8 @@ class Verdict:
     claim: str
     failures: tuple[str, ...]
     """Where it does not hold, with the figures; empty: it holds everywhere."""
+    unsure: tuple[str, ...] = ()
+    """Where it holds, but by a difference that may be none."""
 
 
 def verdicts(results: dict[str, Any]) -> list[Verdict]:
@@ -32,8 +35,17 @@ def verdicts(results: dict[str, Any]) -> list[Verdict]:
     for claim, rival, columns in claims:
         present = [column for column in columns if column in results["columns"]]
         if "xclr" in rows and rival in rows and present and present != ["object"]:  # MIT-States has that one as well
-            found.append(Verdict(claim, _failures(rows["xclr"], rows[rival], rival, present)))
+            failures = _failures(rows["xclr"], rows[rival], rival, present)
+            found.append(Verdict(claim, failures, _unsure(results, rival, present)))
     return found
+
+
+def _unsure(results: dict[str, Any], rival: str, columns: list[str]) -> tuple[str, ...]:
+    return tuple(
+        f"{TITLES[found['method']]} on {found['column']}"
+        for found in results["comparisons"]
+        if {found["row"], found["less"]} == {"xclr", rival} and found["column"] in columns and not is_sure(found)
+    )
 
 
 def _failures(xclr: dict[str, Any], other: dict[str, Any], rival: str, columns: list[str]) -> tuple[str, ...]:

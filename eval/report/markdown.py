@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from eval.report.compare import COMPARED, comparison_lines, is_sure
 from eval.report.table import difference_lines, heading, is_best, plus_minus, runs_line
 from eval.report.titles import TITLES
 from shards.atomic import atomic_file
 
 __all__ = ["markdown", "write_markdown"]
+
+PAIRS = 15  # of rows, of six; the comparisons of more are left to results.json and the page
 
 
 def write_markdown(path: Path, results: dict[str, Any]) -> None:
@@ -36,6 +39,7 @@ def markdown(results: dict[str, Any]) -> str:
         if method == "linear_probe":
             parts += [_line([f"*{row['method']}, published*", *_quoted(row, results)]) for row in results["published"]]
         parts.append("")
+    parts += _comparisons(results)
     if differences := difference_lines(results):
         parts += [*(f"- {line}" for line in differences), ""]
     if results["published"]:
@@ -55,6 +59,24 @@ def _cells(row: dict[str, Any], results: dict[str, Any], method: str) -> list[st
         text += plus_minus(row, method, column)
         cells.append(f"{text} ({low:.1f}-{high:.1f})")
     return cells
+
+
+def _comparisons(results: dict[str, Any]) -> list[str]:
+    parts = []
+    for method in TITLES:
+        lines = comparison_lines(results, method)
+        if lines and len(lines) <= PAIRS:
+            parts += [_line([TITLES[method], *results["columns"]])]
+            parts += [_line(["---", *["---:"] * len(results["columns"])])]
+            parts += [_line([name, *map(_comparison, cells)]) for name, cells in lines] + [""]
+    return [COMPARED, "", *parts] if parts else []
+
+
+def _comparison(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    value, (low, high) = f"{found['difference']:+.1f}", found["interval"]
+    return f"{f'**{value}**' if is_sure(found) else value} ±{(high - low) / 2:.1f}"
 
 
 def _quoted(row: dict[str, Any], results: dict[str, Any]) -> list[str]:

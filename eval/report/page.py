@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.report.claims import verdicts
+from eval.report.compare import COMPARED, comparison_lines, is_sure
 from eval.report.gallery import GraphStrips, Neighbour, Strip
 from eval.report.table import difference_lines, is_best, plus_minus, runs_line
 from eval.report.titles import TITLES
@@ -17,6 +18,7 @@ from shards.page import COLOURS, interval_chart, legend, line_chart, write_page
 
 __all__ = ["Curves", "read_curves", "write_report"]
 
+PAIRS = 15  # of rows, that are shown at once
 Curves = dict[str, list[tuple[float, float]]]
 """Metric -> (step, value)."""
 CURVES = {
@@ -49,6 +51,7 @@ def write_report(
         *(f"<p>{escape(line)}</p>" for line in difference_lines(results)),
         _columns(results),
         _figures(results, colours),
+        _comparisons(results),
         _verdicts(results),
         _charts(curves, colours),
         _captions(captions),
@@ -159,6 +162,34 @@ def _figures(results: dict[str, Any], colours: Mapping[str, int]) -> str:
     return f'<h2>The figures</h2>{legend(colours)}<div class="charts">{"".join(charts)}</div>'
 
 
+def _comparisons(results: dict[str, Any]) -> str:
+    head = "".join(f"<th>{escape(column)}</th>" for column in results["columns"])
+    tables, count = [], 0
+    for method in TITLES:
+        lines = comparison_lines(results, method)
+        rows = [f"<tr><td>{escape(name)}</td>{''.join(map(_comparison, cells))}</tr>" for name, cells in lines]
+        tables.append(
+            f'<div class="scroll"><table><caption>{_title(method)}</caption>'
+            f"<tr><th></th>{head}</tr>{''.join(rows)}</table></div>"
+        )
+        count = max(count, len(lines))
+    if not count:
+        return ""
+    body = f'<p class="soft">{COMPARED}</p>{"".join(tables)}'
+    if count > PAIRS:
+        body = f"<details><summary>{count} pairs of rows</summary>{body}</details>"
+    return f"<h2>Row against row</h2>{body}"
+
+
+def _comparison(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "<td></td>"
+    low, high = found["interval"]
+    words = f'title="95% interval {low:+.1f} to {high:+.1f}"'
+    mark = " class=best" if is_sure(found) else ""
+    return f"<td{mark} {words}>{found['difference']:+.1f}<small> ±{(high - low) / 2:.1f}</small></td>"
+
+
 def _quotes(results: dict[str, Any]) -> str:
     if not results["published"]:
         return ""
@@ -172,10 +203,12 @@ def _verdicts(results: dict[str, Any]) -> str:
     items = []
     for verdict in found:
         if verdict.failures:
-            where = escape("; ".join(verdict.failures))
-            items.append(f'<li><span class="fails">Not everywhere:</span> {verdict.claim}. Not so for {where}.</li>')
+            kind, head, tail = "fails", "Not everywhere:", f"Not so for {'; '.join(verdict.failures)}."
+        elif verdict.unsure:
+            kind, head, tail = "soft", "In the figures:", f"Within the uncertainty for {'; '.join(verdict.unsure)}."
         else:
-            items.append(f'<li><span class="holds">Holds:</span> {verdict.claim}, by linear probe and kNN alike.</li>')
+            kind, head, tail = "holds", "Holds:", "By linear probe and kNN alike, each beyond its uncertainty."
+        items.append(f'<li><span class="{kind}">{head}</span> {escape(f"{verdict.claim}. {tail}")}</li>')
     return f'<h2>What the paper claims</h2><ul class="verdicts">{"".join(items)}</ul>'
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from eval.benchmarks.bench import Bench
 from eval.evaluate import METHODS
+from eval.report.compare import compare_rows
 from eval.report.published import published_rows
 from eval.report.runs import mean_of_runs, spread
 from eval.report.titles import TITLES
@@ -81,6 +82,7 @@ def gather(
             if summary.kind == "difference"
             for method in METHODS
         ],
+        "comparisons": compare_rows(evaluated, titles),
         "partial": sorted(
             {
                 f"{prefix}: {reason}" if several else reason

@@ -99,6 +99,16 @@ def test_the_mean_is_said_wherever_it_is_shown(
     assert page.count("<polyline") >= 2 * 4  # loss and kNN of each trained run
     assert all(f"runs/xclr-{seed}/" in markdown for seed in range(3))
     assert "\n- kNN: features frozen" in markdown
+    found = next(
+        f for f in results["comparisons"] if (f["row"], f["less"], f["column"]) == ("xclr", "simclr", "colour")
+    )
+    reach = (found["interval"][1] - found["interval"][0]) / 2
+    assert found["difference"] == pytest.approx(
+        row["linear_probe"]["colour"] - results["rows"][1]["linear_probe"]["colour"], abs=0.02
+    )
+    line = next(line for line in markdown.splitlines() if line.startswith("| xclr - simclr |"))
+    assert f"{found['difference']:+.1f} ±{reach:.1f}" in line.replace("*", "")
+    assert f">{found['difference']:+.1f}<small> ±{reach:.1f}</small>" in page
     assert "; k 20; temperature 0.07; " in markdown
     assert "; learning rates 0.3; " in markdown
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def value(made: Bench, accuracy: float, partial: tuple[str, ...] = (), unreadabl
         "about": "",
         "marked": True,
         "accuracy": accuracy,
+        "hits": base64.b64encode(bytes([0b1010_0000])).decode(),
     }
     return {
         "bench": made.name,
