@@ -25,6 +25,7 @@ from eval.report.markdown import write_markdown
 from eval.report.page import read_curves, write_report
 from eval.report.show import show_rows
 from eval.report.table import gather
+from eval.report.titles import TITLES
 from eval.rows import Row, open_rows, rows_of, run_names, unalike, unfinished
 from shards.atomic import write_json
 from shards.bars import say
@@ -99,9 +100,12 @@ def run_suite(
         for name, bench in benches.items()
         for percent in suite.few_shot
     ]
-    for _, bench, chosen in parts:
+    for prefix, bench, chosen in parts:
         for method in METHODS:
-            prepared(bench, method, chosen)  # before the first is paid for
+            try:
+                prepared(bench, method, chosen)  # before the first is paid for
+            except UserError as error:
+                raise UserError(f"{prefix}, {TITLES[method]}: {error}") from None
     for line in (line for row in rows for line in unalike(row, models[row.method])):
         say(f"note: not alike but for the seed: {line}")
     evaluated = [_evaluate_row(row, models[row.method], parts, out) for row in rows]

@@ -58,7 +58,8 @@ def command(
     ] = None,
     objective: Annotated[str | None, typer.Option(help="xclr, simclr, supcon or clip.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the run. Default: runs/DATASET-OBJECTIVE[-GRAPH]-MODEL.")
+        Path | None,
+        typer.Option(help="Folder of the run. Default: below runs/, called by data set, objective, graph and model."),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest checkpoint of the run, if there is one.")
@@ -305,6 +306,7 @@ def _announce(recipe: Recipe, run: Path | None, ranks: int, device: str) -> None
     """Say what will be trained on what, before anything slow happens. run: None where nothing will be written."""
     shards = open_shards(recipe.data.shards)
     manifest = shards.manifest
+    objective = _objective_line(recipe, shards, run)  # names what is wrong with the graph, which no batch size mends
     if manifest.samples < recipe.data.batch_size:
         raise UserError(
             f"{recipe.data.shards} has {manifest.samples} samples, too few for a batch of {recipe.data.batch_size}: "
@@ -319,7 +321,7 @@ def _announce(recipe: Recipe, run: Path | None, ranks: int, device: str) -> None
         ),
         ("recipe", f"{recipe.name}  ({recipe.epochs} epochs of {steps:,} steps, batch {recipe.data.batch_size})"),
         ("model", f"{recipe.model.backbone} at {recipe.augment.image_size} pixels, {ranks} rank(s) on {device}"),
-        ("objective", _objective_line(recipe, shards, run)),
+        ("objective", objective),
     ]
     if run:
         rows.append(("run", str(run)))

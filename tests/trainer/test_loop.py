@@ -344,7 +344,7 @@ def test_a_missing_graph_is_said_before_anything_else(
 ) -> None:
     shards = make_shards(tmp_path / "shards", SIZES)
     shutil.rmtree(shards / "graphs")
-    monkeypatch.setattr(sys, "argv", ["xclr-train", "--shards", str(shards), "--batch-size", "8"])
+    monkeypatch.setattr(sys, "argv", ["xclr-train", "--shards", str(shards), "--batch-size", "100000"])
     with pytest.raises(SystemExit) as caught:
         main()
     assert caught.value.code == 2
