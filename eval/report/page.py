@@ -261,7 +261,8 @@ def _images(strips: Sequence[Strip]) -> str:
 def _picture(neighbour: Neighbour) -> str:
     words = escape(neighbour.words)
     number = "" if neighbour.similarity is None else f"<span>{neighbour.similarity:.2f}</span>"
-    return f'<div class="picture"><img src="{neighbour.source}" alt="{words}" title="{words}">{number}{words}</div>'
+    image = f'<img src="{neighbour.source}" alt="{words}" title="{words}">'
+    return f'<div class="picture">{image}{number}<p title="{words}">{words}</p></div>'
 
 
 def _protocol(results: dict[str, Any]) -> str:
