@@ -40,6 +40,7 @@ class Suite:
     name: str
     title: str
     benches: tuple[str, ...]
+    """By name, or NAME:FOLDER, of which there may be several (`imagefolder:data/pets`)."""
     few_shot: tuple[float, ...] = ()
     """Percentages of the training images: each benchmark once more with each."""
     probe: ProbeConfig = field(default_factory=ProbeConfig)
@@ -81,18 +82,9 @@ def run_suite(
     checkpoints: evaluate these instead of the suite's rows. data: folder of the benchmark, if there is one only.
     """
     rows = rows_of(suite.rows, suite.name, out, checkpoints)
-    if data is not None and len(suite.benches) > 1:
-        raise UserError(f"--data names the folder of one benchmark; the suite {suite.name} has {len(suite.benches)}")
     models = open_rows(rows)
-    folders = {m.shards.absolute(): m.shards for several in models.values() for m in several if m.shards}
-    if len(folders) > 1 and data is None and {"shards", "demo"} & set(suite.benches):
-        raise UserError(
-            f"the models of the suite {suite.name} were trained on {' and '.join(map(str, folders.values()))}: say "
-            "with --data on which to evaluate all of them"
-        )
     _check_ours(suite, out)
-    shards = next(iter(folders.values()), None)
-    benches = {name: open_bench(name, data, partial=settings.partial, shards=shards) for name in suite.benches}
+    benches = _open_benches(suite, models, data, partial=settings.partial)
     settings = replace(settings, probe=suite.probe, knn=suite.knn)
     parts = [(name, bench, replace(settings, few_shot=None)) for name, bench in benches.items()]
     parts += [
@@ -127,9 +119,36 @@ def run_suite(
         results,
         curves={method: [read_curves(m.folder) for m in several if m.folder] for method, several in trained.items()},
         captions=_captions(first),
-        images=image_strips(first, benches[suite.benches[0]], settings.features),
+        images=image_strips(first, next(iter(benches.values())), settings.features),
     )
     return results
+
+
+def _open_benches(
+    suite: Suite, models: dict[str, list[Model]], data: Path | None, *, partial: bool
+) -> dict[str, Bench]:
+    """By what their columns begin with: the benchmark's name, or that of the folder of one's own data."""
+    if data is not None and (len(suite.benches) > 1 or ":" in suite.benches[0]):
+        named = ", ".join(suite.benches)
+        raise UserError(f"--data names the folder of a suite's one benchmark; the suite {suite.name} names {named}")
+    folders = {m.shards.absolute(): m.shards for several in models.values() for m in several if m.shards}
+    if len(folders) > 1 and data is None and {"shards", "demo"} & set(suite.benches):
+        raise UserError(
+            f"the models of the suite {suite.name} were trained on {' and '.join(map(str, folders.values()))}: say "
+            "with --data on which to evaluate all of them, or with benches = ['shards:FOLDER', ...]"
+        )
+    shards = next(iter(folders.values()), None)
+    return {
+        prefix: open_bench(name, Path(folder) if folder else data, partial=partial, shards=shards)
+        for prefix, name, folder in map(_place, suite.benches)
+    }
+
+
+def _place(bench: str) -> tuple[str, str, str]:
+    """(what its columns begin with, benchmark, folder) of `imagenet` or `imagefolder:data/pets`."""
+    name, _, folder = bench.partition(":")
+    own = folder and name in BENCHES and BENCHES[name].own
+    return (Path(folder).resolve().name if own else name), name, folder
 
 
 def _check_ours(suite: Suite, out: Path) -> None:
@@ -166,11 +185,15 @@ def _evaluate_row(row: Row, models: list[Model], parts: list[tuple[str, Bench, S
 
 
 def _check(suite: Suite) -> None:
-    for bench in suite.benches:
-        if bench not in BENCHES:
-            raise UserError(f"suite {suite.name}: unknown benchmark {bench!r}, known are {', '.join(BENCHES)}")
+    places = [_place(bench) for bench in suite.benches]
+    for _, name, _ in places:
+        if name not in BENCHES:
+            raise UserError(f"suite {suite.name}: unknown benchmark {name!r}, known are {', '.join(BENCHES)}")
     if not suite.benches:
         raise UserError(f"suite {suite.name} names no benchmark")
+    prefixes = [prefix for prefix, _, _ in places]
+    if twice := next((prefix for prefix in prefixes if prefixes.count(prefix) > 1), None):
+        raise UserError(f"suite {suite.name}: two benchmarks are called {twice}: the columns would not tell which")
     for percent in suite.few_shot:
         if not 0 < percent < 100:
             raise UserError(f"suite {suite.name}: few_shot is of percentages between 0 and 100, not {percent:g}")

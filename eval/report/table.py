@@ -108,8 +108,8 @@ def unreadable_lines(evaluation: dict[str, Any]) -> list[str]:
 
 
 def _unreadable(evaluated: list[dict[str, Any]], several: bool) -> list[str]:
-    values = [value for row in evaluated for value in row["evaluations"].values()]
-    return sorted({f"{v['bench']}/{line}" if several else line for v in values for line in unreadable_lines(v)})
+    values = [(prefix, value) for row in evaluated for (prefix, _), value in row["evaluations"].items()]
+    return sorted({f"{prefix}/{line}" if several else line for prefix, v in values for line in unreadable_lines(v)})
 
 
 def heading(results: dict[str, Any], method: str) -> str:

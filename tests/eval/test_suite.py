@@ -23,6 +23,7 @@ from shards.errors import UserError
 from shards.page import interval_chart, line_chart, ticks
 from shards.reader import Shards
 from tests.eval.demo_shards import make_demo
+from tests.eval.make_folders import make_folders
 from tests.eval.runs import run_eval, train_run
 
 COLUMNS = ["object", "mixed_same", "mixed_rand", "only_fg", "only_bg", "colour", "texture"]
@@ -178,6 +179,28 @@ def test_a_suite_may_say_how_heads_are_made(
     assert found["linear_probe"]["learning_rates"] == [0.3] != usual["linear_probe"]["learning_rates"]
 
 
+def test_a_suite_may_name_several_folders(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(world)
+    for name, classes in (("pets", 3), ("cars", 2)):
+        make_folders(tmp_path / name, classes)
+    text = f"benches = ['imagefolder:{tmp_path}/pets', 'imagefolder:{tmp_path}/cars/']\nfew_shot = [50]\n[knn]\nk = 3\n"
+    (tmp_path / "mine.toml").write_text(text)
+    call = ["suite", "--config", str(tmp_path / "mine.toml"), "--checkpoint", "runs/demo/xclr", "--out", str(tmp_path)]
+    assert run_eval(call) == 0
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["columns"] == ["pets/top1", "cars/top1", "pets 50%/top1", "cars 50%/top1"]
+    assert {name: Path(bench["root"]).name for name, bench in found["benches"].items() if "%" not in name} == {
+        "pets": "pets",
+        "cars": "cars",
+    }
+    details = found["rows"][0]["details"]["knn"]
+    assert [details[column]["n"] for column in found["columns"][:2]] == [15, 10]
+    assert run_eval([*call, "--data", str(tmp_path / "pets")]) == 2
+    assert "--data names the folder of a suite's one benchmark" in capsys.readouterr().err
+
+
 def test_a_run_that_has_not_ended_is_told_of(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -286,6 +309,9 @@ def test_charts() -> None:
         ("title = 'x'", "benches is missing"),
         ("benches = ['demon']", "unknown benchmark 'demon'"),
         ("benches = []", "names no benchmark"),
+        ("benches = ['imagefolders:x']", "unknown benchmark 'imagefolders'"),
+        ("benches = ['imagefolder:a/pets', 'shards:b/pets']", "two benchmarks are called pets"),
+        ("benches = ['demo', 'demo']", "two benchmarks are called demo"),
         ("benches = [", r"cannot read .*mine\.toml as TOML"),
         ("benches = ['demo']\n[[rows]]\nmethod = 'a'", "row 'a' is of one checkpoint = '...', or of"),
         ("benches = ['demo']\n[[rows]]\nmethod = 'a'\ncheckpoint = 'b'\ncheckpoints = ['c']", "row 'a' is of one"),
