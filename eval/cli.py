@@ -158,6 +158,9 @@ def suite(
     \b
     xclr-eval suite --config demo --out runs/demo                    what `make demo` ends with
     xclr-eval suite --config paper --checkpoint runs/A --checkpoint timm:resnet50 --out runs/paper
+    xclr-eval suite --config mine.toml --out runs                    methods, seeds and benchmarks: docs/evaluation.md
+
+    Rows of several seeds have their mean and spread, and each pair of rows is compared picture by picture.
     """
     from eval.evaluate import Settings
     from eval.features import features_root
