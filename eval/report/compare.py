@@ -9,22 +9,26 @@ each, what other seeds would do is not in it.
 
 from __future__ import annotations
 
-from itertools import combinations
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations, product
 from math import sqrt
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from eval.benchmarks.bench import Floats
 from eval.evaluate import METHODS, hits_of
 
-__all__ = ["COMPARED", "compare_rows", "comparison_lines", "difference", "is_sure"]
+__all__ = ["COMPARED", "RowHits", "compare_rows", "comparison_lines", "difference", "is_sure"]
 
 LEVEL = 0.95
 COMPARED = (
     "Differences in points, ± half of the 95% interval, picture by picture; in bold those beyond it. Between rows of "
     "several runs it covers other seeds, between single runs other pictures alone."
 )
+Doubles = npt.NDArray[np.float64]
 Line = tuple[str, list[dict[str, Any] | None]]
 
 
@@ -36,23 +40,22 @@ def compare_rows(evaluated: list[dict[str, Any]], titles: dict[tuple[str, str], 
     interval is as wide as theirs on average.
     """
     found = []
-    for (earlier, later), method in ((pair, m) for pair in combinations(evaluated, 2) for m in METHODS):
-        for (prefix, name), title in titles.items():
-            first = later["runs"][0]["evaluations"][prefix, method]
-            columns = [name] if name in first["columns"] else first["summaries"][name]["columns"]
-            a, b = (
-                [[_hits(run, prefix, method, c) for run in row["runs"]] for c in columns] for row in (later, earlier)
-            )
-            if any(len(one) != len(x[0]) for x, y in zip(a, b, strict=True) for one in (*x, *y)):
+    for method, ((prefix, name), title) in product(METHODS, titles.items()):
+        first = evaluated[0]["runs"][0]["evaluations"][prefix, method]
+        splits = [name] if name in first["columns"] else first["summaries"][name]["columns"]
+        rows = [(row["method"], [_row_hits(row, prefix, method, split) for split in splits]) for row in evaluated]
+        for (less, earlier), (more, later) in combinations(rows, 2):
+            pairs = list(zip(later, earlier, strict=True))
+            if any(x is None or y is None or len(x.share) != len(y.share) for x, y in pairs):
                 continue  # one could not decode what another could: not the same pictures
-            parts = [difference(x, y) for x, y in zip(a, b, strict=True)]
+            parts = [difference(x, y) for x, y in pairs if x and y]
             value, reach = (100 * float(np.mean(numbers)) for numbers in zip(*parts, strict=True))
             found.append(
                 {
                     "method": method,
                     "column": title,
-                    "row": later["method"],
-                    "less": earlier["method"],
+                    "row": more,
+                    "less": less,
                     "difference": round(value, 2),
                     "interval": [round(value - reach, 2), round(value + reach, 2)],
                 }
@@ -75,12 +78,28 @@ def is_sure(comparison: dict[str, Any]) -> bool:
     return bool(low > 0 or high < 0)
 
 
-def difference(a: list[Floats], b: list[Floats]) -> tuple[float, float]:
-    """(mean of a less mean of b, half of its 95 % interval), in shares. a, b: hits [pictures] of each run of a row."""
+@dataclass(frozen=True, slots=True)
+class RowHits:
+    """What the runs of a row made of the pictures."""
+
+    share: Doubles
+    """[pictures] of the runs that were right."""
+    rates: Doubles
+    """[runs] of the pictures that were right."""
+
+    @classmethod
+    def of(cls, runs: Sequence[Floats]) -> RowHits:
+        """runs: hits [pictures] of each."""
+        hits = np.stack(runs).astype(np.float64)
+        return cls(hits.mean(0), hits.mean(1))
+
+
+def difference(a: RowHits, b: RowHits) -> tuple[float, float]:
+    """(a less b, half of its 95 % interval), in shares of 1."""
     from scipy.special import stdtrit  # type: ignore[import-untyped]  # slow to import
 
-    per_picture = np.stack(a).astype(np.float64).mean(0) - np.stack(b).astype(np.float64).mean(0)
-    drawn = [per_picture, *(np.stack(runs).astype(np.float64).mean(1) for runs in (a, b))]
+    per_picture = a.share - b.share
+    drawn = (per_picture, a.rates, b.rates)
     parts = [(float(values.var(ddof=1)) / len(values), len(values) - 1) for values in drawn if len(values) > 1]
     total = sum(part for part, _ in parts)
     if not total:
@@ -89,5 +108,7 @@ def difference(a: list[Floats], b: list[Floats]) -> tuple[float, float]:
     return float(per_picture.mean()), float(stdtrit(freedom, (1 + LEVEL) / 2)) * sqrt(total)
 
 
-def _hits(run: dict[str, Any], prefix: str, method: str, column: str) -> Floats:
-    return hits_of(run["evaluations"][prefix, method]["columns"][column])
+def _row_hits(row: dict[str, Any], prefix: str, method: str, column: str) -> RowHits | None:
+    """None where its runs did not see the same pictures."""
+    runs = [hits_of(run["evaluations"][prefix, method]["columns"][column]) for run in row["runs"]]
+    return RowHits.of(runs) if len({len(hits) for hits in runs}) == 1 else None

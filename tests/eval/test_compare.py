@@ -10,14 +10,14 @@ import pytest
 from scipy.stats import ttest_ind, ttest_rel
 
 from eval.evaluate import hits_of
-from eval.report.compare import compare_rows, comparison_lines, difference, is_sure
+from eval.report.compare import RowHits, compare_rows, comparison_lines, difference, is_sure
 
 
 def test_of_single_runs_it_is_the_paired_t_test() -> None:
     rng = np.random.default_rng(0)
     hard = rng.normal(0, 1.5, 500)
     a, b = ((hard + rng.normal(shift, 0.5, 500) > 0).astype(np.float32) for shift in (0.3, 0.0))
-    value, reach = difference([a], [b])
+    value, reach = difference(RowHits.of([a]), RowHits.of([b]))
     exact = ttest_rel(a, b).confidence_interval(0.95)
     assert (value - reach, value + reach) == pytest.approx((exact.low, exact.high))
     unpaired = ttest_ind(a, b).confidence_interval(0.95)
@@ -32,7 +32,7 @@ def test_of_many_pictures_it_is_welchs_test_of_the_runs() -> None:
     )
     for runs in (*a, *b):
         rng.shuffle(runs)
-    value, reach = difference(a, b)
+    value, reach = difference(RowHits.of(a), RowHits.of(b))
     exact = ttest_ind(*rates, equal_var=False).confidence_interval(0.95)
     assert (value - reach, value + reach) == pytest.approx((exact.low, exact.high), rel=0.01)
 
@@ -48,7 +48,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(runs: tuple[int, int],
             [(hard + rng.normal(0, spread) + rng.normal(0, 0.5, 300) > 0).astype(np.float32) for _ in range(count)]
             for count in runs
         )
-        value, reach = difference(a, b)
+        value, reach = difference(RowHits.of(a), RowHits.of(b))
         inside += abs(value) <= reach
 
     assert 0.93 <= inside / 400 < 1
