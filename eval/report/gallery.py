@@ -73,10 +73,13 @@ def _caption_strips(folder: Path, graph: str | None) -> GraphStrips:
     texts, text_of = shards.texts(), shards.index.text_id
     first = np.full(len(texts), -1, np.int64)
     first[text_of[::-1]] = np.arange(len(text_of))[::-1]  # a text's first sample
-    strips = []
+    strips, seen = [], set[int]()
     having = np.flatnonzero(np.diff(found.indptr)[text_of])  # a graph of classes may list nothing
     for sample in np.random.default_rng(SEED).permutation(having):
         text = int(text_of[sample])
+        if text in seen:
+            continue
+        seen.add(text)
         listed = slice(int(found.indptr[text]), int(found.indptr[text + 1]))
         pairs = list(zip(found.neighbours[listed].tolist(), found.similarities[listed].tolist(), strict=True))
         query = _sample(shards, int(sample), texts[text], None)

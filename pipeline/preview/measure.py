@@ -81,18 +81,23 @@ def _edges(graph: Graph, shards: Shards, batch: int) -> dict[str, float]:
 
 
 def _strips(shards: Shards, graph: Graph) -> Iterator[Strip]:
-    """Random samples, each beside a sample of its nearest texts, of the last one listed, and of a random one."""
+    """Random samples of different texts, each beside its nearest texts, the last one listed, and a random one."""
     texts, text_ids = shards.texts(), shards.index.text_id
     rng = np.random.default_rng(SEED)
     first = np.empty(len(texts), np.int64)
     mixed = rng.permutation(len(text_ids))
     first[text_ids[mixed]] = mixed  # some sample of each text
-    found = 0
+    found, seen = 0, set[int]()
     for sample in mixed:
         text = int(text_ids[sample])
+        if found == STRIPS or len(seen) == len(texts):
+            return
+        if text in seen:
+            continue
+        seen.add(text)
         span = slice(int(graph.indptr[text]), int(graph.indptr[text + 1]))
         near = list(zip(graph.neighbours[span].tolist(), graph.similarities[span].tolist(), strict=True))
-        if not near or found == STRIPS:
+        if not near:
             continue
         found += 1
         other = int(rng.integers(len(texts)))

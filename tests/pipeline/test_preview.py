@@ -113,6 +113,8 @@ def test_the_page(tmp_path: Path) -> None:
     empty = path.read_text().count('class="none"')  # does not decode
     assert empty > 0
     assert page.images + empty + path.read_text().count("<div></div>") == 12 * 7
+    shown = re.findall(r'role">image</div><p>([^<]*)', path.read_text())
+    assert len(set(shown)) == len(shown) == 12  # no text twice
     assert path.read_text().count("<polyline") == 5
     assert "packed" not in re.findall(r"<td>(\w+)</td>", path.read_text())
     before = path.read_bytes()
