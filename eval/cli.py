@@ -228,7 +228,9 @@ def _check_writable(path: Path, keys: set[str]) -> None:
     if path.is_dir():
         raise UserError(f"--out {path} is a folder: give the name of a .json file")
     if path.exists() and not (path.is_file() and _may_be_replaced(path, keys)):
-        raise UserError(f"{path} is there and no earlier result, which it would replace: choose another --out")
+        raise UserError(
+            f"{path} is there and no earlier result, which it would replace: choose another --out, or delete it"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

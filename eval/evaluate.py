@@ -28,7 +28,17 @@ from shards.atomic import atomic_file
 from shards.bars import say
 from shards.errors import UserError
 
-__all__ = ["METHODS", "Method", "Settings", "evaluate", "evaluation_hash", "hits_of", "method_table", "wilson"]
+__all__ = [
+    "METHODS",
+    "Method",
+    "Settings",
+    "evaluate",
+    "evaluation_hash",
+    "hits_of",
+    "is_whole",
+    "method_table",
+    "wilson",
+]
 
 Method = Literal["linear_probe", "knn"]
 METHODS: tuple[Method, ...] = ("linear_probe", "knn")
@@ -243,13 +253,25 @@ def _figure(column: Column, hits: Floats, features: Features, bench: Bench, sett
         "about": column.about,
         "marked": column.marked,
         "hits": base64.b64encode(np.packbits(counted > 0).tobytes()).decode(),
+        "counted": hashlib.sha256(np.packbits(~np.isnan(hits)).tobytes()).hexdigest()[:16],
     }
+
+
+def is_whole(value: object) -> bool:
+    """Whether evaluate() may have left this value: nothing cut off, nothing that an earlier version did not know."""
+    needed = {"columns", "summaries", "chosen", "partial", "pictures", "protocol", "notes", "versions"}
+    if not (isinstance(value, dict) and needed <= set(value)):
+        return False
+    try:
+        return all(len(hits_of(c)) == c["n"] and c["counted"] for c in value["columns"].values())
+    except (KeyError, TypeError, ValueError):
+        return False
 
 
 def hits_of(column: dict[str, Any]) -> Floats:
     """1 for each counted image that was right, 0 for each that was wrong, in order [n]: of a value in `columns`."""
     packed = np.frombuffer(base64.b64decode(column["hits"]), np.uint8)
-    return np.unpackbits(packed, count=column["n"]).astype(np.float32)
+    return np.unpackbits(packed)[: column["n"]].astype(np.float32)
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:

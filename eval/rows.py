@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,6 +47,8 @@ class Row:
 def rows_of(rows: tuple[Row, ...], suite: str, out: Path, checkpoints: list[str]) -> list[Row]:
     """The rows to evaluate, with names that tell them apart; every checkpoint is there, said before anything slow."""
     if checkpoints:
+        if len(set(checkpoints)) < len(checkpoints):
+            raise UserError("--checkpoint names a model twice")
         names = [Path(spec).name for spec in checkpoints]
         if len(set(names)) < len(names):
             names = checkpoints
@@ -55,9 +58,10 @@ def rows_of(rows: tuple[Row, ...], suite: str, out: Path, checkpoints: list[str]
     placed = [replace(row, checkpoint="", checkpoints=tuple(_below(out, spec) for spec in row.specs)) for row in rows]
     missing = sorted({spec for row in placed for spec in row.specs if not _there(spec)})
     if missing:
+        trained = " (`make demo` does)" if suite == "demo" else ""
         raise UserError(
-            f"the suite {suite} evaluates runs that are not there: {', '.join(missing)}; train them first "
-            "(`make demo` does), give --out FOLDER of the runs, or --checkpoint"
+            f"the suite {suite} evaluates runs that are not there: {', '.join(missing)}; train them first{trained}, "
+            "give --out FOLDER, which paths are relative to, or name others with --checkpoint"
         )
     return placed
 
@@ -94,22 +98,23 @@ def unfinished(row: Row, models: list[Model]) -> Iterator[str]:
 def unalike(row: Row, models: list[Model]) -> Iterator[str]:
     """`xclr, runs/b: objective.tau_s: 0.2, not 0.1` of each run that differs from the row's first in more than the
     seed: the spread of such a row is not that of seeds."""
-    first = _what(models[0])
+    first = _what(models[0], untrained=row.untrained)
     for name, model in zip(run_names(row)[1:], models[1:], strict=True):
-        found = differences(first, _what(model))
+        found = differences(first, _what(model, untrained=row.untrained))
         if found:
-            yield f"{name}: {'; '.join(found[:4])}"
+            yield f"{name}: {'; '.join(found[:4])}{'; ...' if len(found) > 4 else ''}"
 
 
-def _what(model: Model) -> dict[str, Any]:
-    """All that should be alike among the seeds of a method."""
+def _what(model: Model, *, untrained: bool) -> dict[str, Any]:
+    """All that should be alike among the seeds of a method, or of the weights that training starts from."""
     try:
         recipe = from_table(Recipe, _described(model)["recipe"], "")
     except (KeyError, TypeError, UserError):  # not trained here, or by a version that knew other options
-        return {"network": model.name, "objective": {"name": model.about.get("objective")}}
+        return {"network": model.name}
     mean, std = recipe.model.statistics  # left open by a run of an earlier version
     recipe = replace(recipe, seed=0, model=replace(recipe.model, mean=mean, std=std))
-    return as_table(recipe)
+    table = as_table(recipe)
+    return {"model": table["model"]} if untrained else table
 
 
 def _described(model: Model) -> dict[str, Any]:
@@ -138,5 +143,9 @@ def _below(out: Path, spec: str) -> str:
     """With its paths taken from the suite's folder of results."""
     code, _, run = spec.partition("@")
     if run and is_own(code):
-        return f"{out / code}@{out / run}"
-    return spec if _named(spec) else str(out / spec)
+        return f"{_placed(out, code)}@{_placed(out, run)}"
+    return spec if _named(spec) else _placed(out, spec)
+
+
+def _placed(out: Path, path: str) -> str:
+    return os.path.normpath(out / Path(path).expanduser())

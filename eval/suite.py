@@ -9,14 +9,16 @@ OUT/evaluations/HASH.json       each finished evaluation, used again while weigh
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from eval.benchmarks.bench import Bench
 from eval.benchmarks.registry import BENCHES, open_bench
-from eval.evaluate import METHODS, Settings, evaluate, evaluation_hash, prepared
+from eval.evaluate import METHODS, Settings, evaluate, evaluation_hash, is_whole, prepared
 from eval.heads.knn import KNNConfig
 from eval.heads.probe import ProbeConfig
 from eval.models.model import Model
@@ -40,7 +42,9 @@ class Suite:
     name: str
     title: str
     benches: tuple[str, ...]
-    """By name, or NAME:FOLDER, of which there may be several (`imagefolder:data/pets`)."""
+    """By name, or NAME:FOLDER, of which there may be several (`imagefolder:data/pets`, `cats=imagefolder:b/pets`)."""
+    against: str = ""
+    """The row that tables compare the others with; empty: every pair."""
     few_shot: tuple[float, ...] = ()
     """Percentages of the training images: each benchmark once more with each."""
     probe: ProbeConfig = field(default_factory=ProbeConfig)
@@ -100,7 +104,8 @@ def run_suite(
                 raise UserError(f"{prefix}, {TITLES[method]}: {error}") from None
     for line in (line for row in rows for line in unalike(row, models[row.method])):
         say(f"note: not alike but for the seed: {line}")
-    evaluated = [_evaluate_row(row, models[row.method], parts, out) for row in rows]
+    count = Count(sum(len(models[row.method]) for row in rows) * len(parts) * len(METHODS))
+    evaluated = [_evaluate_row(row, models[row.method], parts, out, count) for row in rows]
     results = gather(
         suite.name,
         suite.title,
@@ -108,6 +113,7 @@ def run_suite(
         [(prefix, bench) for prefix, bench, _ in parts],
         unfinished=[line for row in rows for line in unfinished(row, models[row.method])],
         unalike=[line for row in rows for line in unalike(row, models[row.method])],
+        against=suite.against,
     )
     write_json(out / "results.json", results)
     write_markdown(out / "results.md", results)
@@ -138,17 +144,26 @@ def _open_benches(
             "with --data on which to evaluate all of them, or with benches = ['shards:FOLDER', ...]"
         )
     shards = next(iter(folders.values()), None)
-    return {
-        prefix: open_bench(name, Path(folder) if folder else data, partial=partial, shards=shards)
-        for prefix, name, folder in map(_place, suite.benches)
-    }
+    benches = {}
+    for prefix, name, folder in map(_place, suite.benches):
+        if folder and not Path(folder).exists():
+            raise UserError(
+                f"the suite {suite.name} names {name}:{folder}, and there is no {os.path.abspath(folder)}: it is "
+                "looked for from the current folder"
+            )
+        if name == "imagefolder" and not folder and len(suite.benches) > 1:
+            raise UserError(f"the suite {suite.name} has several benchmarks: say the folder, 'imagefolder:DIR'")
+        benches[prefix] = open_bench(name, Path(folder) if folder else data, partial=partial, shards=shards)
+    return benches
 
 
 def _place(bench: str) -> tuple[str, str, str]:
-    """(what its columns begin with, benchmark, folder) of `imagenet` or `imagefolder:data/pets`."""
-    name, _, folder = bench.partition(":")
-    own = folder and name in BENCHES and BENCHES[name].own
-    return (Path(folder).resolve().name if own else name), name, folder
+    """(what its columns begin with, benchmark, folder) of `imagenet`, `imagefolder:DIR` or `pets=imagefolder:DIR`."""
+    head, _, folder = bench.partition(":")
+    called, _, name = head.rpartition("=")
+    folder = os.path.expanduser(folder.strip())
+    own = folder and name.strip() in BENCHES and BENCHES[name.strip()].own
+    return called.strip() or (os.path.basename(os.path.abspath(folder)) if own else name.strip()), name.strip(), folder
 
 
 def _check_ours(suite: Suite, out: Path) -> None:
@@ -166,40 +181,57 @@ def _captions(models: dict[str, Model]) -> GraphStrips | None:
     return caption_strips(having[-1].shards, having[-1].graph) if having and having[-1].shards else None
 
 
-def _evaluate_row(row: Row, models: list[Model], parts: list[tuple[str, Bench, Settings]], out: Path) -> dict[str, Any]:
+@dataclass(slots=True)
+class Count:
+    """Of evaluations, for who watches."""
+
+    total: int
+    done: int = 0
+
+
+def _evaluate_row(
+    row: Row, models: list[Model], parts: list[tuple[str, Bench, Settings]], out: Path, count: Count
+) -> dict[str, Any]:
     """{"method", "runs": [{"model", "evaluations": {(prefix, method): value}}]}"""
     runs = []
     for name, model in zip(run_names(row), models, strict=True):
         evaluations = {}
-        for prefix, bench, settings in parts:
-            for method in METHODS:
-                path = out / "evaluations" / f"{evaluation_hash(model, bench, method, settings)}.json"
-                found = _read(path)
-                if found is None or not all("hits" in column for column in found["columns"].values()):  # of before
-                    say(f"{name}: {prefix}, {method.replace('_', ' ')}")
-                    found = evaluate(model, bench, method, settings)
-                    write_json(path, found)
-                evaluations[prefix, method] = found
+        for (prefix, bench, settings), method in product(parts, METHODS):
+            count.done += 1
+            path = out / "evaluations" / f"{evaluation_hash(model, bench, method, settings)}.json"
+            found = _read(path)
+            if found is None or not is_whole(found):
+                say(f"{count.done} of {count.total}  {name}: {prefix}, {TITLES[method]}")
+                found = evaluate(model, bench, method, settings)
+                write_json(path, found)
+            evaluations[prefix, method] = found
+        model.network.to("cpu")  # a suite may have dozens
         runs.append({"model": dict(model.about), "evaluations": evaluations})
     return {"method": row.method, "runs": runs}
 
 
 def _check(suite: Suite) -> None:
     places = [_place(bench) for bench in suite.benches]
-    for _, name, _ in places:
+    for bench, (_, name, folder) in zip(suite.benches, places, strict=True):
         if name not in BENCHES:
             raise UserError(f"suite {suite.name}: unknown benchmark {name!r}, known are {', '.join(BENCHES)}")
+        if ":" in bench and not folder:
+            raise UserError(f"suite {suite.name}: {bench!r} names no folder: {name}:DIR, or {name} alone")
     if not suite.benches:
         raise UserError(f"suite {suite.name} names no benchmark")
     prefixes = [prefix for prefix, _, _ in places]
     if twice := next((prefix for prefix in prefixes if prefixes.count(prefix) > 1), None):
-        raise UserError(f"suite {suite.name}: two benchmarks are called {twice}: the columns would not tell which")
+        raise UserError(
+            f"suite {suite.name}: two benchmarks are called {twice}: name one otherwise, as in 'mine=imagefolder:DIR'"
+        )
     for percent in suite.few_shot:
         if not 0 < percent < 100:
             raise UserError(f"suite {suite.name}: few_shot is of percentages between 0 and 100, not {percent:g}")
     names = [row.method for row in suite.rows]
-    if len(set(names)) < len(names):
-        raise UserError(f"suite {suite.name}: two rows have the same name")
+    if double := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"suite {suite.name}: two rows are called {double!r}; several runs of one method are one row's")
+    if suite.against and names and suite.against not in names:
+        raise UserError(f"suite {suite.name}: against is the name of a row ({', '.join(names)}), not {suite.against!r}")
 
 
 def _read(path: Path) -> dict[str, Any] | None:

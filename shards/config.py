@@ -79,7 +79,7 @@ def typed(hint: Any, value: Any, where: str) -> Any:
     if get_origin(hint) is tuple and get_args(hint)[-1] is Ellipsis:
         if not isinstance(value, (list, tuple)):
             raise UserError(f"{where} is a list, not {value!r}")
-        return tuple(typed(get_args(hint)[0], item, where) for item in value)
+        return tuple(typed(get_args(hint)[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if get_origin(hint) is tuple:
         if not isinstance(value, (list, tuple)) or len(value) != len(get_args(hint)):
             raise UserError(f"{where} is a list of {len(get_args(hint))} numbers, not {value!r}")

@@ -14,6 +14,7 @@ __all__ = ["COLOURS", "data_uri", "interval_chart", "legend", "line_chart", "tab
 
 WIDTH, HEIGHT = 460, 260  # units of the view box
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 34
+LABEL = 26  # letters of a group's name in an interval chart
 COLOURS = 12  # classes s0, s1, ... of the style sheet
 ROW, GROUP_GAP, LETTER = 11, 9, 7  # of an interval chart: height of a row, between groups, width of a name's letter
 Points = Sequence[tuple[float, float]]
@@ -156,7 +157,8 @@ def interval_chart(
     marks = ticks(min(ends), max(ends))
     block = ROW * len(series) + GROUP_GAP
     height = TOP + block * len(groups) + BOTTOM
-    left = LETTER * max(map(len, groups)) + 16
+    shown = [name if len(name) <= LABEL else f"{name[: LABEL - 1]}\N{HORIZONTAL ELLIPSIS}" for name in groups]
+    left = LETTER * max(map(len, shown)) + 16
 
     def across(value: float) -> float:
         return left + (value - marks[0]) / (marks[-1] - marks[0]) * (WIDTH - left - RIGHT)
@@ -170,7 +172,7 @@ def interval_chart(
     for number, group in enumerate(groups):
         top = TOP + number * block + GROUP_GAP / 2
         middle = top + ROW * len(series) / 2 + 4
-        parts.append(f'<text x="{left - 8}" y="{middle:.1f}" text-anchor="end">{escape(group)}</text>')
+        parts.append(f'<text x="{left - 8}" y="{middle:.1f}" text-anchor="end">{escape(shown[number])}</text>')
         for row, (name, values) in enumerate(series.items()):
             value, low, high = values[number]
             y, style = top + ROW * (row + 0.5), f"s{colours[name]}"

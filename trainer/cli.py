@@ -59,7 +59,9 @@ def command(
     objective: Annotated[str | None, typer.Option(help="xclr, simclr, supcon or clip.")] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder of the run. Default: below runs/, called by data set, objective, graph and model."),
+        typer.Option(
+            help="Folder of the run. Default: below runs/, called by data set, objective, graph, model and seed."
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest checkpoint of the run, if there is one.")

@@ -21,6 +21,8 @@ class Verdict:
     """Where it does not hold, with the figures; empty: it holds everywhere."""
     unsure: tuple[str, ...] = ()
     """Where it holds, but by a difference that may be none."""
+    single: bool = False
+    """It is of one run each: other seeds may say otherwise."""
 
 
 def verdicts(results: dict[str, Any]) -> list[Verdict]:
@@ -36,16 +38,19 @@ def verdicts(results: dict[str, Any]) -> list[Verdict]:
         present = [column for column in columns if column in results["columns"]]
         if "xclr" in rows and rival in rows and present and present != ["object"]:  # MIT-States has that one as well
             failures = _failures(rows["xclr"], rows[rival], rival, present)
-            found.append(Verdict(claim, failures, _unsure(results, rival, present)))
+            single = all(len(rows[name]["runs"]) == 1 for name in ("xclr", rival))
+            found.append(Verdict(claim, failures, _unsure(results, rival, present), single=single))
     return found
 
 
 def _unsure(results: dict[str, Any], rival: str, columns: list[str]) -> tuple[str, ...]:
-    return tuple(
-        f"{TITLES[found['method']]} on {found['column']}"
+    """Also where there is no comparison."""
+    sure = {
+        (found["method"], found["column"])
         for found in results["comparisons"]
-        if {found["row"], found["less"]} == {"xclr", rival} and found["column"] in columns and not is_sure(found)
-    )
+        if {found["row"], found["less"]} == {"xclr", rival} and is_sure(found)
+    }
+    return tuple(f"{TITLES[m]} on {column}" for m in TITLES for column in columns if (m, column) not in sure)
 
 
 def _failures(xclr: dict[str, Any], other: dict[str, Any], rival: str, columns: list[str]) -> tuple[str, ...]:

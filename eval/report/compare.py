@@ -2,9 +2,11 @@
 
 All rows are scored on the same pictures, so a difference is less uncertain than the figures: what is hard for both
 cancels out. It is the mean over pictures of d = a - b, where a and b are the shares of the rows' runs that were right.
-Its variance is that of the mean of d (pictures drawn anew) and, of each row with several runs, their variance over
-their number (trained anew); Student's t, degrees of freedom after Welch and Satterthwaite. Between rows of one run
-each, what other seeds would do is not in it.
+Its variance has two parts. Pictures drawn anew: that of the mean of d, with half a picture more in each of the four
+cases right/wrong of two models (Agresti and Min 2005), so that none is certain. Runs trained anew, where a row has
+several: the larger of the two rows' variances, over the number of runs of each; a single run has none of its own, and
+the other row's stands in. Student's t, degrees of freedom after Satterthwaite. Between rows of one run each, what other
+seeds would do is not in it.
 """
 
 from __future__ import annotations
@@ -20,62 +22,17 @@ import numpy.typing as npt
 
 from eval.benchmarks.bench import Floats
 from eval.evaluate import METHODS, hits_of
+from eval.report.titles import TITLES
 
-__all__ = ["COMPARED", "RowHits", "compare_rows", "comparison_lines", "difference", "is_sure"]
+__all__ = ["COMPARED", "RowHits", "compare_rows", "comparison_lines", "difference", "is_sure", "points"]
 
 LEVEL = 0.95
 COMPARED = (
-    "Differences in points, ± half of the 95% interval, picture by picture; in bold those beyond it. Between rows of "
-    "several runs it covers other seeds, between single runs other pictures alone."
+    "Differences in points, ± half of the 95% interval, picture by picture; in bold those beyond it (one in twenty "
+    "where nothing differs). It covers other pictures, and other seeds where one of the two rows has several runs."
 )
 Doubles = npt.NDArray[np.float64]
 Line = tuple[str, list[dict[str, Any] | None]]
-
-
-def compare_rows(evaluated: list[dict[str, Any]], titles: dict[tuple[str, str], str]) -> list[dict[str, Any]]:
-    """Each pair of rows (the later less the earlier), method and column: difference and interval in points.
-
-    evaluated: {"method", "runs": [{"evaluations": {(prefix, method): evaluate()'s value}}]} of each row. titles: what
-    the columns (prefix, name) are called. A mean over splits is compared split by split; as splits share pictures, its
-    interval is as wide as theirs on average.
-    """
-    found = []
-    for method, ((prefix, name), title) in product(METHODS, titles.items()):
-        first = evaluated[0]["runs"][0]["evaluations"][prefix, method]
-        splits = [name] if name in first["columns"] else first["summaries"][name]["columns"]
-        rows = [(row["method"], [_row_hits(row, prefix, method, split) for split in splits]) for row in evaluated]
-        for (less, earlier), (more, later) in combinations(rows, 2):
-            pairs = list(zip(later, earlier, strict=True))
-            if any(x is None or y is None or len(x.share) != len(y.share) for x, y in pairs):
-                continue  # one could not decode what another could: not the same pictures
-            parts = [difference(x, y) for x, y in pairs if x and y]
-            value, reach = (100 * float(np.mean(numbers)) for numbers in zip(*parts, strict=True))
-            found.append(
-                {
-                    "method": method,
-                    "column": title,
-                    "row": more,
-                    "less": less,
-                    "difference": round(value, 2),
-                    "interval": [round(value - reach, 2), round(value + reach, 2)],
-                }
-            )
-    return found
-
-
-def comparison_lines(results: dict[str, Any], method: str) -> list[Line]:
-    """`xclr - simclr` and the comparison of each column, None where there is none."""
-    lines: dict[str, dict[str, Any]] = {}
-    for found in results["comparisons"]:
-        if found["method"] == method:
-            lines.setdefault(f"{found['row']} - {found['less']}", {})[found["column"]] = found
-    return [(name, [line.get(column) for column in results["columns"]]) for name, line in lines.items()]
-
-
-def is_sure(comparison: dict[str, Any]) -> bool:
-    """Zero lies outside its interval."""
-    low, high = comparison["interval"]
-    return bool(low > 0 or high < 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,21 +51,92 @@ class RowHits:
         return cls(hits.mean(0), hits.mean(1))
 
 
+def compare_rows(
+    evaluated: list[dict[str, Any]], titles: dict[tuple[str, str], str]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """(each pair of rows, the later less the earlier, by method and column: difference and interval in points; a line
+    for each that cannot be compared, since one could not decode what another could).
+
+    evaluated: {"method", "runs": [{"evaluations": {(prefix, method): evaluate()'s value}}]} of each row. titles: what
+    the columns (prefix, name) are called. A mean over splits is compared split by split; as splits share pictures, its
+    interval is as wide as theirs on average.
+    """
+    found, lost = [], []
+    for method, ((prefix, name), title) in product(METHODS, titles.items()):
+        first = evaluated[0]["runs"][0]["evaluations"][prefix, method]
+        splits = [name] if name in first["columns"] else first["summaries"][name]["columns"]
+        rows = [(row["method"], [_columns(row, prefix, method, split) for split in splits]) for row in evaluated]
+        hits = {which: [RowHits.of([hits_of(c) for c in of]) for of in columns if _same(of)] for which, columns in rows}
+        for (less, earlier), (more, later) in combinations(rows, 2):
+            if not all(_same([*x, *y]) for x, y in zip(later, earlier, strict=True)):
+                lost.append(f"{more} - {less}, {TITLES[method]} on {title}")
+                continue
+            parts = [difference(x, y) for x, y in zip(hits[more], hits[less], strict=True)]
+            value, reach = (100 * float(np.mean(numbers)) for numbers in zip(*parts, strict=True))
+            found.append(
+                {
+                    "method": method,
+                    "column": title,
+                    "row": more,
+                    "less": less,
+                    "runs": [len(later[0]), len(earlier[0])],
+                    "difference": round(value, 2),
+                    "interval": [round(value - reach, 2), round(value + reach, 2)],
+                }
+            )
+    return found, lost
+
+
 def difference(a: RowHits, b: RowHits) -> tuple[float, float]:
     """(a less b, half of its 95 % interval), in shares of 1."""
     from scipy.special import stdtrit  # type: ignore[import-untyped]  # slow to import
 
-    per_picture = a.share - b.share
-    drawn = (per_picture, a.rates, b.rates)
-    parts = [(float(values.var(ddof=1)) / len(values), len(values) - 1) for values in drawn if len(values) > 1]
+    d, n = a.share - b.share, len(a.share)
+    pictures = ((float(d @ d) + 1) / (n + 2) - (float(d.sum()) / (n + 2)) ** 2) / (n + 2)
+    parts = [(pictures, max(1, n - 1))]
+    free = len(a.rates) + len(b.rates) - 2
+    if free:
+        larger = max(float(rates.var(ddof=1)) for rates in (a.rates, b.rates) if len(rates) > 1)
+        parts.append((larger * (1 / len(a.rates) + 1 / len(b.rates)), free))
     total = sum(part for part, _ in parts)
-    if not total:
-        return float(per_picture.mean()), 0.0
-    freedom = total**2 / sum(part**2 / free for part, free in parts)
-    return float(per_picture.mean()), float(stdtrit(freedom, (1 + LEVEL) / 2)) * sqrt(total)
+    freedom = total**2 / sum(part**2 / of for part, of in parts)
+    return float(d.mean()), float(stdtrit(freedom, (1 + LEVEL) / 2)) * sqrt(total)
 
 
-def _row_hits(row: dict[str, Any], prefix: str, method: str, column: str) -> RowHits | None:
-    """None where its runs did not see the same pictures."""
-    runs = [hits_of(run["evaluations"][prefix, method]["columns"][column]) for run in row["runs"]]
-    return RowHits.of(runs) if len({len(hits) for hits in runs}) == 1 else None
+def comparison_lines(results: dict[str, Any], method: str) -> list[Line]:
+    """`xclr - simclr` and the comparison of each column, None where there is none; all pairs, or those with the row
+    that the suite compares with."""
+    lines: dict[tuple[str, str], dict[str, Any]] = {}
+    for found in results["comparisons"]:
+        if found["method"] != method or results["against"] not in ("", found["row"], found["less"]):
+            continue
+        if found["row"] == results["against"]:
+            low, high = found["interval"]
+            turned = {"row": found["less"], "less": found["row"], "difference": -found["difference"]}
+            found = {**found, **turned, "interval": [-high, -low]}
+        lines.setdefault((found["row"], found["less"]), {})[found["column"]] = found
+    return [
+        (f"{row} - {less}", [line.get(column) for column in results["columns"]]) for (row, less), line in lines.items()
+    ]
+
+
+def is_sure(comparison: dict[str, Any]) -> bool:
+    """Zero lies outside its interval."""
+    low, high = comparison["interval"]
+    return bool(low > 0 or high < 0)
+
+
+def points(comparison: dict[str, Any]) -> tuple[str, str]:
+    """`+1.0` and `±0.8`."""
+    low, high = comparison["interval"]
+    return f"{round(comparison['difference'], 1) + 0.0:+.1f}", f"±{(high - low) / 2:.1f}"  # no -0.0
+
+
+def _columns(row: dict[str, Any], prefix: str, method: str, column: str) -> list[dict[str, Any]]:
+    """The figures of each of its runs."""
+    return [run["evaluations"][prefix, method]["columns"][column] for run in row["runs"]]
+
+
+def _same(columns: list[dict[str, Any]]) -> bool:
+    """Whether all are of the same pictures."""
+    return len({column["counted"] for column in columns}) == 1

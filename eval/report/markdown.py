@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
-from eval.report.compare import COMPARED, comparison_lines, is_sure
+from eval.report.compare import COMPARED, comparison_lines, is_sure, points
 from eval.report.table import difference_lines, heading, is_best, plus_minus, runs_line
 from eval.report.titles import TITLES
 from shards.atomic import atomic_file
@@ -34,20 +35,27 @@ def markdown(results: dict[str, Any]) -> str:
     for method in TITLES:
         runs = f"; {line}" if (line := runs_line(results)) else ""
         parts += [f"{heading(results, method)}, 95% interval (Wilson score){runs}:", ""]
-        parts += [_line(["", *results["columns"]]), _line(["---", *["---:"] * len(results["columns"])])]
-        parts += [_line([row["method"], *_cells(row, results, method)]) for row in results["rows"]]
+        parts += [_line(["", *map(_plain, results["columns"])]), _line(["---", *["---:"] * len(results["columns"])])]
+        parts += [_line([_plain(row["method"]), *_cells(row, results, method)]) for row in results["rows"]]
         if method == "linear_probe":
             parts += [_line([f"*{row['method']}, published*", *_quoted(row, results)]) for row in results["published"]]
-        parts.append("")
+        details = results["rows"][0]["details"][method]
+        parts += [_line(["*images*", *(f"{details[column]['n']:,}" for column in results["columns"])]), ""]
+    if len(results["rows"]) > 1:
+        parts += ["In bold the best of a column, and what is not surely below it.", ""]
     parts += _comparisons(results)
     if differences := difference_lines(results):
         parts += [*(f"- {line}" for line in differences), ""]
     if results["published"]:
         parts += ["~ from memory of the paper: approximate. Its probes were trained on augmented views.", ""]
     places = [f"- {name}: {bench['root']}" for name, bench in results["benches"].items()]
-    models = [f"- {row['method']}: {_model(run['model'])}" for row in results["rows"] for run in row["runs"]]
-    protocols = [f"- {TITLES[method]}: {_words(table)}" for method, table in results["protocol"].items()]
-    versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
+    named = [(_plain(row["method"]), run) for row in results["rows"] for run in row["runs"]]
+    models = [f"- {name}: {_model(run['model'])}" for name, run in named]
+    protocols = [f"- {TITLES[method]}: {_words(results['protocol'][method])}" for method in TITLES]
+    for name, run in named:
+        which = run["model"].get("checkpoint") or run["model"]["model"]
+        protocols += [f"- but {name}, {which}, {at}: {_words(unlike)}" for at, unlike in run["otherwise"].items()]
+    versions = ", ".join(f"{name} {number}" for name, number in sorted(results["versions"].items()))
     return "\n".join([*parts, *places, *models, *protocols, f"- {versions}", ""])
 
 
@@ -55,7 +63,7 @@ def _cells(row: dict[str, Any], results: dict[str, Any], method: str) -> list[st
     cells = []
     for column in results["columns"]:
         value, (low, high) = row[method][column], row["details"][method][column]["interval"]
-        text = f"**{value:.1f}**" if is_best(results["rows"], row, method, column) else f"{value:.1f}"
+        text = f"**{value:.1f}**" if is_best(results, row, method, column) else f"{value:.1f}"
         text += plus_minus(row, method, column)
         cells.append(f"{text} ({low:.1f}-{high:.1f})")
     return cells
@@ -65,18 +73,22 @@ def _comparisons(results: dict[str, Any]) -> list[str]:
     parts = []
     for method in TITLES:
         lines = comparison_lines(results, method)
-        if lines and len(lines) <= PAIRS:
-            parts += [_line([TITLES[method], *results["columns"]])]
+        if len(lines) > PAIRS:
+            words = f"{len(lines)} pairs of rows are compared in report.html and results.json; `against` names one row"
+            return [f"{words} to compare the others with.", ""]
+        if lines:
+            parts += [_line([TITLES[method], *map(_plain, results["columns"])])]
             parts += [_line(["---", *["---:"] * len(results["columns"])])]
-            parts += [_line([name, *map(_comparison, cells)]) for name, cells in lines] + [""]
-    return [COMPARED, "", *parts] if parts else []
+            parts += [_line([_plain(name), *map(_comparison, cells)]) for name, cells in lines] + [""]
+    lost = [f"Not of the same pictures, so not compared: {'; '.join(results['uncompared'])}.", ""]
+    return [*([COMPARED, "", *parts] if parts else []), *(lost if results["uncompared"] else [])]
 
 
 def _comparison(found: dict[str, Any] | None) -> str:
     if found is None:
         return ""
-    value, (low, high) = f"{found['difference']:+.1f}", found["interval"]
-    return f"{f'**{value}**' if is_sure(found) else value} ±{(high - low) / 2:.1f}"
+    value, reach = points(found)
+    return f"{f'**{value}**' if is_sure(found) else value} {reach}"
 
 
 def _quoted(row: dict[str, Any], results: dict[str, Any]) -> list[str]:
@@ -92,21 +104,29 @@ def _quoted(row: dict[str, Any], results: dict[str, Any]) -> list[str]:
 def _model(model: dict[str, Any]) -> str:
     """`resnet18, xclr, runs/a/checkpoint-000270.pt, sha256 4f...`: what is known of it."""
     parts = [model["model"], model["objective"], model.get("checkpoint")]
-    parts += [f"sha256 {sha}"] if (sha := model.get("checkpoint_sha256")) else []
+    if model["objective"] == "untrained":
+        parts = [model["model"], f"initial weights of {model['checkpoint']}" if "checkpoint" in model else "untrained"]
+    elif sha := model.get("checkpoint_sha256"):
+        parts.append(f"sha256 {sha}")
     return ", ".join(str(part) for part in parts if part)
 
 
 def _words(protocol: dict[str, Any]) -> str:
     """A protocol in one line: `k 20; temperature 0.07`."""
-    return "; ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in sorted(protocol.items()))
+    return "; ".join(f"{key.replace('_', ' ')} {_value(value)}" for key, value in sorted(protocol.items()))
 
 
-def _plain(value: object) -> str:
+def _value(value: object) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(part)}" for key, part in value.items())
+        return ", ".join(f"{key} {_value(part)}" for key, part in sorted(value.items()))
     if isinstance(value, (list, tuple)):
-        return "/".join(_plain(part) for part in value)
+        return "/".join(_value(part) for part in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _plain(name: str) -> str:
+    """A name that says nothing in Markdown; underlines within words are none."""
+    return re.sub(r"[|*`\[\]<>\\]", r"\\\g<0>", name.replace("\n", " "))
 
 
 def _line(cells: list[str]) -> str:

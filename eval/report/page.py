@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.report.claims import verdicts
-from eval.report.compare import COMPARED, comparison_lines, is_sure
+from eval.report.compare import COMPARED, comparison_lines, is_sure, points
 from eval.report.gallery import GraphStrips, Neighbour, Strip
 from eval.report.table import difference_lines, is_best, plus_minus, runs_line
 from eval.report.titles import TITLES
@@ -83,7 +83,7 @@ def _models(results: dict[str, Any]) -> str:
     runs = [run for row in results["rows"] for run in row["runs"]]
     models = sorted({str(run["model"]["model"]) for run in runs})
     where = ", ".join(results["benches"])
-    return escape(f"{len(runs)} models ({', '.join(models)}) on {where}; accuracy in percent, frozen features")
+    return escape(f"{', '.join(models)} on {where}; accuracy in percent, frozen features")
 
 
 def _warning(words: str, reasons: list[str]) -> str:
@@ -100,7 +100,7 @@ def _table(results: dict[str, Any], method: str) -> str:
         cells = []
         for column in columns:
             value = row[method][column]
-            best = is_best(rows, row, method, column)
+            best = is_best(results, row, method, column)
             low, high = row["details"][method][column]["interval"]
             title = f"95% interval {low:.1f} to {high:.1f}, {row['details'][method][column]['n']:,} images"
             if len(row["runs"]) > 1:
@@ -133,10 +133,12 @@ def _columns(results: dict[str, Any]) -> str:
     details = results["rows"][0]["details"]["linear_probe"]
     every = [d["interval"] for row in results["rows"] for one in row["details"].values() for d in one.values()]
     widest = max((high - low) / 2 for low, high in every)
-    words = "; ".join(f"{name}: {detail['about']}" for name, detail in details.items() if detail["about"])
+    about = {(name.rpartition("/")[2], detail["about"]): None for name, detail in details.items() if detail["about"]}
+    words = "; ".join(f"{name}: {said}" for name, said in about)  # once, of however many benchmarks
     runs = f" {line[0].upper()}{line[1:]}." if (line := runs_line(results)) else ""
     return (
-        '<p class="soft">The best of a column is marked; the test pictures leave a figure uncertain by up to '
+        '<p class="soft">The best of a column is marked, with what is not surely below it; the test pictures leave a '
+        "figure uncertain by up to "
         f"&plusmn;{widest:.1f} (95%, Wilson score; hold the pointer over one).{runs} {escape(words)}."
         f"{_quotes(results)}</p>"
     )
@@ -175,7 +177,12 @@ def _comparisons(results: dict[str, Any]) -> str:
         count = max(count, len(lines))
     if not count:
         return ""
-    body = f'<p class="soft">{COMPARED}</p>{"".join(tables)}'
+    lost = (
+        f" Not of the same pictures, so not compared: {'; '.join(results['uncompared'])}."
+        if results["uncompared"]
+        else ""
+    )
+    body = f'<p class="soft">{escape(COMPARED + lost)}</p>{"".join(tables)}'
     if count > PAIRS:
         body = f"<details><summary>{count} pairs of rows</summary>{body}</details>"
     return f"<h2>Row against row</h2>{body}"
@@ -184,10 +191,10 @@ def _comparisons(results: dict[str, Any]) -> str:
 def _comparison(found: dict[str, Any] | None) -> str:
     if found is None:
         return "<td></td>"
-    low, high = found["interval"]
+    (low, high), (value, reach) = found["interval"], points(found)
     words = f'title="95% interval {low:+.1f} to {high:+.1f}"'
     mark = " class=best" if is_sure(found) else ""
-    return f"<td{mark} {words}>{found['difference']:+.1f}<small> ±{(high - low) / 2:.1f}</small></td>"
+    return f"<td{mark} {words}>{value}<small> {reach}</small></td>"
 
 
 def _quotes(results: dict[str, Any]) -> str:
@@ -208,6 +215,8 @@ def _verdicts(results: dict[str, Any]) -> str:
             kind, head, tail = "soft", "In the figures:", f"Within the uncertainty for {'; '.join(verdict.unsure)}."
         else:
             kind, head, tail = "holds", "Holds:", "By linear probe and kNN alike, each beyond its uncertainty."
+            if verdict.single:
+                tail = f"{tail[:-1]} by other pictures; other seeds, these single runs cannot tell of."
         items.append(f'<li><span class="{kind}">{head}</span> {escape(f"{verdict.claim}. {tail}")}</li>')
     return f'<h2>What the paper claims</h2><ul class="verdicts">{"".join(items)}</ul>'
 

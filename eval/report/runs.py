@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import mean, stdev
 from typing import Any
 
-from eval.evaluate import wilson
+from eval.evaluate import hits_of, wilson
 
 __all__ = ["mean_of_runs", "spread"]
 
@@ -14,13 +14,14 @@ def mean_of_runs(values: list[dict[str, Any]]) -> dict[str, Any]:
     """evaluate()'s values of several models, by one method on one benchmark, as one such value.
 
     An accuracy is the mean, its interval Wilson's of that mean: how far the pictures leave it open, whichever seed.
-    Columns and summaries gain `runs`, the figures in order. What is not a figure is the first's.
+    Columns and summaries gain `runs`, the figures in order; those of columns are not rounded, so that means and
+    spreads are right to the last digit shown. What is not a figure is the first's.
     """
     if len(values) == 1:
         return values[0]
     columns = {}
     for name, column in values[0]["columns"].items():
-        runs = [value["columns"][name]["accuracy"] for value in values]
+        runs = [100 * float(hits_of(value["columns"][name]).mean(dtype=float)) for value in values]
         interval = [round(100 * end, 2) for end in wilson(mean(runs) / 100, column["n"])]
         columns[name] = {**column, "accuracy": round(mean(runs), 2), "interval": interval, "runs": runs}
     summaries = {}

@@ -66,7 +66,7 @@ def show_rows(results: dict[str, Any], path: Path) -> None:
     """A suite: one line a model, or a figure where that is too wide; the best of each figure in bold."""
     console = Console(highlight=False)
     for method in TITLES:
-        console.print(f"[italic]{heading(results, method)}[/italic]")  # a title would wrap at the table's width
+        console.print(f"[italic]{escape(heading(results, method))}[/italic]")  # a title would wrap at the table's width
         for table in _tables(results, method, console):
             console.print(table)
     if line := runs_line(results):
@@ -91,7 +91,7 @@ def _tables(results: dict[str, Any], method: str, console: Console) -> list[Tabl
         line = []
         for column in columns:
             text = f"{row[method][column]:.1f}"
-            text = f"[bold]{text}[/bold]" if is_best(rows, row, method, column) else text
+            text = f"[bold]{text}[/bold]" if is_best(results, row, method, column) else text
             line.append(text + plus_minus(row, method, column))
         cells.append(line)
     table = _table(names, columns, cells)

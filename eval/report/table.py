@@ -7,7 +7,7 @@ from typing import Any
 
 from eval.benchmarks.bench import Bench
 from eval.evaluate import METHODS
-from eval.report.compare import compare_rows
+from eval.report.compare import compare_rows, is_sure
 from eval.report.published import published_rows
 from eval.report.runs import mean_of_runs, spread
 from eval.report.titles import TITLES
@@ -34,17 +34,20 @@ def gather(
     parts: list[Part],
     unfinished: Sequence[str] = (),
     unalike: Sequence[str] = (),
+    against: str = "",
 ) -> dict[str, Any]:
     """evaluated: {"method", "runs": [{"model", "evaluations": {(prefix, method): evaluate()'s value}}]} for each row.
 
     unfinished: a line for each run whose training has not come to its end. unalike: one for each that differs from the
-    first of its row in more than the seed.
+    first of its row in more than the seed. against: the row that tables compare the others with; empty: every pair.
     """
     evaluated = [{**row, "evaluations": _means(row["runs"])} for row in evaluated]
+    benches = dict(parts)
     several = len(parts) > 1
     columns = [(prefix, column) for prefix, bench in parts for column in _columns(bench)]
     titles = {place: f"{place[0]}/{place[1]}" if several else place[1] for place in columns}
     first = evaluated[0]["evaluations"]
+    comparisons, uncompared = compare_rows(evaluated, titles)
     return {
         "suite": name,
         "title": title,
@@ -56,7 +59,7 @@ def gather(
                 "linear_probe": {titles[place]: value for place, value in row["figures"].items()},
                 "approximate": [titles[place] for place in row["approximate"]],
             }
-            for row in published_rows(columns)
+            for row in published_rows([place for place in columns if benches[place[0]].name == place[0]])
         ],
         "summaries": {
             f"{row['method']}/{prefix}/{method}": value["summaries"]
@@ -66,8 +69,12 @@ def gather(
         },
         "protocol": {method: first[(parts[0][0], method)]["protocol"] for method in METHODS},
         "benches": {
-            prefix: {key: first[(prefix, METHODS[0])][key] for key in ("root", "notes", "pictures")}
-            for prefix, _ in parts
+            prefix: {
+                "root": str(bench.root),
+                "notes": {**first[prefix, METHODS[0]]["notes"], **bench.notes},
+                "pictures": first[prefix, METHODS[0]]["pictures"],
+            }
+            for prefix, bench in parts
         },
         "differences": [
             [
@@ -82,7 +89,9 @@ def gather(
             if summary.kind == "difference"
             for method in METHODS
         ],
-        "comparisons": compare_rows(evaluated, titles),
+        "comparisons": comparisons,
+        "uncompared": uncompared,
+        "against": against,
         "partial": sorted(
             {
                 f"{prefix}: {reason}" if several else reason
@@ -118,11 +127,21 @@ def heading(results: dict[str, Any], method: str) -> str:
     return f"{TITLES[method]}{f' on {where[0]}' if len(where) == 1 else ''}, accuracy in percent"
 
 
-def is_best(rows: list[dict[str, Any]], row: dict[str, Any], method: str, column: str) -> bool:
-    """The row's figure is to be marked as the column's best."""
+def is_best(results: dict[str, Any], row: dict[str, Any], method: str, column: str) -> bool:
+    """The row's figure is to be marked: it is the column's best, or not surely below it."""
+    rows = results["rows"]
     if len(rows) < 2 or not row["details"][method][column]["marked"]:
         return False
-    return bool(row[method][column] == max(other[method][column] for other in rows))
+    best = max(rows, key=lambda other: other[method][column])
+    if row[method][column] == best[method][column]:
+        return True
+    pair = {row["method"], best["method"]}
+    found = [
+        one
+        for one in results["comparisons"]
+        if {one["row"], one["less"]} == pair and (one["method"], one["column"]) == (method, column)
+    ]
+    return bool(found) and not is_sure(found[0])
 
 
 def plus_minus(row: dict[str, Any], method: str, column: str) -> str:
@@ -136,7 +155,7 @@ def runs_line(results: dict[str, Any]) -> str:
     counts = {row["method"]: len(row["runs"]) for row in results["rows"] if len(row["runs"]) > 1}
     if not counts:
         return ""
-    same = len(set(counts.values())) == 1
+    same = len(set(counts.values())) == 1 and len(counts) == len(results["rows"])
     of = (
         f"{next(iter(counts.values()))} runs"
         if same
@@ -230,7 +249,9 @@ def _figure(evaluation: dict[str, Any], column: str) -> tuple[float, dict[str, A
 
 def _runs(figure: dict[str, Any]) -> dict[str, Any]:
     """The figures of several runs, and their deviation; nothing of one."""
-    return {"runs": figure["runs"], "spread": spread(figure["runs"])} if "runs" in figure else {}
+    if "runs" not in figure:
+        return {}
+    return {"runs": [round(value, 2) for value in figure["runs"]], "spread": spread(figure["runs"])}
 
 
 def _without_table(chosen: dict[str, Any]) -> dict[str, Any]:

@@ -199,6 +199,50 @@ def test_a_suite_may_name_several_folders(
     assert [details[column]["n"] for column in found["columns"][:2]] == [15, 10]
     assert run_eval([*call, "--data", str(tmp_path / "pets")]) == 2
     assert "--data names the folder of a suite's one benchmark" in capsys.readouterr().err
+    (tmp_path / "mine.toml").write_text(f"benches = ['imagefolder:{tmp_path}/pets']")
+    assert run_eval([*call, "--data", str(tmp_path / "cars")]) == 2
+    (tmp_path / "mine.toml").write_text("benches = ['imagefolder:pets', 'demo']")
+    assert run_eval(call) == 2
+    assert f"there is no {world.resolve()}/pets: it is looked for from the current" in capsys.readouterr().err
+    (tmp_path / "mine.toml").write_text("benches = ['imagefolder', 'demo']")
+    assert run_eval(call) == 2
+    assert "say the folder, 'imagefolder:DIR'" in capsys.readouterr().err
+
+
+def test_own_data_has_no_published_figures_and_its_own_place(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(world)
+    make_folders(tmp_path / "imagenet", 3)
+    shutil.copytree(tmp_path / "imagenet", tmp_path / "copy")
+    text = f"benches = ['imagefolder:{tmp_path}/imagenet', 'other=imagefolder:{tmp_path}/copy']\n[knn]\nk = 3\n"
+    (tmp_path / "mine.toml").write_text(text)
+    call = ["suite", "--config", str(tmp_path / "mine.toml"), "--checkpoint", "runs/demo/xclr", "--out", str(tmp_path)]
+    assert run_eval(call) == 0
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["columns"] == ["imagenet/top1", "other/top1"]
+    assert found["published"] == []
+    assert found["benches"]["other"]["root"] == str(tmp_path / "copy")  # though its evaluation is the other's
+
+
+def test_a_cut_evaluation_is_made_again(
+    world: Path, results: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(world)
+    call = ["suite", "--config", "demo", "--out", str(tmp_path), "--checkpoint", "runs/demo/xclr"]
+    assert run_eval(call) == 0
+    (tmp_path / "results.json").unlink()
+    paths = sorted((tmp_path / "evaluations").iterdir())
+    whole = [path.read_text() for path in paths]
+    old = json.loads(whole[0])
+    del old["columns"]["object"]["hits"]
+    cut = json.loads(whole[0])
+    cut["columns"]["object"]["hits"] = "AAAA"[:4]
+    cut["columns"]["object"]["n"] = 100
+    for text in (json.dumps(old), json.dumps(cut), '{"columns": {}}', "[]", "5", whole[0][:200], ""):
+        paths[0].write_text(text)
+        assert run_eval(call) == 0
+        assert json.loads(paths[0].read_text())["columns"] == json.loads(whole[0])["columns"]
 
 
 def test_a_run_that_has_not_ended_is_told_of(
@@ -257,7 +301,7 @@ def test_what_differs_from_row_to_row_is_kept(results: dict[str, Any]) -> None:
 
 def table(**figures: tuple[float, float]) -> dict[str, Any]:
     rows = [
-        {"method": name, **{m: {"object": a, "only_fg": a, "colour": b} for m in ("linear_probe", "knn")}}
+        {"method": name, "runs": [{}], **{m: {"object": a, "only_fg": a, "colour": b} for m in ("linear_probe", "knn")}}
         for name, (a, b) in figures.items()
     ]
     sure = [
@@ -279,6 +323,7 @@ def test_claims_are_read_off_the_figures() -> None:
     assert verdicts(near)[0].unsure == ()
     near["comparisons"][0]["interval"] = [-0.1, 10.1]
     assert verdicts(near)[0].unsure == ("linear probe on object",)
+    assert verdicts(near | {"comparisons": []})[0].unsure[-1] == "kNN on only_fg"  # not compared, so not sure
     assert verdicts(table(simclr=(1, 1), other=(2, 2))) == []
     alone = table(untrained=(10, 10), simclr=(20, 50), xclr=(25, 45)) | {"columns": ["object", "attribute"]}
     assert verdicts(alone) == []  # of MIT-States, which says nothing of grounds
@@ -312,12 +357,15 @@ def test_charts() -> None:
         ("benches = ['imagefolders:x']", "unknown benchmark 'imagefolders'"),
         ("benches = ['imagefolder:a/pets', 'shards:b/pets']", "two benchmarks are called pets"),
         ("benches = ['demo', 'demo']", "two benchmarks are called demo"),
+        ("benches = ['shards:']", "'shards:' names no folder: shards:DIR, or shards alone"),
+        ("benches = ['demo']\nagainst = 'b'\n[[rows]]\nmethod = 'a'\ncheckpoint = 'c'", r"against is the name .*\(a\)"),
+        ("benches = ['demo']\nrows = [{method='a',checkpoint='b'},{method='a',checkpoint='c'}]", "two rows .* 'a'"),
         ("benches = [", r"cannot read .*mine\.toml as TOML"),
         ("benches = ['demo']\n[[rows]]\nmethod = 'a'", "row 'a' is of one checkpoint = '...', or of"),
         ("benches = ['demo']\n[[rows]]\nmethod = 'a'\ncheckpoint = 'b'\ncheckpoints = ['c']", "row 'a' is of one"),
         ("benches = ['demo']\n[[rows]]\nmethod = 'a'\ncheckpoints = ['b', 'b']", "'a' names a checkpoint twice"),
         ("benches = ['demo']\nfew_shot = 1", "few_shot is a list"),
-        ("benches = ['demo']\nfew_shot = ['x']", "few_shot is of type float"),
+        ("benches = ['demo']\nfew_shot = ['x']", r"few_shot\[0\] is of type float"),
         ("benches = ['demo']\nfew_shot = [150]", "percentages between 0 and 100, not 150"),
         ("benches = ['demo']\n[knn]\nk = 0", "k must be at least 1"),
         ("benches = ['demo']\n[probe]\nlr = 1", r"mine.toml \[probe\]: unknown key 'lr'"),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -11,13 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.benchmarks.bench import Bench, Column, Task, top
-from eval.report.gallery import image_strips
+from eval.models.model import Model
 from eval.report.runs import mean_of_runs
+from eval.rows import Row, unalike
 from shards.page import interval_chart, line_chart
 from tests.eval.demo_shards import make_demo
-from tests.eval.make_folders import make_set
+from tests.eval.make_folders import make_model
 from tests.eval.runs import run_eval, train_run
+from trainer.augment import IMAGENET_MEAN, IMAGENET_STD
+from trainer.recipe import as_table, changed, load_recipe
 
 SUITE = """
 benches = ['demo']
@@ -96,6 +101,9 @@ def test_the_mean_is_said_wherever_it_is_shown(
     said = "ean of 2 runs of untrained, 3 runs of xclr, ± their standard deviation"
     assert all(said in text for text in (shown, markdown, page))
     assert page.count('class="ring') == 2 * (2 + 3) * len(results["columns"])
+    assert f"; runs {', '.join(f'{one:.1f}' for one in row['details']['knn']['colour']['runs'])}" in page
+    assert "data/demo, each beside" in page
+    assert "by the graph made:" in page
     assert page.count("<polyline") >= 2 * 4  # loss and kNN of each trained run
     assert all(f"runs/xclr-{seed}/" in markdown for seed in range(3))
     assert "\n- kNN: features frozen" in markdown
@@ -140,17 +148,18 @@ def test_the_same_weights_are_no_second_seed(world: Path, monkeypatch: pytest.Mo
 
 
 def test_summaries_are_means_as_well() -> None:
-    def value(accuracy: float, gap: float) -> dict[str, Any]:
-        column = {"accuracy": accuracy, "interval": [0, 100], "n": 50, "unreadable": 0, "about": "", "marked": True}
+    def value(right: int, gap: float) -> dict[str, Any]:
+        hits = base64.b64encode(np.packbits([1] * right + [0] * (50 - right)).tobytes()).decode()
+        column = {"accuracy": 2.0 * right, "interval": [0, 100], "n": 50, "about": "", "marked": True, "hits": hits}
         summary = {"value": gap, "columns": ["a"], "about": ""}
         return {"columns": {"a": column}, "summaries": {"gap": summary}, "partial": [f"{gap:g} of 9"]}
 
-    found = mean_of_runs([value(40, 2), value(60, 5)])
+    found = mean_of_runs([value(20, 2), value(30, 5)])
     assert found["columns"]["a"]["accuracy"] == 50
     assert found["columns"]["a"]["interval"] == [36.64, 63.36]  # Wilson's of 25 of 50
     assert found["summaries"]["gap"] == {"value": 3.5, "columns": ["a"], "about": "", "runs": [2, 5]}
     assert found["partial"] == ["2 of 9", "5 of 9"]
-    assert mean_of_runs([value(40, 2)]) == value(40, 2)
+    assert mean_of_runs([value(20, 2)]) == value(20, 2)
 
 
 def test_charts_of_several_runs() -> None:
@@ -159,12 +168,39 @@ def test_charts_of_several_runs() -> None:
     one = {"a": [(50.0, 45.0, 55.0)]}
     assert "ring" not in interval_chart(["g"], one, x_title="%", colours={"a": 0})
     assert interval_chart(["g"], one, x_title="%", colours={"a": 0}, within={"a": [[20.0, 80.0]]}).count("ring") == 2
+    wide = interval_chart(["g"], one, x_title="%", colours={"a": 0}, within={"a": [[20.0, 80.0]]})
+    places = [float(x) for x in re.findall(r'cx="([\d.]+)"', wide)]
+    assert max(places) < 460  # a run beyond the interval is within the picture
+    long = interval_chart(["oxford-flowers-by-photographer 10%/top1" * 2], one, x_title="%", colours={"a": 0})
+    assert "\N{HORIZONTAL ELLIPSIS}</text>" in long
+    ends = [float(x) for x in re.findall(r'class="line[^>]* x1="([\d.]+)" x2=', long)]
+    assert ends[0] < float(re.findall(r'cx="([\d.]+)"', long)[0]) < 460
 
 
-def test_pictures_are_called_by_their_classes(tmp_path: Path) -> None:
-    images = make_set(6)
-    task = Task(name="t", images=images.name, labels=np.array([0, 0, 1, 1, 2, 2]), classes=["ant", "bee", "cat"])
-    column = Column(name="top1", task="t", images=images.name, score=top(task.labels))
-    bench = Bench(name="mine", root=tmp_path, sets=(images,), tasks=(task,), columns=(column,))
-    strips = image_strips({}, bench, tmp_path)
-    assert [strip.query.words for strip in strips] == ["ant", "ant", "bee", "bee", "cat", "cat"]
+def run(tmp_path: Path, name: str, **changes: Any) -> Model:
+    """A model with the run.json of a run."""
+    recipe = as_table(changed(load_recipe("demo"), {key.replace("__", "."): value for key, value in changes.items()}))
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "run.json").write_text(json.dumps({"recipe": recipe}))
+    return replace(make_model(), folder=tmp_path / name, about={"objective": "xclr"})
+
+
+def test_what_is_no_seed(tmp_path: Path) -> None:
+    row = Row(method="m", checkpoints=("a", "b", "c"))
+    first, second = run(tmp_path, "a", seed=1), run(tmp_path, "b", seed=2)
+    third = run(tmp_path, "c", seed=3, objective__tau_s=0.2)
+    assert list(unalike(row, [first, second, third])) == ["m, c: objective.tau_s: 0.2, not 0.1"]
+    old = json.loads((tmp_path / "b/run.json").read_text())
+    for key in ("mean", "std"):
+        assert old["recipe"]["model"][key] == []
+        old["recipe"]["model"][key] = list(IMAGENET_MEAN if key == "mean" else IMAGENET_STD)
+    (tmp_path / "b/run.json").write_text(json.dumps(old))  # one says what the other leaves open
+    assert list(unalike(row, [first, second, second])) == []
+    many = run(
+        tmp_path, "d", epochs=1, objective__tau=0.2, objective__tau_s=0.2, optimiser__lr=1.0, precision="float32"
+    )
+    assert next(iter(unalike(row, [first, second, many]))).endswith("; ...")
+    exported = [replace(make_model(), about={"objective": name, "checkpoint": name}) for name in ("x-0", "x-1", "x-2")]
+    assert list(unalike(row, exported)) == []  # nothing is known of how they were trained
+    other = run(tmp_path, "e", objective__name="simclr")
+    assert list(unalike(replace(row, untrained=True), [first, second, other])) == []  # weights before any training

@@ -27,7 +27,17 @@ def bench(name: str, columns: tuple[str, ...], summaries: tuple[Summary, ...] = 
     return Bench(name=name, root=Path(name), sets=(images,), tasks=(task,), columns=made, summaries=summaries)
 
 
-def value(made: Bench, accuracy: float, partial: tuple[str, ...] = (), unreadable: int = 0) -> dict[str, Any]:
+HALF, ALL = (base64.b64encode(bytes([bits])).decode() for bits in (0b1010_0000, 0b1111_0000))  # of four pictures
+
+
+def value(
+    made: Bench,
+    accuracy: float,
+    partial: tuple[str, ...] = (),
+    unreadable: int = 0,
+    hits: str = HALF,
+    counted: str = "all",
+) -> dict[str, Any]:
     column = {
         "interval": [accuracy - 1, accuracy + 1],
         "n": 4,
@@ -35,7 +45,8 @@ def value(made: Bench, accuracy: float, partial: tuple[str, ...] = (), unreadabl
         "about": "",
         "marked": True,
         "accuracy": accuracy,
-        "hits": base64.b64encode(bytes([0b1010_0000])).decode(),
+        "hits": hits,
+        "counted": counted,
     }
     return {
         "bench": made.name,
@@ -166,3 +177,100 @@ def test_published_rows_come_only_with_their_benchmarks() -> None:
     assert published_rows([("demo", "object")]) == []
     assert len(published_rows([("imagenet", "top1")])) == len(FIGURES)
     assert len(published_rows([("mit-states", "object")])) == 3
+
+
+def simple(names: list[str], column: str = "object", *, hits: str = HALF, counted: str = "all") -> dict[str, Any]:
+    """One column; the last row has these hits."""
+    made = bench("demo", (column, "only_fg"))
+    rows = []
+    for name in names:
+        last = name == names[-1]
+        found = value(made, 60.0 if last else 50.0, hits=hits if last else HALF, counted=counted if last else "all")
+        evaluations = {("demo", how): found for how in ("linear_probe", "knn")}
+        rows.append(
+            {"method": name, "runs": [{"model": {"model": "vit", "objective": "xclr"}, "evaluations": evaluations}]}
+        )
+    return gather("mine", "Mine", rows, [("demo", made)])
+
+
+def page_of(table: dict[str, Any], tmp_path: Path) -> str:
+    write_report(tmp_path / "r.html", table, curves={}, captions=None, images=[])
+    return (tmp_path / "r.html").read_text()
+
+
+def test_a_claim_holds_only_beyond_the_uncertainty(tmp_path: Path) -> None:
+    claim = "X-CLR recognises objects better than SimCLR, on every ground"
+    page = page_of(simple(["simclr", "xclr"]), tmp_path)  # 60 above 50 of equal hits
+    assert f"In the figures:</span> {claim}. Within the uncertainty for linear probe on object;" in page
+    table = simple(["simclr", "xclr"])
+    for one in table["comparisons"]:
+        one["interval"] = [1.0, 19.0]
+    assert f"Holds:</span> {claim}. By linear probe and kNN alike, each beyond its uncertainty by other" in page_of(
+        table, tmp_path
+    )
+    table["rows"][0]["runs"] *= 2
+    assert "each beyond its uncertainty.<" in page_of(table, tmp_path)
+    lost = simple(["simclr", "xclr"], counted="all but one")
+    assert lost["comparisons"] == []
+    assert len(lost["uncompared"]) == 4
+    assert "Within the uncertainty for" in page_of(lost, tmp_path)
+    assert "Not of the same pictures, so not compared: xclr - simclr, linear probe on object; " in markdown(lost)
+
+
+def test_what_is_not_surely_below_the_best_is_marked_too() -> None:
+    near, far = simple(["a", "b"]), simple(["a", "b"])
+    for one in far["comparisons"]:
+        one["interval"] = [1.0, 19.0]
+    assert "| a | **50.0** (" in markdown(near)
+    assert "| a | 50.0 (" in markdown(far)
+    assert "| b | **60.0** (" in markdown(far)
+    far["comparisons"].clear()
+    assert "| a | 50.0 (" in markdown(far)
+
+
+def test_more_than_six_rows_are_compared_where_there_is_room(tmp_path: Path) -> None:
+    few, many = simple(list("abcdef")), simple(list("abcdefg"))
+    assert "| b - a | +0.0 ±" in markdown(few)
+    assert "<details><summary>15" not in page_of(few, tmp_path)
+    assert "| b - a |" not in markdown(many)
+    assert "21 pairs of rows are compared in report.html and results.json" in markdown(many)
+    assert "<details><summary>21 pairs of rows</summary>" in page_of(many, tmp_path)
+    against = markdown(many | {"against": "g"})
+    assert "| a - g | " in against
+    assert "| b - a |" not in against
+
+
+def test_names_stay_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = simple(["a | b", "[bold]c*<i>"], "pets [red] | x")
+    text = markdown(table)
+    widths = {line.replace("\\|", "").count("|") for line in text.splitlines() if line.startswith("|")}
+    assert widths == {4}
+    assert "| a \\| b |" in text
+    assert "\\[bold\\]c\\*\\<i\\>" in text
+    table["benches"] = {"pets [red]": table["benches"]["demo"]}
+    show_rows(table, tmp_path)
+    shown = capsys.readouterr().out
+    assert "linear probe on pets [red], accuracy" in shown
+    assert "[bold]c*<i>" in shown
+    assert "<i>" not in page_of(table, tmp_path)
+
+
+def test_a_mean_over_splits_has_its_spread_over_runs() -> None:
+    splits = ("object_seed0", "object_seed1")
+    mean = Summary(name="object", kind="mean", columns=splits)
+    made = bench("mit-states", splits, (mean,))
+    runs = [
+        {
+            "model": {"model": "vit", "objective": "xclr"},
+            "evaluations": {
+                ("mit-states", how): value(made, accuracy, ("3 of 4",), hits=hits) for how in ("linear_probe", "knn")
+            },
+        }
+        for accuracy, hits in ((50.0, HALF), (100.0, ALL))
+    ]
+    table = gather("m", "M", [{"method": "mine", "runs": runs}], [("mit-states", made)])
+    assert table["rows"][0]["knn"] == {"object": 75.0}
+    assert table["rows"][0]["details"]["knn"]["object"]["runs"] == [50.0, 100.0]
+    assert "| mine | 75.0 ±35.4 (" in markdown(table)
+    assert table["partial"] == ["3 of 4"]
+    assert "In bold" not in markdown(table)  # a row alone has no best
