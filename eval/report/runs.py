@@ -28,7 +28,7 @@ def mean_of_runs(values: list[dict[str, Any]]) -> dict[str, Any]:
     for name, summary in values[0]["summaries"].items():
         runs = [value["summaries"][name]["value"] for value in values]
         summaries[name] = {**summary, "value": round(mean(runs), 2), "runs": runs}
-    partial = list(dict.fromkeys(line for value in values for line in value["partial"]))
+    partial = [line for value in values for line in value["partial"]]
     return {**values[0], "columns": columns, "summaries": summaries, "partial": partial}
 
 

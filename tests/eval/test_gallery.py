@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,12 @@ import pytest
 import eval.suite as module
 from eval.benchmarks.bench import LEFT_OUT, Bench, Column, Scorer, Task, top
 from eval.benchmarks.scoring import any_of, mapped
+from eval.evaluate import Settings
+from eval.heads.knn import KNNConfig
 from eval.report.gallery import image_strips
-from tests.eval.make_folders import make_model, make_set
+from eval.rows import Row
+from eval.suite import Suite, run_suite
+from tests.eval.make_folders import make_folders, make_model, make_set
 
 CLASSES = ["ant", "bee", "cat", "dog"]
 
@@ -41,6 +46,21 @@ def test_classes_that_are_no_choice_are_not_right(tmp_path: Path, among: tuple[i
     """Of equal scores the lowest class of the choice wins, also where a class outside has all of the score."""
     low, high = among
     assert names(tmp_path, any_of([[low], [high]] * 3, among=among)) == [CLASSES[low], CLASSES[high]] * 3
+
+
+def test_of_several_runs_the_first_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: dict[str, Any] = {}
+    monkeypatch.setattr(module, "image_strips", lambda models, *_: shown.update(models) or [])
+    models = [replace(make_model(sha=f"{i}" * 64), shards=None) for i in range(3)]
+    opened = {"a.pt": models[0], "b.pt": models[1], "c.pt": models[2]}
+    monkeypatch.setattr("eval.rows.open_model", lambda spec, untrained: opened[Path(spec).name])
+    for name in opened:
+        (tmp_path / name).touch()
+    make_folders(tmp_path / "pets", 3)
+    rows = (Row(method="one", checkpoint="c.pt"), Row(method="two", checkpoints=("b.pt", "a.pt")))
+    suite = Suite(name="s", title="S", benches=("imagefolder",), knn=KNNConfig(k=3), rows=rows)
+    run_suite(suite, tmp_path, settings=Settings(features=tmp_path / "f"), checkpoints=[], data=tmp_path / "pets")
+    assert {method: model.sha256[0] for method, model in shown.items()} == {"one": "2", "two": "1"}
 
 
 def test_the_graph_shown_is_that_of_the_last_row_trained_with_one(

@@ -127,25 +127,32 @@ def test_columns_are_named_by_benchmark_and_means_stand_for_their_splits() -> No
 
 
 @pytest.mark.parametrize("models", [2, 11])
+@pytest.mark.parametrize("spread", ["", " ±10.5"])
 def test_a_suite_can_be_read_at_80_columns(
-    models: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    models: int, spread: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     table = results()
     first = table["rows"][0]
     figures = {column: 10.0 + number for number, column in enumerate(table["columns"])}
-    table["rows"] = [{**first, "method": f"vit_small_patch16_{i}", "linear_probe": figures} for i in range(models)]
+    name = (
+        "m" if spread else "vit_small_patch16_"
+    )  # names that are narrower than the figures below them, and wider ones
+    table["rows"] = [{**first, "method": f"{name}{i}", "linear_probe": figures} for i in range(models)]
+    if spread:
+        for known in first["details"]["linear_probe"].values():
+            known["spread"] = 10.54
     table["differences"] = []
     show_rows(table, tmp_path)
     probe = capsys.readouterr().out.split("kNN")[0].splitlines()
     assert max(map(len, probe)) <= 80
     for column, value in figures.items():
         cells = [line.split(column)[1].split() for line in probe if line.strip().startswith(column)]
-        assert [cell for line in cells for cell in line] == [f"{value:.1f}"] * models
+        assert [cell for line in cells for cell in line] == f"{value:.1f}{spread}".split() * models
     monkeypatch.setenv("COLUMNS", "300")  # one line a model
     show_rows(table, tmp_path)
-    assert "".join(f"{value:18.1f}" for value in figures.values()).split() == next(
-        line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.strip().startswith("vit_small")
+    assert "".join(f"{value:18.1f}{spread}" for value in figures.values()).split() == next(
+        line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.strip().startswith(f"{name}0")
     )
 
 
