@@ -160,10 +160,12 @@ def _open_benches(
 def _place(bench: str) -> tuple[str, str, str]:
     """(what its columns begin with, benchmark, folder) of `imagenet`, `imagefolder:DIR` or `pets=imagefolder:DIR`."""
     head, _, folder = bench.partition(":")
-    called, _, name = head.rpartition("=")
+    called, _, name = (part.strip() for part in head.rpartition("="))
     folder = os.path.expanduser(folder.strip())
-    own = folder and name.strip() in BENCHES and BENCHES[name.strip()].own
-    return called.strip() or (os.path.basename(os.path.abspath(folder)) if own else name.strip()), name.strip(), folder
+    if not called:
+        own = folder and name in BENCHES and BENCHES[name].own
+        called = os.path.basename(os.path.abspath(folder)) if own else name
+    return called, name, folder
 
 
 def _check_ours(suite: Suite, out: Path) -> None:
