@@ -115,7 +115,8 @@ def test_the_gallery_keeps_the_halves_apart(tmp_path: Path, monkeypatch: pytest.
     half = {key: label != LEFT_OUT for key, label in zip(bench.sets[0].keys, bench.tasks[0].labels, strict=True)}
     pictures = {thumbnail(bench.sets[0], i): key for i, key in enumerate(bench.sets[0].keys)}
     for strip in image_strips({"m": make_model()}, bench, tmp_path / "features"):
-        assert not half[strip.query.words]
+        assert not half[pictures[strip.query.source]]
+        assert pictures[strip.query.source].split("/")[0].endswith(strip.query.words)  # painted_fence/..., fence
         for neighbour in strip.neighbours["m"]:
             assert half[pictures[neighbour.source]]
             assert neighbour.words

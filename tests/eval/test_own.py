@@ -160,11 +160,11 @@ def test_a_suite_takes_it_like_any_other(trained: Path, tmp_path: Path, capsys: 
     found = json.loads((tmp_path / "out/results.json").read_text())["rows"]
     assert [row["method"] for row in found] == list(checkpoints)
     assert found[0]["knn"] == found[1]["knn"]
-    assert found[2]["model"]["checkpoint"].endswith(".pt")
+    assert found[2]["runs"][0]["model"]["checkpoint"].endswith(".pt")
     trained.rename(tmp_path / "elsewhere")
     capsys.readouterr()
     assert run_eval(call) == 2
-    assert "runs that are not there: out/../mine.py:stem@out/../run;" in capsys.readouterr().err
+    assert "runs that are not there: mine.py:stem@run;" in capsys.readouterr().err
     mine = tmp_path / "mine.py"
     mine.unlink()
     (tmp_path / "suite.toml").write_text("benches = ['imagefolder']\n" + rows[0])
