@@ -275,10 +275,16 @@ def test_results_of_another_suite_are_not_replaced(
     world: Path, results: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.chdir(world)
-    (tmp_path / "mine.toml").write_text("benches = ['demo']\n")
+    rows = "".join(f"[[rows]]\nmethod = '{name}'\ncheckpoint = '{name}'\n" for name in ("simclr", "xclr"))
+    (tmp_path / "mine.toml").write_text(f"benches = ['demo']\nagainst = 'simclr'\n{rows}")
     call = ["suite", "--config", str(tmp_path / "mine.toml"), "--checkpoint", "runs/demo/xclr", "--out", "runs/demo"]
     assert run_eval(call) == 2
     assert "runs/demo has the results of the suite demo: give another --out" in capsys.readouterr().err
+    call[-1] = str(tmp_path / "out")
+    assert run_eval([*call, "--checkpoint", "runs/demo/supcon"]) == 0  # the row to compare with is none of these
+    assert "| supcon - xclr |" in (tmp_path / "out/results.md").read_text()
+    assert run_eval([*call, "--checkpoint", "runs/demo/xclr"]) == 2
+    assert "--checkpoint names a model twice" in capsys.readouterr().err
 
 
 def test_few_shot_parts_that_are_too_small_are_refused_first(
