@@ -16,7 +16,7 @@ from shards.errors import UserError
 from trainer.own import is_own
 from trainer.recipe import Recipe, as_table, differences
 
-__all__ = ["Row", "open_rows", "rows_of", "run_names", "unalike", "unfinished"]
+__all__ = ["Row", "open_rows", "recipe_of", "rows_of", "run_names", "unalike", "unfinished"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,14 +107,20 @@ def unalike(row: Row, models: list[Model]) -> Iterator[str]:
 
 def _what(model: Model, *, untrained: bool) -> dict[str, Any]:
     """All that should be alike among the seeds of a method, or of the weights that training starts from."""
+    table = recipe_of(model)
+    if not table:
+        return {"network": model.name}
+    return {"model": table["model"]} if untrained else {**table, "seed": 0}
+
+
+def recipe_of(model: Model) -> dict[str, Any]:
+    """What it was trained by; {} where it was not trained here, or by a version that knew other options."""
     try:
         recipe = from_table(Recipe, _described(model)["recipe"], "")
-    except (KeyError, TypeError, UserError):  # not trained here, or by a version that knew other options
-        return {"network": model.name}
+    except (KeyError, TypeError, UserError):
+        return {}
     mean, std = recipe.model.statistics  # left open by a run of an earlier version
-    recipe = replace(recipe, seed=0, model=replace(recipe.model, mean=mean, std=std))
-    table = as_table(recipe)
-    return {"model": table["model"]} if untrained else table
+    return as_table(replace(recipe, model=replace(recipe.model, mean=mean, std=std)))
 
 
 def _described(model: Model) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from eval.report.page import read_curves, write_report
 from eval.report.show import show_rows
 from eval.report.table import gather
 from eval.report.titles import TITLES
-from eval.rows import Row, open_rows, rows_of, run_names, unalike, unfinished
+from eval.rows import Row, open_rows, recipe_of, rows_of, run_names, unalike, unfinished
 from shards.atomic import write_json
 from shards.bars import say
 from shards.config import from_table, read_toml
@@ -176,10 +176,10 @@ def _check_ours(suite: Suite, out: Path) -> None:
 
 
 def _captions(models: dict[str, Model]) -> GraphStrips | None:
-    """From the shards of the last row that was trained with a graph, or else of the last that says what it was trained
-    on; None for a folder that is gone."""
+    """From the shards and the graph of the last row that was trained with one, the control `random` aside, or else of
+    the last that says what it was trained on; None for a folder that is gone."""
     having = [model for model in models.values() if model.shards and model.shards.is_dir()]
-    having.sort(key=lambda model: model.about.get("objective") == "xclr")
+    having.sort(key=lambda model: (model.about.get("objective") == "xclr", model.graph != "random"))
     return caption_strips(having[-1].shards, having[-1].graph) if having and having[-1].shards else None
 
 
@@ -208,7 +208,8 @@ def _evaluate_row(
                 write_json(path, found)
             evaluations[prefix, method] = found
         model.network.to("cpu")  # a suite may have dozens
-        runs.append({"model": dict(model.about), "evaluations": evaluations})
+        recipe = {} if row.untrained else recipe_of(model)
+        runs.append({"model": dict(model.about), "recipe": recipe, "evaluations": evaluations})
     return {"method": row.method, "runs": runs}
 
 

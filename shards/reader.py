@@ -87,7 +87,10 @@ class Shards:
                 f"`xclr-shards graph {self.root}`"
             )
         if name is None and len(names) > 1:
-            raise UserError(f"{self.root} has several graphs ({', '.join(names)}): say which with --graph")
+            several = ", ".join(names)
+            raise UserError(
+                f"{self.root} has several graphs ({several}): say which with --graph, in Python graph(NAME)"
+            )
         if name is not None and name not in names:
             raise UserError(f"{self.root} has no graph {name!r}, only {', '.join(names)}")
         return name or names[0]

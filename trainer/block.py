@@ -179,6 +179,10 @@ class SimilarityBlock:
     def __len__(self) -> int:
         return len(self.row_key)
 
+    def __repr__(self) -> str:
+        kind = "matrix" if self.matrix is not None else "codes" if self.row_code is not None else "keys"
+        return f"SimilarityBlock({len(self)} of {len(self.column_key)} samples, {kind}, tau_s={self.tau_s:g})"
+
     @property
     def offset(self) -> int:
         """Column of local sample 0: sample i is column offset + i."""
@@ -272,6 +276,8 @@ def background(mean: torch.Tensor, deviation: torch.Tensor, tau_s: float) -> tor
 
 
 def _keys(what: str, keys: torch.Tensor) -> torch.Tensor:
+    if not isinstance(keys, torch.Tensor):
+        raise TypeError(f"{what} are a tensor of [samples] whole numbers, not {type(keys).__name__}")
     if keys.ndim != 1 or keys.is_floating_point() or keys.is_complex() or keys.dtype == torch.bool:
         raise ValueError(f"{what} are [samples] whole numbers, not {list(keys.shape)} of {keys.dtype}")
     return keys.long()

@@ -54,6 +54,11 @@ def contrastive_loss(
         raise ValueError("a tau that is to be learnt needs implementation='dense': the others give it no gradient")
     if implementation not in get_args(Implementation):
         raise ValueError(f"implementation is one of {', '.join(get_args(Implementation))}, not {implementation!r}")
+    if not isinstance(block, SimilarityBlock):
+        raise TypeError(
+            f"block is a SimilarityBlock, not {type(block).__name__}: of_matrix(...) makes one of similarities [b, B], "
+            "of_vectors(...) of embeddings"
+        )
     if not tau > 0:
         raise ValueError(f"tau is a temperature above 0, not {float(tau)}")
     if not len(block):

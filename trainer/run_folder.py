@@ -91,7 +91,7 @@ def _chosen_state(run: Path, recipe: Recipe, data_id: str, *, resume: bool) -> d
     unlike = differences(as_table(recipe), as_table(before))
     if unlike:
         raise UserError(
-            f"{run} holds a run of another recipe ({'; '.join(unlike[:4])}): choose another --out, with --start {run} "
+            f"{run} holds a run of another recipe ({'; '.join(unlike[:4])}): choose another --out; with --start {run} "
             "to begin with its weights"
         )
     if state["data"] != data_id:

@@ -10,6 +10,7 @@ neither set: their features are not even extracted, since in a crawl with a few 
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from pathlib import Path
 from shlex import quote
@@ -25,6 +26,8 @@ from shards.reader import TEST, Shards, is_finished, test_folder
 __all__ = ["open_labelled"]
 
 NAME = "shards"
+COMPARED = 100  # test pictures that are looked for among the training pictures
+READ = 1 << 28  # bytes of those, at most
 DATA = "give --data a folder of labelled training shards"
 WORDS = Words(
     truth="the class of the label",
@@ -49,7 +52,7 @@ def open_labelled(source: Source) -> Bench:
         sets=(_image_set("train", train, rows), _image_set("test", test, test_rows)),
         tasks=(task,),
         columns=columns,
-        notes={**notes, "unlabelled": unlabelled},
+        notes={**notes, "unlabelled": unlabelled, "of_training": _known(train, test, test_rows)},
     )
 
 
@@ -130,6 +133,24 @@ def _check_apart(train: Shards, test: Shards) -> None:
             f"{test.root} holds the training images ({same[0]} is a tar of {train.root}): build it of the test files "
             "(`files` in its data set file)"
         )
+
+
+def _known(train: Shards, test: Shards, rows: Ints) -> dict[str, int]:
+    """How many of some test pictures are training pictures, byte for byte; said where there are any.
+
+    Only pictures of equal size are read: of ImageNet's some 60 MB.
+    """
+    some = np.random.default_rng(0).permutation(rows)[:COMPARED]
+    alike = np.flatnonzero(np.isin(train.index.size, test.index.size[some]))
+    alike = alike[np.cumsum(train.index.size[alike].astype(np.int64)) <= READ]
+    known = {hashlib.sha256(train.image(int(sample))).digest() for sample in alike}
+    found = sum(hashlib.sha256(test.image(int(sample))).digest() in known for sample in some)
+    if found:
+        say(
+            f"warning: {found:,} of {len(some):,} pictures of {test.root} that were looked at are in {train.root} too, "
+            "byte for byte: figures say how well such are remembered"
+        )
+    return {"compared": len(some), "found": found}
 
 
 def _labelled(shards: Shards) -> Ints:

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from eval.report.compare import COMPARED, comparison_lines, is_sure, points
-from eval.report.table import difference_lines, heading, is_best, plus_minus, runs_line
+from eval.report.table import difference_lines, heading, mark, plus_minus, runs_line
 from eval.report.titles import TITLES
 from shards.atomic import atomic_file
 
 __all__ = ["markdown", "write_markdown"]
 
+MARKS = {"best": "**", "near": "*", "": ""}
 PAIRS = 15  # of rows, of six; the comparisons of more are left to results.json and the page
 
 
@@ -42,8 +43,8 @@ def markdown(results: dict[str, Any]) -> str:
         details = results["rows"][0]["details"][method]
         parts += [_line(["*images*", *(f"{details[column]['n']:,}" for column in results["columns"])]), ""]
     if len(results["rows"]) > 1:
-        parts += ["In bold the best of a column, and what is not surely below it.", ""]
-    parts += _comparisons(results)
+        parts += ["In bold the best of a column, in italics what is not surely below it.", ""]
+    parts += [*_settings(results), *_comparisons(results)]
     if differences := difference_lines(results):
         parts += [*(f"- {line}" for line in differences), ""]
     if results["published"]:
@@ -63,10 +64,20 @@ def _cells(row: dict[str, Any], results: dict[str, Any], method: str) -> list[st
     cells = []
     for column in results["columns"]:
         value, (low, high) = row[method][column], row["details"][method][column]["interval"]
-        text = f"**{value:.1f}**" if is_best(results, row, method, column) else f"{value:.1f}"
+        sign = MARKS[mark(results, row, method, column)]
+        text = f"{sign}{value:.1f}{sign}"
         text += plus_minus(row, method, column)
         cells.append(f"{text} ({low:.1f}-{high:.1f})")
     return cells
+
+
+def _settings(results: dict[str, Any]) -> list[str]:
+    """What the rows were trained with that is not the same in all."""
+    keys, rows = results["settings"]["keys"], results["settings"]["rows"]
+    if not keys:
+        return []
+    lines = [_line(["trained with", *keys]), _line(["---"] * (1 + len(keys)))]
+    return [*lines, *(_line([_plain(name), *map(_plain, values)]) for name, values in rows.items()), ""]
 
 
 def _comparisons(results: dict[str, Any]) -> list[str]:

@@ -12,9 +12,9 @@ from typing import Any
 from eval.report.claims import verdicts
 from eval.report.compare import COMPARED, comparison_lines, is_sure, points
 from eval.report.gallery import GraphStrips, Neighbour, Strip
-from eval.report.table import difference_lines, is_best, plus_minus, runs_line
+from eval.report.table import difference_lines, mark, plus_minus, runs_line
 from eval.report.titles import TITLES
-from shards.page import COLOURS, interval_chart, legend, line_chart, write_page
+from shards.page import COLOURS, interval_chart, legend, line_chart, table, write_page
 
 __all__ = ["Curves", "read_curves", "write_report"]
 
@@ -50,6 +50,7 @@ def write_report(
         *(_table(results, method) for method in TITLES),
         *(f"<p>{escape(line)}</p>" for line in difference_lines(results)),
         _columns(results),
+        _settings(results),
         _figures(results, colours),
         _comparisons(results),
         _verdicts(results),
@@ -100,13 +101,13 @@ def _table(results: dict[str, Any], method: str) -> str:
         cells = []
         for column in columns:
             value = row[method][column]
-            best = is_best(results, row, method, column)
             low, high = row["details"][method][column]["interval"]
             title = f"95% interval {low:.1f} to {high:.1f}, {row['details'][method][column]['n']:,} images"
             if len(row["runs"]) > 1:
                 title += f"; runs {', '.join(f'{run[method][column]:.1f}' for run in row['runs'])}"
             figure = f"{value:.1f}<small>{plus_minus(row, method, column)}</small>"
-            cells.append(f'<td{" class=best" if best else ""} title="{title}">{figure}</td>')
+            kind = mark(results, row, method, column)
+            cells.append(f'<td{f" class={kind}" if kind else ""} title="{title}">{figure}</td>')
         lines.append(f"<tr><td>{escape(row['method'])}</td>{''.join(cells)}</tr>")
     lines += [_published(row, columns) for row in results["published"]] if method == "linear_probe" else []
     return (
@@ -137,10 +138,9 @@ def _columns(results: dict[str, Any]) -> str:
     words = "; ".join(f"{name}: {said}" for name, said in about)  # once, of however many benchmarks
     runs = f" {line[0].upper()}{line[1:]}." if (line := runs_line(results)) else ""
     return (
-        '<p class="soft">The best of a column is marked, with what is not surely below it; the test pictures leave a '
-        "figure uncertain by up to "
-        f"&plusmn;{widest:.1f} (95%, Wilson score; hold the pointer over one).{runs} {escape(words)}."
-        f"{_quotes(results)}</p>"
+        '<p class="soft">In bold the best of a column, shaded too what is not surely below it; the test pictures leave '
+        f"a figure uncertain by up to &plusmn;{widest:.1f} (95%, Wilson score; hold the pointer over one).{runs} "
+        f"{escape(words)}.{_quotes(results)}</p>"
     )
 
 
@@ -162,6 +162,14 @@ def _figures(results: dict[str, Any], colours: Mapping[str, int]) -> str:
         words = f"{_title(method)}; bars: 95% of the test pictures{'; rings: single runs' if single else ''}."
         charts.append(f"<figure>{chart}<figcaption>{words}</figcaption></figure>")
     return f'<h2>The figures</h2>{legend(colours)}<div class="charts">{"".join(charts)}</div>'
+
+
+def _settings(results: dict[str, Any]) -> str:
+    keys, rows = results["settings"]["keys"], results["settings"]["rows"]
+    if not keys:
+        return ""
+    lines = [[name, *values] for name, values in rows.items()]
+    return f"<h2>What the rows differ in</h2>{table(['trained with', *keys], lines)}"
 
 
 def _comparisons(results: dict[str, Any]) -> str:

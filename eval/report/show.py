@@ -10,12 +10,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from eval.report.table import difference_lines, heading, is_best, plus_minus, runs_line, unreadable_lines
+from eval.report.table import difference_lines, heading, mark, plus_minus, runs_line, unreadable_lines
 from eval.report.titles import TITLES
 
 __all__ = ["show_result", "show_rows"]
 
 
+MARKS = {"best": "bold", "near": "italic", "": "none"}
 FIGURE_WIDTH = len("100.0")
 MODEL_WIDTH = 14  # of a model's name above its figures; a longer one takes several lines
 
@@ -91,8 +92,8 @@ def _tables(results: dict[str, Any], method: str, console: Console) -> list[Tabl
         line = []
         for column in columns:
             text = f"{row[method][column]:.1f}"
-            text = f"[bold]{text}[/bold]" if is_best(results, row, method, column) else text
-            line.append(text + plus_minus(row, method, column))
+            style = MARKS[mark(results, row, method, column)]
+            line.append(f"[{style}]{text}[/]{plus_minus(row, method, column)}")
         cells.append(line)
     table = _table(names, columns, cells)
     if console.measure(table, options=console.options.update(max_width=10_000)).maximum <= console.width:

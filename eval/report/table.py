@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from eval.benchmarks.bench import Bench
 from eval.evaluate import METHODS
 from eval.report.compare import compare_rows, is_sure
 from eval.report.published import published_rows
 from eval.report.runs import mean_of_runs, spread
+from eval.report.settings import row_settings
 from eval.report.titles import TITLES
 
 __all__ = [
@@ -17,12 +18,13 @@ __all__ = [
     "difference_lines",
     "gather",
     "heading",
-    "is_best",
+    "mark",
     "plus_minus",
     "runs_line",
     "unreadable_lines",
 ]
 
+Mark = Literal["best", "near", ""]
 Part = tuple[str, Bench]
 """(what its columns are prefixed with, benchmark): `imagenet`, `imagenet 1%`."""
 
@@ -89,6 +91,7 @@ def gather(
             if summary.kind == "difference"
             for method in METHODS
         ],
+        "settings": row_settings({row["method"]: row["runs"][0].get("recipe", {}) for row in evaluated}),
         "comparisons": comparisons,
         "uncompared": uncompared,
         "against": against,
@@ -127,21 +130,21 @@ def heading(results: dict[str, Any], method: str) -> str:
     return f"{TITLES[method]}{f' on {where[0]}' if len(where) == 1 else ''}, accuracy in percent"
 
 
-def is_best(results: dict[str, Any], row: dict[str, Any], method: str, column: str) -> bool:
-    """The row's figure is to be marked: it is the column's best, or not surely below it."""
+def mark(results: dict[str, Any], row: dict[str, Any], method: str, column: str) -> Mark:
+    """`best` of the column, `near` where it is not surely below that, or nothing."""
     rows = results["rows"]
     if len(rows) < 2 or not row["details"][method][column]["marked"]:
-        return False
+        return ""
     best = max(rows, key=lambda other: other[method][column])
     if row[method][column] == best[method][column]:
-        return True
+        return "best"
     pair = {row["method"], best["method"]}
     found = [
         one
         for one in results["comparisons"]
         if {one["row"], one["less"]} == pair and (one["method"], one["column"]) == (method, column)
     ]
-    return bool(found) and not is_sure(found[0])
+    return "near" if found and not is_sure(found[0]) else ""
 
 
 def plus_minus(row: dict[str, Any], method: str, column: str) -> str:
@@ -155,12 +158,13 @@ def runs_line(results: dict[str, Any]) -> str:
     counts = {row["method"]: len(row["runs"]) for row in results["rows"] if len(row["runs"]) > 1}
     if not counts:
         return ""
-    same = len(set(counts.values())) == 1 and len(counts) == len(results["rows"])
-    of = (
-        f"{next(iter(counts.values()))} runs"
-        if same
-        else ", ".join(f"{n} runs of {name}" for name, n in counts.items())
-    )
+    few, *others = dict.fromkeys(counts.values())
+    if others:
+        of = ", ".join(f"{count} runs of {name}" for name, count in counts.items())
+    elif len(counts) < len(results["rows"]):
+        of = f"{few} runs each of {', '.join(counts)}"
+    else:
+        of = f"{few} runs"
     return f"mean of {of}, ± their standard deviation"
 
 
@@ -217,7 +221,13 @@ def _run(
             otherwise[f"{prefix}/{method}"] = unlike
     chosen = {f"{prefix}/{m}": _without_table(e["chosen"]) for (prefix, m), e in run["evaluations"].items()}
     figures = _accuracies(run["evaluations"], titles)
-    return {"model": run["model"], **figures, "chosen": chosen, "otherwise": otherwise}
+    return {
+        "model": run["model"],
+        "recipe": run.get("recipe", {}),
+        **figures,
+        "chosen": chosen,
+        "otherwise": otherwise,
+    }
 
 
 def _accuracies(evaluations: dict[tuple[str, str], Any], titles: dict[tuple[str, str], str]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ __all__ = [
 Classes = npt.NDArray[np.int64]
 Matrix = npt.NDArray[np.float32]
 LARGEST = 4 << 30  # bytes of one-hot codes, which each rank of a training holds
-OTHERS = "use --kind encoder, or --kind file for similarities of your own (docs/sources.md)"
+OTHERS = "use captions (`build` without --graph, `graph --kind encoder`), or --kind file for similarities of your own"
 COMPLETE = 8192  # texts up to which every row may be complete: 67 M listed pairs, 400 MB in memory
 
 

@@ -74,12 +74,19 @@ class Numbers:
     """Order of samples -> listed neighbours a row of a batch."""
 
 
+CONTROL = (
+    "<p><b>A control:</b> similarities drawn at random, which training should not gain by. What this page says about "
+    "choosing tau_s is of graphs that mean something: take the tau_s of the graph it is compared with.</p>"
+)
+
+
 def write_preview(path: Path, numbers: Numbers, strips: Sequence[Strip]) -> None:
     title = f"{numbers.manifest.dataset}, graph {numbers.name}"
     more = "" if numbers.meta.get("complete") else "If the last is as close as the first, raise k. "
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="soft">{escape(numbers.root)}. Is the graph worth training on, and at which tau_s?</p>',
+        CONTROL if numbers.meta.get("source", {}).get("kind") == "random" else "",
         _facts(numbers),
         "<h2>What the graph calls near</h2>",
         '<p class="soft">A random image in each row, then images of its nearest texts, of the last text that its list '

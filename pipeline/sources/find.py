@@ -46,8 +46,8 @@ def open_source(dataset: Dataset, source: str | None, demo_seed: int = 0) -> Sou
     where = (source or dataset.source).removeprefix("file://")
     if not where:
         raise UserError(
-            f"{dataset.name} needs SOURCE=, the folder that its files lie in: "
-            f"make shards DATASET={dataset.name} SOURCE=DIR (xclr-shards build {dataset.name} --source DIR)"
+            f"{dataset.name} needs SOURCE=DIR behind `make shards`, or --source DIR behind `xclr-shards build`: the "
+            "folder that its files lie in"
         )
     if where.startswith("pipe:"):
         raise UserError(f"source {where!r} would run a shell command, which is never done: fetch the data first")

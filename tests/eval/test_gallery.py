@@ -71,6 +71,7 @@ def test_the_graph_shown_is_that_of_the_last_row_trained_with_one(
     asked = {
         "first": replace(model, shards=tmp_path, graph="old", about={"objective": "xclr"}),
         "xclr": replace(model, shards=tmp_path, graph="new", about={"objective": "xclr"}),
+        "control": replace(model, shards=tmp_path, graph="random", about={"objective": "xclr"}),
         "simclr": replace(model, shards=tmp_path, graph=None, about={"objective": "simclr"}),
         "gone": replace(model, shards=tmp_path / "gone", graph="x", about={"objective": "xclr"}),
     }

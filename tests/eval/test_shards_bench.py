@@ -68,6 +68,7 @@ def test_samples_without_a_label_are_left_out_and_counted(made: Path, capsys: py
     assert f"{made}: 3 of 51 samples have no label and are left out\n" in said
     assert f"{made}-test: 1 of 21 samples have no label and are left out\n" in said
     assert bench.notes == {
+        "of_training": {"compared": 20, "found": 0},
         "train": str(made),
         "test": f"{made}-test",
         "classes": 4,
@@ -183,6 +184,26 @@ def test_parquet_of_hugging_face_is_trained_and_scored_by_its_own_classes(tmp_pa
     assert found["columns"]["top1"]["accuracy"] == 90.0
     assert _bench(str(tmp_path / "mine")) == "shards"
     assert _bench(str(tmp_path / "mine-test")) == _bench("s3://bucket/mine") == "imagefolder --data DIR"
+
+
+@pytest.mark.parametrize("shared", [0, 4])
+def test_training_images_among_the_test_images_are_told_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], shared: int
+) -> None:
+    rng = np.random.default_rng(0)
+    ours = [(coloured(rng, NAMES[label]), label) for label in [0, 1, 2, 3] * 6]
+    theirs = [(coloured(rng, NAMES[label]), label) for label in [0, 1, 2, 3] * 4] + ours[:shared]
+    for split, pairs in (("train", ours), ("test", theirs)):
+        images, labels = [image for image, _ in pairs], [label for _, label in pairs]
+        images_inside(tmp_path / "in" / "data" / f"{split}-0.parquet", labels, NAMES, images)
+    for name, split in (("mine", "train"), ("mine-test", "test")):
+        mine = data_set(tmp_path / f"{name}.toml", format="table", split=split, label="label", captions=[])
+        build(mine, tmp_path / "in", tmp_path / name, max_skipped=1)
+    capsys.readouterr()
+    bench = open_bench("shards", tmp_path / "mine")
+    assert bench.notes["of_training"] == {"compared": 16 + shared, "found": shared}
+    said = f"warning: 4 of 20 pictures of {tmp_path}/mine-test that were looked at are in {tmp_path}/mine too"
+    assert (said in capsys.readouterr().err) == (shared > 0)
 
 
 def test_the_training_images_under_another_name_are_no_test(tmp_path: Path) -> None:

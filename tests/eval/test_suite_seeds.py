@@ -95,6 +95,11 @@ def test_the_mean_is_said_wherever_it_is_shown(
     row = results["rows"][2]
     figure, spread = f"{row['knn']['colour']:.1f}", f" ±{row['details']['knn']['colour']['spread']:.1f}"
     assert f"{figure}{spread}" in shown
+    assert "| trained with | data.graph | objective.name |" in markdown
+    assert "| simclr |  | simclr |\n| xclr | made | xclr |" in markdown
+    assert "<tr><td>xclr</td><td>made</td><td>xclr</td></tr>" in page
+    assert results["rows"][2]["runs"][1]["recipe"]["seed"] == 1
+    assert results["rows"][0]["runs"][0]["recipe"] == {}  # untrained: of no training
     assert max(len(line) for line in shown.splitlines() if "±" in line and "mean" not in line) <= 80
     assert f"{figure}{spread} (" in markdown.replace("*", "")
     assert f"{figure}<small>{spread}</small>" in page

@@ -228,7 +228,7 @@ def test_what_is_not_surely_below_the_best_is_marked_too() -> None:
     near, far = simple(["a", "b"]), simple(["a", "b"])
     for one in far["comparisons"]:
         one["interval"] = [1.0, 19.0]
-    assert "| a | **50.0** (" in markdown(near)
+    assert "| a | *50.0* (" in markdown(near)
     assert "| a | 50.0 (" in markdown(far)
     assert "| b | **60.0** (" in markdown(far)
     far["comparisons"].clear()

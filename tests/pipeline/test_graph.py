@@ -167,7 +167,7 @@ def test_graphs_of_too_many_classes_are_refused_before_their_matrix_is_made(
     root = text_shards(tmp_path, [f"t{i}" for i in range(9)], list(range(9)), list("abcdefghi"))
     monkeypatch.setattr(classes, "COMPLETE", 8)
     monkeypatch.setattr(classes, "random_matrix", None)
-    with pytest.raises(UserError, match="at most 8 texts, not 9: use --kind encoder"):
+    with pytest.raises(UserError, match="at most 8 texts, not 9: use captions"):
         build_graph(root, kind="random")
     monkeypatch.setattr(classes, "LARGEST", 80)
     with pytest.raises(UserError, match=r"codes of 9 texts for 9 classes .* --objective supcon"):
@@ -199,7 +199,7 @@ def test_random_graph_is_one_number_a_pair_of_classes(tmp_path: Path, capfd: pyt
 def test_wrong_input(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     root = text_shards(tmp_path / "plain", ["a", "b", "c"])
     for kind in ("class", "random", "wordnet"):
-        with pytest.raises(UserError, match=r"no class labels.* use --kind encoder, or --kind file"):
+        with pytest.raises(UserError, match=r"no class labels.* use captions .*, or --kind file"):
             build_graph(root, kind=kind, source=tmp_path / "nowhere" if kind == "wordnet" else None)
         assert not (root / "graphs" / kind).exists()
     assert "making" not in capfd.readouterr().err

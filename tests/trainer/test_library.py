@@ -141,6 +141,15 @@ def test_what_cannot_be_meant_is_told(call: Callable[[], Any], message: str) -> 
         call()
 
 
+def test_what_is_no_block_or_tensor_is_told() -> None:
+    with pytest.raises(TypeError, match=r"block is a SimilarityBlock, not Tensor: of_matrix\(\.\.\.\) makes one"):
+        contrastive_loss(torch.randn(8, 3), torch.eye(4))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"keys are a tensor of .* not list"):
+        SimilarityBlock.of_keys(["a", "b"])  # type: ignore[arg-type]
+    assert repr(SAMPLES) == "SimilarityBlock(4 of 4 samples, keys, tau_s=1)"
+    assert repr(SimilarityBlock.of_matrix(torch.eye(3))) == "SimilarityBlock(3 of 3 samples, matrix, tau_s=0.1)"
+
+
 def test_a_second_derivative_is_dense_or_none() -> None:
     z = torch.randn(8, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradgradcheck(lambda z: contrastive_loss(z, SAMPLES, implementation="dense"), z)
