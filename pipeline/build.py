@@ -142,7 +142,10 @@ def _scan_all(source: Source, settings: BuildSettings, work: Path, workers: Work
         advance(len(source.partitions) - len(todo))
         for _ in workers.ordered(function, todo):
             advance(1)
-    budget, not_ours = SkipBudget(source.where, settings.max_skipped), 0
+    remedy = "check the source, or raise --max-skipped"
+    if source.dataset.format in ("table", "coco"):
+        remedy = "say below which folders the files lie (`images = [...]` in the data set file), " + remedy
+    budget, not_ours = SkipBudget(source.where, settings.max_skipped, remedy=remedy), 0
     skips, captions = [], Counter[str]()  # judged once all usable ones are counted: the bad ones may be the first
     for partition in source.partitions:
         schema = pq.read_schema(_scan_path(work, partition))
