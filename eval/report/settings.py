@@ -15,14 +15,14 @@ Settings = dict[str, list[str]]
 def row_settings(recipes: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """{"keys": settings that are not the same in all rows, "rows": {method: their values in words}}.
 
-    recipes: of each row's first run, {} where it is not known (and "" stands for each value).
+    recipes: of each row's first run, {} where it is not known: such a row is left out.
     """
     known = [recipe for recipe in recipes.values() if recipe]
     keys = {keys for recipe in known[1:] for keys, *_ in unlike_values(known[0], recipe) if keys[0] not in ASIDE}
     ordered = sorted(keys)
     return {
         "keys": [".".join(key) for key in ordered],
-        "rows": {method: [_value(recipe, key) for key in ordered] for method, recipe in recipes.items()},
+        "rows": {method: [_value(recipe, key) for key in ordered] for method, recipe in recipes.items() if recipe},
     }
 
 
