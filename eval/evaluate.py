@@ -253,7 +253,7 @@ def _figure(column: Column, hits: Floats, features: Features, bench: Bench, sett
         "about": column.about,
         "marked": column.marked,
         "hits": base64.b64encode(np.packbits(counted > 0).tobytes()).decode(),
-        "counted": hashlib.sha256(np.packbits(~np.isnan(hits)).tobytes()).hexdigest()[:16],
+        "counted": hashlib.sha256(np.flatnonzero(features.ok)[~np.isnan(hits)].tobytes()).hexdigest()[:16],
     }
 
 
@@ -262,9 +262,11 @@ def is_whole(value: object) -> bool:
     needed = {"columns", "summaries", "chosen", "partial", "pictures", "protocol", "notes", "versions"}
     if not (isinstance(value, dict) and needed <= set(value)):
         return False
+    figure = {"accuracy", "interval", "n", "unreadable", "about", "marked", "hits", "counted"}
     try:
-        return all(len(hits_of(c)) == c["n"] and c["counted"] for c in value["columns"].values())
-    except (KeyError, TypeError, ValueError):
+        columns = value["columns"].values()
+        return all(figure <= set(c) and len(hits_of(c)) == c["n"] for c in columns)
+    except (AttributeError, KeyError, TypeError, ValueError):
         return False
 
 

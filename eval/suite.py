@@ -138,7 +138,8 @@ def _open_benches(
         named = ", ".join(suite.benches)
         raise UserError(f"--data names the folder of a suite's one benchmark; the suite {suite.name} names {named}")
     folders = {m.shards.absolute(): m.shards for several in models.values() for m in several if m.shards}
-    if len(folders) > 1 and data is None and {"shards", "demo"} & set(suite.benches):
+    theirs = any(name in ("shards", "demo") and not folder for _, name, folder in map(_place, suite.benches))
+    if len(folders) > 1 and data is None and theirs:
         raise UserError(
             f"the models of the suite {suite.name} were trained on {' and '.join(map(str, folders.values()))}: say "
             "with --data on which to evaluate all of them, or with benches = ['shards:FOLDER', ...]"
@@ -223,6 +224,9 @@ def _check(suite: Suite) -> None:
     if not suite.benches:
         raise UserError(f"suite {suite.name} names no benchmark")
     prefixes = [prefix for prefix, _, _ in places]
+    prefixes += [f"{prefix} {percent:g}%" for prefix in prefixes for percent in suite.few_shot]
+    if "" in prefixes:
+        raise UserError(f"suite {suite.name}: a benchmark has no name: name it, as in 'mine=imagefolder:DIR'")
     if twice := next((prefix for prefix in prefixes if prefixes.count(prefix) > 1), None):
         raise UserError(
             f"suite {suite.name}: two benchmarks are called {twice}: name one otherwise, as in 'mine=imagefolder:DIR'"

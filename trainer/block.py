@@ -146,6 +146,8 @@ class SimilarityBlock:
         -inf is no target at all; a sample's similarity to itself counts as 1, whatever stands there. The matrix is
         kept, not copied.
         """
+        if not isinstance(similarities, torch.Tensor):
+            raise TypeError(f"similarities are a tensor, not {type(similarities).__name__}")
         world = world or this_world(similarities.device)
         shape = f"similarities are [samples of this rank, samples of all {world.size} ranks]"
         _check_targets(shape, similarities)
@@ -180,8 +182,9 @@ class SimilarityBlock:
         return len(self.row_key)
 
     def __repr__(self) -> str:
-        kind = "matrix" if self.matrix is not None else "codes" if self.row_code is not None else "keys"
-        return f"SimilarityBlock({len(self)} of {len(self.column_key)} samples, {kind}, tau_s={self.tau_s:g})"
+        parts = {"matrix": self.matrix, "lists": self.listed, "codes": self.row_code, "background": self.row_tail}
+        kind = ", ".join(name for name, part in parts.items() if part is not None) or "keys"
+        return f"SimilarityBlock({len(self)} of {len(self.column_key)} samples, {kind}, tau_s={float(self.tau_s):g})"
 
     @property
     def offset(self) -> int:
@@ -284,6 +287,8 @@ def _keys(what: str, keys: torch.Tensor) -> torch.Tensor:
 
 
 def _check_targets(what: str, x: torch.Tensor) -> None:
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{what}, a tensor, not {type(x).__name__}")
     if x.ndim != 2 or x.is_complex():
         raise ValueError(f"{what}, not {list(x.shape)} of {x.dtype}")
     if x.requires_grad:

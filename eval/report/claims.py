@@ -21,6 +21,8 @@ class Verdict:
     """Where it does not hold, with the figures; empty: it holds everywhere."""
     unsure: tuple[str, ...] = ()
     """Where it holds, but by a difference that may be none."""
+    lost: tuple[str, ...] = ()
+    """Where it is of other pictures and was not compared."""
     single: bool = False
     """It is of one run each: other seeds may say otherwise."""
 
@@ -39,18 +41,21 @@ def verdicts(results: dict[str, Any]) -> list[Verdict]:
         if "xclr" in rows and rival in rows and present and present != ["object"]:  # MIT-States has that one as well
             failures = _failures(rows["xclr"], rows[rival], rival, present)
             single = all(len(rows[name]["runs"]) == 1 for name in ("xclr", rival))
-            found.append(Verdict(claim, failures, _unsure(results, rival, present), single=single))
+            unsure, lost = _doubts(results, rival, present)
+            found.append(Verdict(claim, failures, unsure, lost, single))
     return found
 
 
-def _unsure(results: dict[str, Any], rival: str, columns: list[str]) -> tuple[str, ...]:
-    """Also where there is no comparison."""
+def _doubts(results: dict[str, Any], rival: str, columns: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(where the difference may be none, where there is no comparison)"""
     sure = {
-        (found["method"], found["column"])
+        (found["method"], found["column"]): is_sure(found)
         for found in results["comparisons"]
-        if {found["row"], found["less"]} == {"xclr", rival} and is_sure(found)
+        if {found["row"], found["less"]} == {"xclr", rival}
     }
-    return tuple(f"{TITLES[m]} on {column}" for m in TITLES for column in columns if (m, column) not in sure)
+    places = [(method, column, f"{TITLES[method]} on {column}") for method in TITLES for column in columns]
+    unsure = tuple(words for method, column, words in places if sure.get((method, column)) is False)
+    return unsure, tuple(words for method, column, words in places if (method, column) not in sure)
 
 
 def _failures(xclr: dict[str, Any], other: dict[str, Any], rival: str, columns: list[str]) -> tuple[str, ...]:

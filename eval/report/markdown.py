@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.report.compare import COMPARED, comparison_lines, is_sure, points
-from eval.report.table import difference_lines, heading, mark, plus_minus, runs_line
+from eval.report.table import difference_lines, heading, marks, plus_minus, runs_line
 from eval.report.titles import TITLES
 from shards.atomic import atomic_file
 
@@ -24,18 +24,18 @@ def write_markdown(path: Path, results: dict[str, Any]) -> None:
 
 def markdown(results: dict[str, Any]) -> str:
     """A table a method, the best of each column in bold; published figures below those of the linear probe."""
-    parts = [f"# {results['title']}", ""]
+    parts = [f"# {_plain(results['title'])}", ""]
     if results["partial"]:
-        parts += [f"**PARTIAL, not comparable:** {'; '.join(results['partial'])}", ""]
+        parts += [f"**PARTIAL, not comparable:** {_plain('; '.join(results['partial']))}", ""]
     if results["unfinished"]:
-        parts += [f"**NOT TRAINED TO THE END:** {'; '.join(results['unfinished'])}", ""]
+        parts += [f"**NOT TRAINED TO THE END:** {_plain('; '.join(results['unfinished']))}", ""]
     if results["unalike"]:
-        parts += [f"**NOT ALIKE BUT FOR THE SEED:** {'; '.join(results['unalike'])}", ""]
+        parts += [f"**NOT ALIKE BUT FOR THE SEED:** {_plain('; '.join(results['unalike']))}", ""]
     if results["unreadable"]:
-        parts += [f"**LEFT OUT:** {'; '.join(results['unreadable'])}", ""]
+        parts += [f"**LEFT OUT:** {_plain('; '.join(results['unreadable']))}", ""]
     for method in TITLES:
         runs = f"; {line}" if (line := runs_line(results)) else ""
-        parts += [f"{heading(results, method)}, 95% interval (Wilson score){runs}:", ""]
+        parts += [f"{_plain(heading(results, method))}, 95% interval (Wilson score){runs}:", ""]
         parts += [_line(["", *map(_plain, results["columns"])]), _line(["---", *["---:"] * len(results["columns"])])]
         parts += [_line([_plain(row["method"]), *_cells(row, results, method)]) for row in results["rows"]]
         if method == "linear_probe":
@@ -61,10 +61,10 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def _cells(row: dict[str, Any], results: dict[str, Any], method: str) -> list[str]:
-    cells = []
+    cells, kinds = [], marks(results, row, method)
     for column in results["columns"]:
         value, (low, high) = row[method][column], row["details"][method][column]["interval"]
-        sign = MARKS[mark(results, row, method, column)]
+        sign = MARKS[kinds[column]]
         text = f"{sign}{value:.1f}{sign}"
         text += plus_minus(row, method, column)
         cells.append(f"{text} ({low:.1f}-{high:.1f})")
@@ -91,7 +91,7 @@ def _comparisons(results: dict[str, Any]) -> list[str]:
             parts += [_line([TITLES[method], *map(_plain, results["columns"])])]
             parts += [_line(["---", *["---:"] * len(results["columns"])])]
             parts += [_line([_plain(name), *map(_comparison, cells)]) for name, cells in lines] + [""]
-    lost = [f"Not of the same pictures, so not compared: {'; '.join(results['uncompared'])}.", ""]
+    lost = [f"Not of the same pictures, so not compared: {_plain('; '.join(results['uncompared']))}.", ""]
     return [*([COMPARED, "", *parts] if parts else []), *(lost if results["uncompared"] else [])]
 
 
@@ -136,8 +136,9 @@ def _value(value: object) -> str:
 
 
 def _plain(name: str) -> str:
-    """A name that says nothing in Markdown; underlines within words are none."""
-    return re.sub(r"[|*`\[\]<>\\]", r"\\\g<0>", name.replace("\n", " "))
+    """A text that says nothing in Markdown; underlines within words are none."""
+    signs = r"[|*`\[\]<>\\~&]|(?<![^\W_])_+|_+(?![^\W_])"
+    return re.sub(signs, lambda found: "".join(f"\\{sign}" for sign in found[0]), name.replace("\n", " "))
 
 
 def _line(cells: list[str]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from eval.report.claims import verdicts
 from eval.report.compare import COMPARED, comparison_lines, is_sure, points
 from eval.report.gallery import GraphStrips, Neighbour, Strip
-from eval.report.table import difference_lines, mark, plus_minus, runs_line
+from eval.report.table import difference_lines, marks, plus_minus, runs_line
 from eval.report.titles import TITLES
 from shards.page import COLOURS, interval_chart, legend, line_chart, table, write_page
 
@@ -98,7 +98,7 @@ def _table(results: dict[str, Any], method: str) -> str:
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
     lines = []
     for row in rows:
-        cells = []
+        cells, kinds = [], marks(results, row, method)
         for column in columns:
             value = row[method][column]
             low, high = row["details"][method][column]["interval"]
@@ -106,7 +106,7 @@ def _table(results: dict[str, Any], method: str) -> str:
             if len(row["runs"]) > 1:
                 title += f"; runs {', '.join(f'{run[method][column]:.1f}' for run in row['runs'])}"
             figure = f"{value:.1f}<small>{plus_minus(row, method, column)}</small>"
-            kind = mark(results, row, method, column)
+            kind = kinds[column]
             cells.append(f'<td{f" class={kind}" if kind else ""} title="{title}">{figure}</td>')
         lines.append(f"<tr><td>{escape(row['method'])}</td>{''.join(cells)}</tr>")
     lines += [_published(row, columns) for row in results["published"]] if method == "linear_probe" else []
@@ -183,7 +183,7 @@ def _comparisons(results: dict[str, Any]) -> str:
             f"<tr><th></th>{head}</tr>{''.join(rows)}</table></div>"
         )
         count = max(count, len(lines))
-    if not count:
+    if not count and not results["uncompared"]:
         return ""
     lost = (
         f" Not of the same pictures, so not compared: {'; '.join(results['uncompared'])}."
@@ -221,6 +221,12 @@ def _verdicts(results: dict[str, Any]) -> str:
             kind, head, tail = "fails", "Not everywhere:", f"Not so for {'; '.join(verdict.failures)}."
         elif verdict.unsure:
             kind, head, tail = "soft", "In the figures:", f"Within the uncertainty for {'; '.join(verdict.unsure)}."
+        elif verdict.lost:
+            kind, head, tail = (
+                "soft",
+                "In the figures:",
+                f"Of other pictures, so not compared: {'; '.join(verdict.lost)}.",
+            )
         else:
             kind, head, tail = "holds", "Holds:", "By linear probe and kNN alike, each beyond its uncertainty."
             if verdict.single:

@@ -30,4 +30,4 @@ def _value(recipe: dict[str, Any], keys: tuple[str, ...]) -> str:
     value: Any = recipe
     for key in keys:
         value = value.get(key, "") if isinstance(value, dict) else ""
-    return "/".join(f"{part:g}" for part in value) if isinstance(value, list) else str(value)
+    return "/".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

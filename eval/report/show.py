@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from eval.report.table import difference_lines, heading, mark, plus_minus, runs_line, unreadable_lines
+from eval.report.table import difference_lines, heading, marks, plus_minus, runs_line, unreadable_lines
 from eval.report.titles import TITLES
 
 __all__ = ["show_result", "show_rows"]
@@ -74,6 +74,9 @@ def show_rows(results: dict[str, Any], path: Path) -> None:
         console.print(line, soft_wrap=True, markup=False)
     for line in difference_lines(results):
         console.print(line, soft_wrap=True, markup=False)
+    if results["uncompared"]:
+        lost = escape("; ".join(results["uncompared"]))
+        console.print(f"[bold red]NOT OF THE SAME PICTURES[/bold red], so not compared: {lost}", soft_wrap=True)
     if results["unfinished"]:
         lines = escape("; ".join(results["unfinished"]))
         console.print(f"[bold red]NOT TRAINED TO THE END[/bold red]: {lines}", soft_wrap=True)
@@ -89,10 +92,10 @@ def _tables(results: dict[str, Any], method: str, console: Console) -> list[Tabl
     rows, columns = results["rows"], results["columns"]
     names, cells = [row["method"] for row in rows], []
     for row in rows:
-        line = []
+        line, kinds = [], marks(results, row, method)
         for column in columns:
             text = f"{row[method][column]:.1f}"
-            style = MARKS[mark(results, row, method, column)]
+            style = MARKS[kinds[column]]
             line.append(f"[{style}]{text}[/]{plus_minus(row, method, column)}")
         cells.append(line)
     table = _table(names, columns, cells)

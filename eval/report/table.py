@@ -18,7 +18,7 @@ __all__ = [
     "difference_lines",
     "gather",
     "heading",
-    "mark",
+    "marks",
     "plus_minus",
     "runs_line",
     "unreadable_lines",
@@ -120,7 +120,8 @@ def unreadable_lines(evaluation: dict[str, Any]) -> list[str]:
 
 
 def _unreadable(evaluated: list[dict[str, Any]], several: bool) -> list[str]:
-    values = [(prefix, value) for row in evaluated for (prefix, _), value in row["evaluations"].items()]
+    runs = [run for row in evaluated for run in row["runs"]]
+    values = [(prefix, value) for run in runs for (prefix, _), value in run["evaluations"].items()]
     return sorted({f"{prefix}/{line}" if several else line for prefix, v in values for line in unreadable_lines(v)})
 
 
@@ -130,21 +131,23 @@ def heading(results: dict[str, Any], method: str) -> str:
     return f"{TITLES[method]}{f' on {where[0]}' if len(where) == 1 else ''}, accuracy in percent"
 
 
-def mark(results: dict[str, Any], row: dict[str, Any], method: str, column: str) -> Mark:
-    """`best` of the column, `near` where it is not surely below that, or nothing."""
-    rows = results["rows"]
-    if len(rows) < 2 or not row["details"][method][column]["marked"]:
-        return ""
-    best = max(rows, key=lambda other: other[method][column])
-    if row[method][column] == best[method][column]:
-        return "best"
-    pair = {row["method"], best["method"]}
-    found = [
-        one
-        for one in results["comparisons"]
-        if {one["row"], one["less"]} == pair and (one["method"], one["column"]) == (method, column)
-    ]
-    return "near" if found and not is_sure(found[0]) else ""
+def marks(results: dict[str, Any], row: dict[str, Any], method: str) -> dict[str, Mark]:
+    """By column: `best`, `near` where the row is not surely below that, or nothing."""
+    sure = {
+        (found["row"] if found["less"] == row["method"] else found["less"], found["column"])
+        for found in results["comparisons"]
+        if found["method"] == method and row["method"] in (found["row"], found["less"]) and is_sure(found)
+    }
+    made: dict[str, Mark] = {}
+    for column in results["columns"]:
+        best = max(results["rows"], key=lambda other: other[method][column])
+        if len(results["rows"]) < 2 or not row["details"][method][column]["marked"]:
+            made[column] = ""
+        elif row[method][column] == best[method][column]:
+            made[column] = "best"
+        else:
+            made[column] = "" if (best["method"], column) in sure else "near"
+    return made
 
 
 def plus_minus(row: dict[str, Any], method: str, column: str) -> str:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import base64
 from math import sqrt
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy.stats import ttest_ind, ttest_rel
 
-from eval.evaluate import hits_of
+from eval.benchmarks.bench import Bench, Column, Task, top
+from eval.evaluate import Settings, evaluate, hits_of
+from eval.heads.knn import KNNConfig
 from eval.report.compare import RowHits, compare_rows, comparison_lines, difference, is_sure, points
+from tests.eval.make_folders import make_model, make_set
 
 METHODS = ("linear_probe", "knn")
 
@@ -156,3 +160,18 @@ def test_hits_come_back_as_they_were() -> None:
     hits = [1, 0, 0, 1, 1, 0, 1, 1, 0, 1, 1]
     packed = base64.b64encode(np.packbits(hits).tobytes()).decode()
     assert hits_of({"n": len(hits), "hits": packed}).tolist() == hits
+
+
+def test_counted_says_which_pictures_they_are(tmp_path: Path) -> None:
+    def counted(bad: tuple[int, ...], where: str) -> str:
+        train, val = make_set(20), make_set(20, bad=bad, name="val", seed=1)
+        task = Task(name="t", images="train", labels=np.arange(20) % 2, classes=["a", "b"])
+        column = Column(name="top1", task="t", images="val", score=top(np.arange(20) % 2))
+        bench = Bench(name="mine", root=tmp_path, sets=(train, val), tasks=(task,), columns=(column,))
+        settings = Settings(features=tmp_path / where, knn=KNNConfig(k=1))
+        found = evaluate(make_model(), bench, "knn", settings)["columns"]["top1"]
+        assert found["n"] == 20 - len(bad)
+        return str(found["counted"])
+
+    assert counted((0,), "a") != counted((3,), "b")  # equally many, others
+    assert counted((3,), "c") == counted((3,), "d") != counted((), "e")

@@ -239,7 +239,20 @@ def test_a_cut_evaluation_is_made_again(
     cut = json.loads(whole[0])
     cut["columns"]["object"]["hits"] = "AAAA"[:4]
     cut["columns"]["object"]["n"] = 100
-    for text in (json.dumps(old), json.dumps(cut), '{"columns": {}}', "[]", "5", whole[0][:200], ""):
+    bare = json.loads(whole[0])
+    del bare["columns"]["object"]["about"]
+    rows = json.dumps(json.loads(whole[0]) | {"columns": []})
+    for text in (
+        json.dumps(old),
+        json.dumps(cut),
+        json.dumps(bare),
+        rows,
+        '{"columns": {}}',
+        "[]",
+        "5",
+        whole[0][:200],
+        "",
+    ):
         paths[0].write_text(text)
         assert run_eval(call) == 0
         assert json.loads(paths[0].read_text())["columns"] == json.loads(whole[0])["columns"]
@@ -266,7 +279,12 @@ def test_models_of_several_data_sets_want_one_to_be_judged_on(
     monkeypatch.chdir(world)
     shards, _ = make_demo(tmp_path / "data", 96, SCENES)
     train_run(shards, tmp_path / "other")
-    call = ["suite", "--config", "demo", "--checkpoint", str(tmp_path / "other"), "--checkpoint", "runs/demo/xclr"]
+    (tmp_path / "named.toml").write_text("benches = ['x=demo']")
+    call = ["suite", "--config", str(tmp_path / "named.toml"), "--checkpoint", str(tmp_path / "other")]
+    call += ["--checkpoint", "runs/demo/xclr"]
+    assert run_eval([*call, "--out", str(tmp_path / "out")]) == 2
+    assert "say with --data on which to evaluate all of them" in capsys.readouterr().err
+    call[2] = "demo"
     assert run_eval([*call, "--out", str(tmp_path / "out")]) == 2
     assert "say with --data on which to evaluate all of them" in capsys.readouterr().err
 
@@ -329,7 +347,8 @@ def test_claims_are_read_off_the_figures() -> None:
     assert verdicts(near)[0].unsure == ()
     near["comparisons"][0]["interval"] = [-0.1, 10.1]
     assert verdicts(near)[0].unsure == ("linear probe on object",)
-    assert verdicts(near | {"comparisons": []})[0].unsure[-1] == "kNN on only_fg"  # not compared, so not sure
+    lost = verdicts(near | {"comparisons": []})[0]
+    assert (lost.unsure, lost.lost[-1]) == ((), "kNN on only_fg")
     assert verdicts(table(simclr=(1, 1), other=(2, 2))) == []
     alone = table(untrained=(10, 10), simclr=(20, 50), xclr=(25, 45)) | {"columns": ["object", "attribute"]}
     assert verdicts(alone) == []  # of MIT-States, which says nothing of grounds
@@ -363,6 +382,8 @@ def test_charts() -> None:
         ("benches = ['imagefolders:x']", "unknown benchmark 'imagefolders'"),
         ("benches = ['imagefolder:a/pets', 'shards:b/pets']", "two benchmarks are called pets"),
         ("benches = ['demo', 'demo']", "two benchmarks are called demo"),
+        ("benches = ['imagefolder:/']", "a benchmark has no name"),
+        ("benches = ['demo']\nfew_shot = [1, 1]", "two benchmarks are called demo 1%"),
         ("benches = ['shards:']", "'shards:' names no folder: shards:DIR, or shards alone"),
         ("benches = ['demo']\nagainst = 'b'\n[[rows]]\nmethod = 'a'\ncheckpoint = 'c'", r"against is the name .*\(a\)"),
         ("benches = ['demo']\nrows = [{method='a',checkpoint='b'},{method='a',checkpoint='c'}]", "two rows .* 'a'"),

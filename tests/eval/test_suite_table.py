@@ -205,7 +205,7 @@ def page_of(table: dict[str, Any], tmp_path: Path) -> str:
     return (tmp_path / "r.html").read_text()
 
 
-def test_a_claim_holds_only_beyond_the_uncertainty(tmp_path: Path) -> None:
+def test_a_claim_holds_only_beyond_the_uncertainty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     claim = "X-CLR recognises objects better than SimCLR, on every ground"
     page = page_of(simple(["simclr", "xclr"]), tmp_path)  # 60 above 50 of equal hits
     assert f"In the figures:</span> {claim}. Within the uncertainty for linear probe on object;" in page
@@ -220,7 +220,10 @@ def test_a_claim_holds_only_beyond_the_uncertainty(tmp_path: Path) -> None:
     lost = simple(["simclr", "xclr"], counted="all but one")
     assert lost["comparisons"] == []
     assert len(lost["uncompared"]) == 4
-    assert "Within the uncertainty for" in page_of(lost, tmp_path)
+    assert "Of other pictures, so not compared: linear probe on object; " in page_of(lost, tmp_path)
+    assert "Not of the same pictures, so not compared: xclr - simclr" in page_of(lost, tmp_path)
+    show_rows(lost, tmp_path)
+    assert "NOT OF THE SAME PICTURES, so not compared: xclr - simclr, linear probe" in capsys.readouterr().out
     assert "Not of the same pictures, so not compared: xclr - simclr, linear probe on object; " in markdown(lost)
 
 
@@ -231,8 +234,8 @@ def test_what_is_not_surely_below_the_best_is_marked_too() -> None:
     assert "| a | *50.0* (" in markdown(near)
     assert "| a | 50.0 (" in markdown(far)
     assert "| b | **60.0** (" in markdown(far)
-    far["comparisons"].clear()
-    assert "| a | 50.0 (" in markdown(far)
+    far["comparisons"].clear()  # of other pictures: not surely below
+    assert "| a | *50.0* (" in markdown(far)
 
 
 def test_more_than_six_rows_are_compared_where_there_is_room(tmp_path: Path) -> None:
@@ -248,11 +251,13 @@ def test_more_than_six_rows_are_compared_where_there_is_room(tmp_path: Path) -> 
 
 
 def test_names_stay_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    table = simple(["a | b", "[bold]c*<i>"], "pets [red] | x")
+    table = simple(["a | b", "__best__", "[bold]c*<i>"], "pets [red] | x")
     text = markdown(table)
     widths = {line.replace("\\|", "").count("|") for line in text.splitlines() if line.startswith("|")}
     assert widths == {4}
     assert "| a \\| b |" in text
+    assert "| \\_\\_best\\_\\_ |" in text
+    assert "only_fg" in text
     assert "\\[bold\\]c\\*\\<i\\>" in text
     table["benches"] = {"pets [red]": table["benches"]["demo"]}
     show_rows(table, tmp_path)

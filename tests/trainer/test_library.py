@@ -146,6 +146,10 @@ def test_what_is_no_block_or_tensor_is_told() -> None:
         contrastive_loss(torch.randn(8, 3), torch.eye(4))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"keys are a tensor of .* not list"):
         SimilarityBlock.of_keys(["a", "b"])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"vectors are .* a tensor, not list"):
+        SimilarityBlock.of_vectors([[1.0]])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="similarities are a tensor, not list"):
+        SimilarityBlock.of_matrix([[1.0]])  # type: ignore[arg-type]
     assert repr(SAMPLES) == "SimilarityBlock(4 of 4 samples, keys, tau_s=1)"
     assert repr(SimilarityBlock.of_matrix(torch.eye(3))) == "SimilarityBlock(3 of 3 samples, matrix, tau_s=0.1)"
 
