@@ -44,7 +44,6 @@ def gather(
     first of its row in more than the seed. against: the row that tables compare the others with; empty: every pair.
     """
     evaluated = [{**row, "evaluations": _means(row["runs"])} for row in evaluated]
-    benches = dict(parts)
     several = len(parts) > 1
     columns = [(prefix, column) for prefix, bench in parts for column in _columns(bench)]
     titles = {place: f"{place[0]}/{place[1]}" if several else place[1] for place in columns}
@@ -55,14 +54,7 @@ def gather(
         "title": title,
         "rows": [_row(row, titles, parts[0][0], first) for row in evaluated],
         "columns": list(titles.values()),
-        "published": [
-            {
-                "method": row["method"],
-                "linear_probe": {titles[place]: value for place, value in row["figures"].items()},
-                "approximate": [titles[place] for place in row["approximate"]],
-            }
-            for row in published_rows([place for place in columns if benches[place[0]].name == place[0]])
-        ],
+        "published": _published(titles, dict(parts)),
         "summaries": {
             f"{row['method']}/{prefix}/{method}": value["summaries"]
             for row in evaluated
@@ -70,27 +62,8 @@ def gather(
             if value["summaries"]
         },
         "protocol": {method: first[(parts[0][0], method)]["protocol"] for method in METHODS},
-        "benches": {
-            prefix: {
-                "root": str(bench.root),
-                "notes": {**first[prefix, METHODS[0]]["notes"], **bench.notes},
-                "pictures": first[prefix, METHODS[0]]["pictures"],
-            }
-            for prefix, bench in parts
-        },
-        "differences": [
-            [
-                prefix,
-                method,
-                summary.name,
-                summary.about,
-                {row["method"]: _value(row, prefix, method, summary.name) for row in evaluated},
-            ]
-            for prefix, bench in parts
-            for summary in bench.summaries
-            if summary.kind == "difference"
-            for method in METHODS
-        ],
+        "benches": {prefix: _bench(bench, first[prefix, METHODS[0]]) for prefix, bench in parts},
+        "differences": _differences(evaluated, parts),
         "settings": row_settings({row["method"]: row["runs"][0].get("recipe", {}) for row in evaluated}),
         "comparisons": comparisons,
         "uncompared": uncompared,
@@ -108,6 +81,42 @@ def gather(
         "unreadable": _unreadable(evaluated, several),
         "versions": first[(parts[0][0], METHODS[0])]["versions"],
     }
+
+
+def _published(titles: dict[tuple[str, str], str], benches: dict[str, Bench]) -> list[dict[str, Any]]:
+    """The paper's rows, where a column is its benchmark's: not of few images, nor of a folder that is called so."""
+    places = [place for place in titles if benches[place[0]].name == place[0]]
+    return [
+        {
+            "method": row["method"],
+            "linear_probe": {titles[place]: value for place, value in row["figures"].items()},
+            "approximate": [titles[place] for place in row["approximate"]],
+        }
+        for row in published_rows(places)
+    ]
+
+
+def _bench(bench: Bench, evaluation: dict[str, Any]) -> dict[str, Any]:
+    """Its place is the bench's own: an evaluation that was kept may be of a copy elsewhere."""
+    notes = {**evaluation["notes"], **bench.notes}
+    return {"root": str(bench.root), "notes": notes, "pictures": evaluation["pictures"]}
+
+
+def _differences(evaluated: list[dict[str, Any]], parts: list[Part]) -> list[list[Any]]:
+    """[prefix, method, figure, what it is, {row: value}] of figures that are one column less another."""
+    return [
+        [
+            prefix,
+            method,
+            summary.name,
+            summary.about,
+            {row["method"]: _value(row, prefix, method, summary.name) for row in evaluated},
+        ]
+        for prefix, bench in parts
+        for summary in bench.summaries
+        if summary.kind == "difference"
+        for method in METHODS
+    ]
 
 
 def unreadable_lines(evaluation: dict[str, Any]) -> list[str]:
