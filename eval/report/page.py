@@ -222,15 +222,12 @@ def _verdicts(results: dict[str, Any]) -> str:
         elif verdict.unsure:
             kind, head, tail = "soft", "In the figures:", f"Within the uncertainty for {'; '.join(verdict.unsure)}."
         elif verdict.lost:
-            kind, head, tail = (
-                "soft",
-                "In the figures:",
-                f"Of other pictures, so not compared: {'; '.join(verdict.lost)}.",
-            )
+            kind, head = "soft", "In the figures:"
+            tail = f"Of other pictures, so not compared: {'; '.join(verdict.lost)}."
         else:
             kind, head, tail = "holds", "Holds:", "By linear probe and kNN alike, each beyond its uncertainty."
             if verdict.single:
-                tail = f"{tail[:-1]} by other pictures; other seeds, these single runs cannot tell of."
+                tail += " That is of other pictures: single runs say nothing of other seeds."
         items.append(f'<li><span class="{kind}">{head}</span> {escape(f"{verdict.claim}. {tail}")}</li>')
     return f'<h2>What the paper claims</h2><ul class="verdicts">{"".join(items)}</ul>'
 

@@ -212,8 +212,9 @@ def test_a_claim_holds_only_beyond_the_uncertainty(tmp_path: Path, capsys: pytes
     table = simple(["simclr", "xclr"])
     for one in table["comparisons"]:
         one["interval"] = [1.0, 19.0]
-    assert f"Holds:</span> {claim}. By linear probe and kNN alike, each beyond its uncertainty by other" in page_of(
-        table, tmp_path
+    page = page_of(table, tmp_path)
+    assert (
+        f"Holds:</span> {claim}. By linear probe and kNN alike, each beyond its uncertainty. That is of other" in page
     )
     table["rows"][0]["runs"] *= 2
     assert "each beyond its uncertainty.<" in page_of(table, tmp_path)
