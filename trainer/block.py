@@ -67,7 +67,8 @@ class SimilarityBlock:
     Made by one of five: `of_texts` (X-CLR by a graph), `of_vectors` and `of_matrix` (X-CLR by what a caller has),
     `of_keys` (SupCon), `of_samples` (SimCLR). Every rank calls the same one, with equally many samples. `world` is for
     all of them this process's place among the ranks; None takes it from torch.distributed. All raise ValueError for
-    shapes and values that make no sense, and for what requires a gradient: similarities are targets, none would come.
+    shapes and values that make no sense, and for what requires a gradient: similarities are targets, none would come;
+    TypeError for what is no tensor.
     """
 
     world: World

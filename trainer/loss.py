@@ -48,7 +48,8 @@ def contrastive_loss(
     gradient, over the ranks of `block.world`. implementation: `auto` is `tiled`, which was slower than `dense` at no
     size (docs/loss.md); `dense` is the one to read, and to differentiate twice; `fused` raises UserError where its
     kernels do not run. Raises ValueError where z does not hold two views of each of the block's samples, and for a tau
-    that is not above 0 or, but with `dense`, is to be learnt; RuntimeError in a backward pass with create_graph=True.
+    that is not above 0 or, but with `dense`, is to be learnt; TypeError for what is no block; RuntimeError in a
+    backward pass with create_graph=True.
     """
     if isinstance(tau, torch.Tensor) and tau.requires_grad and implementation != "dense":
         raise ValueError("a tau that is to be learnt needs implementation='dense': the others give it no gradient")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 
 from eval.cli import main
@@ -31,6 +33,15 @@ def train_run(shards: Path, run: Path, objective: str = "simclr", *, epochs: int
     }
     train(from_table(Recipe, table, where="test"), run, World(device=torch.device("cpu")))
     return run
+
+
+def suite_results(world: Path, config: str, out: str) -> dict[str, Any]:
+    """Of `xclr-eval suite` in a folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(world)
+        assert run_eval(["suite", "--config", config, "--out", out]) == 0
+    value: dict[str, Any] = json.loads((world / out / "results.json").read_text())
+    return value
 
 
 def run_eval(arguments: list[str]) -> int:

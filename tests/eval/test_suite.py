@@ -20,11 +20,10 @@ from eval.report.claims import verdicts
 from eval.report.gallery import caption_strips
 from eval.suite import load_suite
 from shards.errors import UserError
-from shards.page import interval_chart, line_chart, ticks
 from shards.reader import Shards
 from tests.eval.demo_shards import make_demo
 from tests.eval.make_folders import make_folders
-from tests.eval.runs import run_eval, train_run
+from tests.eval.runs import run_eval, suite_results, train_run
 
 COLUMNS = ["object", "mixed_same", "mixed_rand", "only_fg", "only_bg", "colour", "texture"]
 SCENES = 20
@@ -42,11 +41,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def results(world: Path) -> dict[str, Any]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(world)
-        assert run_eval(["suite", "--config", "demo", "--out", "runs/demo"]) == 0
-    value: dict[str, Any] = json.loads((world / "runs/demo/results.json").read_text())
-    return value
+    return suite_results(world, "demo", "runs/demo")
 
 
 def test_the_benchmark_has_the_variants_and_labels_of_the_shards(world: Path) -> None:
@@ -352,24 +347,6 @@ def test_claims_are_read_off_the_figures() -> None:
     assert verdicts(table(simclr=(1, 1), other=(2, 2))) == []
     alone = table(untrained=(10, 10), simclr=(20, 50), xclr=(25, 45)) | {"columns": ["object", "attribute"]}
     assert verdicts(alone) == []  # of MIT-States, which says nothing of grounds
-
-
-def test_charts() -> None:
-    assert ticks(0, 10) == [0, 2, 4, 6, 8, 10]
-    assert ticks(0.31, 0.32)[0] <= 0.31
-    assert ticks(5, 5)[0] < 5 < ticks(5, 5)[-1]
-    chart = line_chart({"a<b": [(0, 1), (10, 2)]}, x_title="step", y_title="loss", colours={"a<b": 2})
-    assert 'class="line s2"' in chart
-    assert "a&lt;b" in chart
-    assert line_chart({"a": []}, x_title="x", y_title="y", colours={"a": 0}) == ""
-    two = {"a": [(50.0, 40.0, 60.0), (80.0, 70.0, 90.0)], "b": [(60.0, 50.0, 70.0), (10.0, 0.0, 20.0)]}
-    dots = interval_chart(["one", "<two>"], two, x_title="%", colours={"a": 0, "b": 1})
-    places = [(float(x), float(y)) for x, y in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', dots)]
-    assert [x for x, _ in sorted(places)] == sorted(x for x, _ in places)
-    assert sorted(range(4), key=lambda i: places[i][0]) == [3, 0, 1, 2]  # by value: 10, 50, 60, 80
-    assert [y for _, y in places] == sorted(y for _, y in places)  # group by group, series by series
-    assert "&lt;two&gt;: 10.0 (0.0 to 20.0)" in dots
-    assert interval_chart([], {}, x_title="%", colours={}) == ""
 
 
 @pytest.mark.parametrize(

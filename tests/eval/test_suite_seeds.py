@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +16,9 @@ import pytest
 from eval.models.model import Model
 from eval.report.runs import mean_of_runs
 from eval.rows import Row, unalike
-from shards.page import interval_chart, line_chart
 from tests.eval.demo_shards import make_demo
 from tests.eval.make_folders import make_model
-from tests.eval.runs import run_eval, train_run
+from tests.eval.runs import run_eval, suite_results, train_run
 from trainer.augment import IMAGENET_MEAN, IMAGENET_STD
 from trainer.recipe import as_table, changed, load_recipe
 
@@ -56,11 +54,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def results(world: Path) -> dict[str, Any]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(world)
-        assert run_eval(["suite", "--config", "seeds.toml", "--out", "runs"]) == 0
-    value: dict[str, Any] = json.loads((world / "runs/results.json").read_text())
-    return value
+    return suite_results(world, "seeds.toml", "runs")
 
 
 def test_a_row_of_several_runs_has_their_mean_and_spread(results: dict[str, Any]) -> None:
@@ -165,21 +159,6 @@ def test_summaries_are_means_as_well() -> None:
     assert found["summaries"]["gap"] == {"value": 3.5, "columns": ["a"], "about": "", "runs": [2, 5]}
     assert found["partial"] == ["2 of 9", "5 of 9"]
     assert mean_of_runs([value(20, 2)]) == value(20, 2)
-
-
-def test_charts_of_several_runs() -> None:
-    lines = line_chart([("a", [(0, 1), (1, 2)]), ("a", [(0, 2), (1, 3)])], x_title="x", y_title="y", colours={"a": 3})
-    assert lines.count('class="line s3"') == 2
-    one = {"a": [(50.0, 45.0, 55.0)]}
-    assert "ring" not in interval_chart(["g"], one, x_title="%", colours={"a": 0})
-    assert interval_chart(["g"], one, x_title="%", colours={"a": 0}, within={"a": [[20.0, 80.0]]}).count("ring") == 2
-    wide = interval_chart(["g"], one, x_title="%", colours={"a": 0}, within={"a": [[20.0, 80.0]]})
-    places = [float(x) for x in re.findall(r'cx="([\d.]+)"', wide)]
-    assert max(places) < 460  # a run beyond the interval is within the picture
-    long = interval_chart(["oxford-flowers-by-photographer 10%/top1" * 2], one, x_title="%", colours={"a": 0})
-    assert "\N{HORIZONTAL ELLIPSIS}</text>" in long
-    ends = [float(x) for x in re.findall(r'class="line[^>]* x1="([\d.]+)" x2=', long)]
-    assert ends[0] < float(re.findall(r'cx="([\d.]+)"', long)[0]) < 460
 
 
 def run(tmp_path: Path, name: str, **changes: Any) -> Model:
