@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.report.compare import COMPARED, comparison_lines, is_sure, points
-from eval.report.table import difference_lines, heading, marks, plus_minus, runs_line
+from eval.report.table import difference_lines, heading, marks, plus_minus, runs_line, warnings
 from eval.report.titles import TITLES
 from shards.atomic import atomic_file
 
@@ -25,14 +25,8 @@ def write_markdown(path: Path, results: dict[str, Any]) -> None:
 def markdown(results: dict[str, Any]) -> str:
     """A table a method, the best of each column in bold; published figures below those of the linear probe."""
     parts = [f"# {_plain(results['title'])}", ""]
-    if results["partial"]:
-        parts += [f"**PARTIAL, not comparable:** {_plain('; '.join(results['partial']))}", ""]
-    if results["unfinished"]:
-        parts += [f"**NOT TRAINED TO THE END:** {_plain('; '.join(results['unfinished']))}", ""]
-    if results["unalike"]:
-        parts += [f"**NOT ALIKE BUT FOR THE SEED:** {_plain('; '.join(results['unalike']))}", ""]
-    if results["unreadable"]:
-        parts += [f"**LEFT OUT:** {_plain('; '.join(results['unreadable']))}", ""]
+    for what, lines in warnings(results):
+        parts += [f"**{what}:** {_plain(lines)}", ""]
     for method in TITLES:
         runs = f"; {line}" if (line := runs_line(results)) else ""
         parts += [f"{_plain(heading(results, method))}, 95% interval (Wilson score){runs}:", ""]

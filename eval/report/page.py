@@ -12,7 +12,7 @@ from typing import Any
 from eval.report.claims import verdicts
 from eval.report.compare import COMPARED, comparison_lines, is_sure, points
 from eval.report.gallery import GraphStrips, Neighbour, Strip
-from eval.report.table import difference_lines, marks, plus_minus, runs_line
+from eval.report.table import difference_lines, marks, plus_minus, runs_line, warnings
 from eval.report.titles import TITLES
 from shards.page import COLOURS, interval_chart, legend, line_chart, table, write_page
 
@@ -43,10 +43,7 @@ def write_report(
     body = [
         f"<h1>{escape(results['title'])}</h1>",
         f'<p class="soft">{_models(results)}</p>',
-        _warning("PARTIAL, not comparable", results["partial"]),
-        _warning("NOT TRAINED TO THE END", results["unfinished"]),
-        _warning("NOT ALIKE BUT FOR THE SEED", results["unalike"]),
-        _warning("LEFT OUT", results["unreadable"]),
+        *(f'<p class="partial">{what}: {escape(lines)}</p>' for what, lines in warnings(results)),
         *(_table(results, method) for method in TITLES),
         *(f"<p>{escape(line)}</p>" for line in difference_lines(results)),
         _columns(results),
@@ -85,12 +82,6 @@ def _models(results: dict[str, Any]) -> str:
     models = sorted({str(run["model"]["model"]) for run in runs})
     where = ", ".join(results["benches"])
     return escape(f"{', '.join(models)} on {where}; accuracy in percent, frozen features")
-
-
-def _warning(words: str, reasons: list[str]) -> str:
-    if not reasons:
-        return ""
-    return f'<p class="partial">{words}: {escape("; ".join(reasons))}</p>'
 
 
 def _table(results: dict[str, Any], method: str) -> str:

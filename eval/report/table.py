@@ -22,6 +22,7 @@ __all__ = [
     "plus_minus",
     "runs_line",
     "unreadable_lines",
+    "warnings",
 ]
 
 Mark = Literal["best", "near", ""]
@@ -117,6 +118,17 @@ def _differences(evaluated: list[dict[str, Any]], parts: list[Part]) -> list[lis
         if summary.kind == "difference"
         for method in METHODS
     ]
+
+
+def warnings(results: dict[str, Any]) -> list[tuple[str, str]]:
+    """(what, of which) above the tables: what makes figures less than they look."""
+    kinds = {
+        "PARTIAL, not comparable": results["partial"],
+        "NOT TRAINED TO THE END": results["unfinished"],
+        "NOT ALIKE BUT FOR THE SEED": results["unalike"],
+        "LEFT OUT": results["unreadable"],
+    }
+    return [(what, "; ".join(lines)) for what, lines in kinds.items() if lines]
 
 
 def unreadable_lines(evaluation: dict[str, Any]) -> list[str]:
