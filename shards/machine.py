@@ -13,9 +13,11 @@ from typing import IO, Any
 
 from shards.errors import NO_LOCKS, UserError
 
-__all__ = ["cores", "free_shared_memory", "lock_file", "peak_memory", "prefetch"]
+__all__ = ["cores", "free_memory", "free_shared_memory", "lock_file", "peak_memory", "prefetch"]
 
 GROUPS, CONTROL = "/proc/self/cgroup", "/sys/fs/cgroup"
+MEMORY = "/proc/meminfo"
+UNKNOWN = 1 << 62  # bytes, where the system does not say how many
 AHEAD = 4 << 30  # bytes that the workers of one loader may hold ready
 
 
@@ -27,17 +29,38 @@ def cores() -> int:
 
 def _quota() -> float:
     """Processors' worth of time that its control groups allow (docker run --cpus, Kubernetes); infinite without."""
+    least = math.inf
+    for folder in _control_groups():
+        with suppress(OSError, ValueError):  # the topmost has no such file, except in a container; "max": no limit
+            quota, period = (folder / "cpu.max").read_text().split()
+            least = min(least, int(quota) / int(period))
+    return least
+
+
+def _control_groups() -> list[Path]:
+    """The folders of those that this process is in, from the innermost outwards."""
     try:
         own = next(line for line in Path(GROUPS).read_text().splitlines() if line.startswith("0::"))
     except (OSError, StopIteration):  # no control groups, or their first version
-        return math.inf
-    least = math.inf
+        return []
     place = Path(own.removeprefix("0::").lstrip("/"))
-    for folder in (place, *place.parents):
-        with suppress(OSError, ValueError):  # the topmost has no such file, except in a container; "max": no limit
-            quota, period = (Path(CONTROL) / folder / "cpu.max").read_text().split()
-            least = min(least, int(quota) / int(period))
-    return least
+    return [Path(CONTROL) / folder for folder in (place, *place.parents)]
+
+
+def free_memory() -> int:
+    """Bytes that this process may still take: of the machine's, and of what its control groups allow (docker run
+    --memory, SLURM); files that the system keeps in memory make room. Any number where the system does not say."""
+    free = UNKNOWN
+    with suppress(OSError, StopIteration, ValueError):
+        line = next(line for line in Path(MEMORY).read_text().splitlines() if line.startswith("MemAvailable:"))
+        free = int(line.split()[1]) * 1024
+    for folder in _control_groups():
+        with suppress(OSError, ValueError, KeyError):  # "max": no limit
+            limit = int((folder / "memory.max").read_text())
+            used = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            taken = int((folder / "memory.current").read_text()) - int(used["inactive_file"])
+            free = min(free, max(0, limit - taken))
+    return free
 
 
 def lock_file(file: IO[Any] | int) -> None:
@@ -52,7 +75,7 @@ def lock_file(file: IO[Any] | int) -> None:
 def free_shared_memory() -> int:
     """Bytes in /dev/shm, through which processes hand each other tensors; any number on systems without it."""
     if not Path("/dev/shm").is_dir():
-        return 1 << 62
+        return UNKNOWN
     found = os.statvfs("/dev/shm")
     return found.f_bavail * found.f_frsize
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from shards.bars import say, spoken
 from shards.errors import UserError, run_cli
@@ -18,8 +18,9 @@ from shards.manifest import Manifest
 from shards.mirror import open_shards
 from shards.reader import Shards, is_finished, latest_shards, test_folder
 from shards.remote import is_remote
-from trainer.advice import at_start
-from trainer.own import is_own, short
+from trainer.advice import at_start, fitting_batch
+from trainer.names import default_run, unheeded
+from trainer.own import is_own
 from trainer.recipe import Recipe, builtin_recipes, changed, load_recipe
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ def command(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of the run. Default: below runs/, called by data set, objective, graph, model and seed."
+            help="Folder of the run. Default: below runs/, called by data set, objective, graph, model, and what else "
+            "differs from the recipe."
         ),
     ] = None,
     resume: Annotated[
@@ -126,36 +128,37 @@ def command(
     if context.invoked_subcommand:
         _refuse_options(context)
         return
-    chosen = changed(
-        _recipe(recipe, shards),
-        {
-            "data.shards": shards,
-            "data.graph": graph,
-            "data.batch_size": batch_size,
-            "data.grouped": grouped,
-            "data.chunk": chunk,
-            "augment.image_size": image_size,
-            "model.backbone": model,
-            "model.start": start,
-            "objective.name": objective,
-            "objective.tau": tau,
-            "objective.tau_s": tau_s,
-            "objective.tail": tail,
-            "optimiser.lr": lr,
-            "optimiser.warmup_epochs": warmup_epochs,
-            "run.cache_gib": cache_gib,
-            "run.workers": workers,
-            "run.checkpoint_every": checkpoint_every,
-            "run.log_every": log_every,
-            "run.track": track,
-            "epochs": epochs,
-            "precision": precision,
-            "compile": compile_,
-            "deterministic": deterministic,
-            "seed": seed,
-        },
-    )
-    open_shards(chosen.data.shards)  # before PyTorch is loaded: whether they are there
+    given = {
+        "data.shards": shards,
+        "data.graph": graph,
+        "data.batch_size": batch_size,
+        "data.grouped": grouped,
+        "data.chunk": chunk,
+        "augment.image_size": image_size,
+        "model.backbone": model,
+        "model.start": start,
+        "objective.name": objective,
+        "objective.tau": tau,
+        "objective.tau_s": tau_s,
+        "objective.tail": tail,
+        "optimiser.lr": lr,
+        "optimiser.warmup_epochs": warmup_epochs,
+        "run.cache_gib": cache_gib,
+        "run.workers": workers,
+        "run.checkpoint_every": checkpoint_every,
+        "run.log_every": log_every,
+        "run.track": track,
+        "epochs": epochs,
+        "precision": precision,
+        "compile": compile_,
+        "deterministic": deterministic,
+        "seed": seed,
+    }
+    base = _recipe(recipe, shards)
+    idle = unheeded(objective or base.objective.name, given)
+    chosen = changed(base, {key: value for key, value in given.items() if key not in idle})
+    dataset = open_shards(chosen.data.shards).manifest.dataset  # before PyTorch is loaded: whether they are there
+    run = out or default_run(chosen, base, dataset)
     if ranks is not None:
         from torch import cuda
 
@@ -164,7 +167,6 @@ def command(
         count = ranks_wanted(ranks, chosen.data.batch_size, device)
         if count > 1:
             on_gpus = device != "cpu" and cuda.is_available()
-            run = out or _default_run(chosen)
             sys.exit(
                 launch(
                     count,
@@ -174,28 +176,32 @@ def command(
                     newest=lambda: sorted(run.glob("checkpoints/step-*.pt"))[-1:],
                 )
             )
-    _train(chosen, device, out, resume=resume, dry_run=dry_run, alone=ranks is not None)
+    _train(chosen, device, run, [*idle.values()], resume=resume, dry_run=dry_run, alone=ranks is not None)
 
 
-def _train(chosen: Recipe, device: str, out: Path | None, *, resume: bool, dry_run: bool, alone: bool) -> None:
-    """alone: one rank was asked for, or is all there may be."""
+def _train(
+    chosen: Recipe, device: str, run: Path, idle: list[str], *, resume: bool, dry_run: bool, alone: bool
+) -> None:
+    """idle: options that change nothing. alone: one rank was asked for, or is all there may be."""
     # Here, since they take seconds to import, and --help should not.
     from torch import OutOfMemoryError
 
     from trainer.dryrun import estimate
     from trainer.launch import BY_HAND, INTERRUPTED, stop_without_launcher
     from trainer.loop import Stopped, train
+    from trainer.memory import too_large
     from trainer.world import LoaderGone, join_world
 
     stop_without_launcher()
     with join_world(device) as world:
-        run = None if dry_run else out or _default_run(chosen)
         if world.is_main:
-            _announce(chosen, run, world.size, str(world.device))
+            _announce(chosen, run, world.size, str(world.device), dry_run=dry_run)
+            for option in idle:
+                say(f"warning: {option} changes nothing: {chosen.objective.name} trains on no similarity graph")
             if not alone:
                 _say_idle(world, device)
         try:
-            if run is None:
+            if dry_run:
                 found = estimate(chosen, world)
                 if world.is_main:
                     _show(found)
@@ -205,7 +211,7 @@ def _train(chosen: Recipe, device: str, out: Path | None, *, resume: bool, dry_r
             print(stopped, file=sys.stderr)
             sys.exit(BY_HAND if stopped.by == signal.SIGINT else INTERRUPTED)
         except OutOfMemoryError as error:
-            raise UserError(_too_large(chosen, world.size, str(error))) from None
+            raise UserError(too_large(chosen, world.size, str(error).split(". ")[0])) from None
         except RuntimeError as error:  # PyTorch raises it wherever the step happens to be
             if "DataLoader worker" not in str(error):
                 raise
@@ -285,36 +291,17 @@ def _recipe(name: str | None, shards: str | None) -> Recipe:
     return changed(recipe, {"data.shards": folder})
 
 
-def _default_run(recipe: Recipe) -> Path:
-    dataset = open_shards(recipe.data.shards).manifest.dataset
-    graph = f"-{recipe.data.graph}" if recipe.data.graph and recipe.objective.name == "xclr" else ""
-    seed = f"-seed{recipe.seed}" if recipe.seed else ""
-    backbone = short(recipe.model.backbone).replace("/", "_").replace(":", "-")
-    return Path("runs") / f"{dataset}-{recipe.objective.name}{graph}-{backbone}{seed}"
-
-
-def _too_large(recipe: Recipe, ranks: int, reason: str) -> str:
-    """What to do where a GPU's memory is not enough. A run that is gone on with keeps its batch."""
-    held = recipe.data.chunk or recipe.data.batch_size // ranks
-    chunk = next((held // part for part in (2, 3, 5, 7) if held % part == 0), 0)
-    remedy = f"give --chunk {chunk}, which forwards so many of its samples at a time, " if chunk else "give "
-    first = reason.split(". ")[0]
-    return (
-        f"{held} samples at a time do not fit a GPU ({first}): {remedy}more GPUs, or a new run a smaller --batch-size"
-    )
-
-
-def _announce(recipe: Recipe, run: Path | None, ranks: int, device: str) -> None:
-    """Say what will be trained on what, before anything slow happens. run: None where nothing will be written."""
+def _announce(recipe: Recipe, run: Path, ranks: int, device: str, *, dry_run: bool) -> None:
+    """Say what will be trained on what, before anything slow happens."""
     shards = open_shards(recipe.data.shards)
     manifest = shards.manifest
     objective = _objective_line(recipe, shards, run)  # names what is wrong with the graph, which no batch size mends
     if manifest.samples < recipe.data.batch_size:
         raise UserError(
             f"{recipe.data.shards} has {manifest.samples} samples, too few for a batch of {recipe.data.batch_size}: "
-            f"give --batch-size {manifest.samples} or less"
+            f"give --batch-size {fitting_batch(manifest.samples)}, or any up to {manifest.samples}"
         )
-    table = Table.grid(padding=(0, 2))
+    table = Table.grid("", Column(overflow="fold"), padding=(0, 2))  # a path is whole, to be copied
     steps = manifest.samples // recipe.data.batch_size
     rows: list[tuple[str, str]] = [
         (
@@ -325,12 +312,11 @@ def _announce(recipe: Recipe, run: Path | None, ranks: int, device: str) -> None
         ("model", f"{recipe.model.backbone} at {recipe.augment.image_size} pixels, {ranks} rank(s) on {device}"),
         ("objective", objective),
     ]
-    if run:
-        rows.append(("run", str(run)))
+    rows.append(("run", f"{run}{'  (a dry run writes nothing)' if dry_run else ''}"))
     for name, value in rows:
         table.add_row(f"[bold]{name}", value)
     Console(stderr=True).print(table, highlight=False)
-    for text in at_start(recipe, texts=manifest.texts, classes=len(manifest.classes)):
+    for text in at_start(recipe, samples=manifest.samples, texts=manifest.texts, classes=len(manifest.classes)):
         say(f"warning: {text}")
 
 
@@ -341,7 +327,7 @@ def _say_idle(world: World, device: str) -> None:
         say(f"note: one of {cuda.device_count()} GPUs is used; --ranks 0 shares each batch between all of them")
 
 
-def _objective_line(recipe: Recipe, shards: Shards, run: Path | None) -> str:
+def _objective_line(recipe: Recipe, shards: Shards, run: Path) -> str:
     from trainer.setup import graph_name
 
     objective = recipe.objective

@@ -44,6 +44,7 @@ from trainer.world import World
 
 __all__ = ["Result", "Stopped", "train"]
 
+SAVE, STOP = 1, 2  # what a rank may tell the others
 BAD_IMAGES = 0.01  # share of samples that may fail to decode before the run stops; stage one reads headers and ends
 
 
@@ -139,7 +140,18 @@ class _Loop:
         self.budget = SkipBudget("training images", BAD_IMAGES, remedy=remedy)
         self.best, self.bad_before = float("-inf"), 0
         self.saver = Saver()
+        self.save_by = self._in_time()
         self.asked: _Later | None = None
+
+    def _in_time(self) -> float:
+        return time.monotonic() + 60 * self.recipe.run.checkpoint_minutes
+
+    def _overdue(self) -> bool:
+        """Whether the last checkpoint is long ago: told once, by rank 0, whose clock counts."""
+        overdue = self.world.is_main and time.monotonic() >= self.save_by
+        if overdue:
+            self.save_by = self._in_time()
+        return overdue
 
     def load(self, state: dict[str, Any]) -> None:
         try:
@@ -206,10 +218,11 @@ class _Loop:
             done = step + 1
             clock.count(recipe.data.batch_size)
             last, every = done == total, recipe.run.knn_every * per_epoch
-            stop = self._told(bool(stopping))
+            told = self._told(STOP if stopping else SAVE if self._overdue() else 0)
+            stop = told == STOP
             log = done % recipe.run.log_every == 0 or last
             watch = every > 0 and done % every == 0
-            save = done % recipe.run.checkpoint_every == 0 or last or stop
+            save = done % recipe.run.checkpoint_every == 0 or last or told > 0
             if log or watch or save:
                 self._check_finite(finite, done)
             if watch or save:
@@ -295,14 +308,14 @@ class _Loop:
                 "Lower the learning rate, lengthen the warm-up, or use precision = 'float32'"
             )
 
-    def _told(self, flag: bool) -> bool:
-        """Whether any rank was told to stop; of several, before this step: no step waits for the others' answers."""
+    def _told(self, what: int) -> int:
+        """The most that any rank tells; of several, before this step: no step waits for the others' answers."""
         if self.world.size == 1:
-            return flag
-        before, asked = self.asked, torch.full((), int(flag), device=self.world.device)
+            return what
+        before, asked = self.asked, torch.full((), what, device=self.world.device)
         dist.all_reduce(asked, op=dist.ReduceOp.MAX)
         self.asked = _Later(asked)
-        return before is not None and before.read()
+        return before.read() if before else 0
 
     def _agree(self, flag: bool) -> bool:
         """Whether any rank says so."""
@@ -316,6 +329,7 @@ class _Loop:
         bad = self._bad_images()
         if not self.world.is_main:
             return
+        self.save_by = self._in_time()
         state = {**self._encoder_state(), "optimiser": self.stepper.optimiser.state_dict(), "bad_images": bad}
         status = "finished" if step == total else "running"
 
@@ -337,7 +351,7 @@ class _Loop:
 
 
 class _Later:
-    """A flag on the device, read a step later: then only what was queued before it is waited for, not this step."""
+    """A number on the device, read a step later: then only what was queued before it is waited for, not this step."""
 
     def __init__(self, flag: torch.Tensor) -> None:
         self.flag, self.copied = flag, None
@@ -346,10 +360,10 @@ class _Later:
             self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self.copied.record()
 
-    def read(self) -> bool:
+    def read(self) -> int:
         if self.copied:
             self.copied.synchronize()
-        return bool(self.flag)
+        return int(self.flag)
 
 
 class _Clock:

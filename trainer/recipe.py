@@ -157,6 +157,8 @@ class RunConfig:
     """Steps between lines of metrics."""
     checkpoint_every: int = 500
     """Steps between checkpoints; one more at the end, and on SIGTERM or Ctrl-C."""
+    checkpoint_minutes: float = 15
+    """Minutes after which one is written all the same, where steps are slow."""
     keep: int = 2
     """Newest checkpoints kept, besides the best."""
     knn_every: int = 1
@@ -167,7 +169,8 @@ class RunConfig:
     """Send the metrics there as well (trackers.py)."""
 
     def __post_init__(self) -> None:
-        _at_least("run", self, workers=-1, log_every=1, checkpoint_every=1, keep=1, knn_every=0, cache_gib=0)
+        _at_least("run", self, workers=-1, log_every=1, checkpoint_every=1, keep=1)
+        _at_least("run", self, checkpoint_minutes=0, knn_every=0, cache_gib=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

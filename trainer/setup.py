@@ -16,6 +16,7 @@ from shards.graph import Graph
 from shards.machine import cores
 from shards.reader import Shards
 from trainer.checkpoint import checkpoints
+from trainer.memory import check_fits
 from trainer.model import build_encoder, statistics_of_run, with_statistics
 from trainer.own import normal
 from trainer.plan import BatchPlan
@@ -88,6 +89,7 @@ def build_stepper(
         words = vocabulary(texts, recipe.text.words)
         captions = Captions(texts, words, recipe.text.length)
         encoder.text = TextTower(recipe.text, len(words), recipe.model.projector_dim, objective.tau)
+    check_fits(encoder, recipe, world)
     return Stepper(recipe, encoder, world, steps_per_epoch=steps_per_epoch, table=table, captions=captions)
 
 

@@ -57,3 +57,36 @@ def test_cores_are_those_that_a_container_is_given(
     monkeypatch.setattr(machine, "GROUPS", str(tmp_path / "own"))
     monkeypatch.setattr(machine, "CONTROL", str(tmp_path / "control"))
     assert machine.cores() == expected
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({}, 8 << 30),
+        ({"pods/one": ("max", 1 << 30, 0)}, 8 << 30),
+        ({"pods": (4 << 30, 3 << 30, 0)}, 1 << 30),
+        ({"pods": (4 << 30, 3 << 30, 1 << 30), "pods/one": ("max", 1, 0)}, 2 << 30),  # files make room
+        ({"pods/one": (1 << 30, 2 << 30, 0)}, 0),  # lowered since
+        ({"pods/one": (100 << 30, 0, 0)}, 8 << 30),
+    ],
+)
+def test_free_memory_is_what_a_container_leaves(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limits: dict[str, tuple[int | str, int, int]], expected: int
+) -> None:
+    (tmp_path / "meminfo").write_text(f"MemTotal: 99999999 kB\nMemAvailable:   {8 << 20} kB\n")
+    (tmp_path / "own").write_text("0::/pods/one\n")
+    for place, (limit, taken, files) in limits.items():
+        folder = tmp_path / "control" / place
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "memory.max").write_text(f"{limit}\n")
+        (folder / "memory.current").write_text(f"{taken}\n")
+        (folder / "memory.stat").write_text(f"anon 5\ninactive_file {files}\n")
+    for name, path in (("MEMORY", "meminfo"), ("GROUPS", "own"), ("CONTROL", "control")):
+        monkeypatch.setattr(machine, name, str(tmp_path / path))
+    assert machine.free_memory() == expected
+
+
+def test_a_system_that_says_nothing_of_its_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(machine, "MEMORY", str(tmp_path / "none"))
+    monkeypatch.setattr(machine, "GROUPS", str(tmp_path / "none"))
+    assert machine.free_memory() > 1 << 60

@@ -1,24 +1,21 @@
-"""Warnings: what gives cause for each, what does not, and once only; checkpoints written beside the training."""
+"""Warnings: what gives cause for each, what does not, and once only."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 from tests.make import make_shards
 from tests.trainer.test_loop import ALONE, SIZES, lines_of, recipe
-from trainer.advice import Adviser, at_start
+from trainer.advice import Adviser, at_start, fitting_batch
 from trainer.loop import train
-from trainer.recipe import Recipe, changed
-from trainer.saver import Saver
+from trainer.recipe import Recipe, builtin_recipes, changed, load_recipe
 
+MANY = 50_000  # samples
 FINE = {
     "target_mass_positive": 0.75,
     "target_entropy": 3.0,
@@ -93,7 +90,7 @@ def test_a_gpu_may_not_wait_as_long_as_a_cpu() -> None:
 @pytest.mark.parametrize(("epochs", "share"), [(2, "20%"), (10, "100%"), (11, None)])
 def test_a_warm_up_as_long_as_the_run_is_said(epochs: int, share: str | None) -> None:
     chosen = changed(Recipe(name="test"), {"optimiser.warmup_epochs": 10, "epochs": epochs})
-    said = at_start(chosen, texts=9, classes=2)
+    said = at_start(chosen, samples=MANY, texts=9, classes=2)
     assert [text for text in said if f"to {share} of its peak: lower --warmup-epochs" in text] == said
     assert len(said) == (share is not None)
 
@@ -111,9 +108,30 @@ def test_a_warm_up_as_long_as_the_run_is_said(epochs: int, share: str | None) ->
 )
 def test_samples_that_are_all_alike_are_said(objective: str, texts: int, classes: int, said: str | None) -> None:
     chosen = changed(Recipe(name="test"), {"objective.name": objective})
-    found = at_start(chosen, texts=texts, classes=classes)
+    found = at_start(chosen, samples=MANY, texts=texts, classes=classes)
     assert len(found) == (said is not None)
     assert not said or (said in found[0] and "--objective simclr" in found[0])
+
+
+@pytest.mark.parametrize(
+    ("samples", "batch", "better"),
+    [(6000, 1024, 64), (1024, 1024, 16), (500, 64, 16), (500, 32, None), (10_240, 1024, None), (10_239, 1024, 128)],
+)
+def test_an_epoch_of_few_steps_is_said(samples: int, batch: int, better: int | None) -> None:
+    chosen = changed(Recipe(name="test"), {"data.batch_size": batch})
+    found = at_start(chosen, samples=samples, texts=9, classes=2)
+    assert [f"--batch-size {better})" in text for text in found] == [True] * (better is not None)
+
+
+@pytest.mark.parametrize(("samples", "batch"), [(3, 3), (20, 16), (1000, 16), (1920, 32), (10**7, 131_072)])
+def test_a_batch_that_fits_few_samples(samples: int, batch: int) -> None:
+    assert fitting_batch(samples) == batch
+
+
+@pytest.mark.parametrize("name", builtin_recipes())
+def test_a_recipe_is_fit_for_its_data_set(name: str) -> None:
+    """demo has 6,000 images, as flickr8k; what the others are for has more."""
+    assert not at_start(load_recipe(name), samples=6000 if name in ("demo", "flickr8k") else MANY, texts=9, classes=2)
 
 
 def test_a_run_with_a_sharp_target_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,30 +140,6 @@ def test_a_run_with_a_sharp_target_says_so(tmp_path: Path, capsys: pytest.Captur
     warned = [line["text"] for line in lines_of(tmp_path / "run") if line.get("event") == "warning"]
     assert len([text for text in warned if "in all but name" in text]) == 1
     assert "in all but name" in " ".join(capsys.readouterr().err.split())
-
-
-def test_saving_does_not_wait_and_keeps_the_values_of_its_step() -> None:
-    gate, seen = threading.Event(), []
-    weight = torch.zeros(2)
-
-    def write(state: dict[str, Any]) -> None:
-        gate.wait(5)
-        seen.append(state["encoder"]["w"].tolist())
-
-    with Saver() as saver:
-        saver.save({"encoder": {"w": weight}, "optimiser": {"state": [weight]}}, write)
-        weight += 1  # the next step, while the file is being written
-        assert seen == []
-        gate.set()
-    assert seen == [[0, 0]]
-
-
-def test_a_failed_write_is_raised() -> None:
-    def fail(state: dict[str, Any]) -> None:
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"), Saver() as saver:
-        saver.save({}, fail)
 
 
 def test_metrics_are_json(tmp_path: Path) -> None:

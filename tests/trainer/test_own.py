@@ -13,7 +13,7 @@ from tests.make import make_shards
 from tests.trainer.ranks import Ranks
 from tests.trainer.reference import ALONE
 from tests.trainer.test_loop import SIZES, recipe, weights
-from trainer.loop import Stopped, _Loop, train
+from trainer.loop import STOP, Stopped, _Loop, train
 from trainer.step import Stepper
 from trainer.world import World
 
@@ -88,7 +88,7 @@ def test_a_network_that_was_edited_is_another_run(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    told = mock.patch.object(_Loop, "_told", return_value=True)
+    told = mock.patch.object(_Loop, "_told", return_value=STOP)
     with told, pytest.raises(Stopped):
         train(recipe(shards, model__backbone="./mine.py:other_weights"), Path("run"), ALONE)
     Path("mine.py").write_text(FILE + "\n# edited")
@@ -104,7 +104,7 @@ def test_a_network_that_was_edited_is_another_run(
 def test_weights_of_another_network_are_one_line(shards: Path, tmp_path: Path) -> None:
     """Of code that the file imports, say."""
     own = f"{tmp_path}/mine.py:other_weights"
-    with mock.patch.object(_Loop, "_told", return_value=True), pytest.raises(Stopped):
+    with mock.patch.object(_Loop, "_told", return_value=STOP), pytest.raises(Stopped):
         train(recipe(shards, model__backbone=own), tmp_path / "run", ALONE)
     (tmp_path / "mine.py").write_text(FILE.replace("width=4", "width=5"))
     with (

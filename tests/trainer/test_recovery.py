@@ -29,7 +29,7 @@ from tests.trainer.test_loop import ALONE, SIZES, command, recipe, weights
 from trainer import checkpoint, run_folder, setup
 from trainer.checkpoint import checkpoints, read_checkpoint
 from trainer.cli import app
-from trainer.loop import Stopped, _Loop, train
+from trainer.loop import STOP, Stopped, _Loop, train
 from trainer.step import Stepper
 from trainer.world import World
 
@@ -248,9 +248,9 @@ def train_until(world: World, shards: Path, run: Path, stop: int, lost: int) -> 
     """On a rank: up to `stop`. The rank `lost` cannot read the newest checkpoint at its first try. Its first step."""
     tries, first, told, read = [0], [-1], _Loop._told, run_folder.read_checkpoint
 
-    def asked(self: _Loop, flag: bool) -> bool:
+    def asked(self: _Loop, what: int) -> int:
         tries[0] += 1
-        return told(self, flag or tries[0] >= stop)
+        return told(self, STOP if tries[0] >= stop else what)
 
     def once(path: Path) -> Any:
         if world.rank == lost and not seen:

@@ -1,0 +1,71 @@
+"""Checkpoints: written beside the training, and in time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+
+from tests.make import make_shards
+from tests.trainer.ranks import Ranks
+from tests.trainer.test_loop import SIZES, recipe
+from trainer import loop
+from trainer.checkpoint import checkpoints
+from trainer.loop import train
+from trainer.saver import Saver
+from trainer.step import Stepper
+from trainer.world import World
+
+
+def test_saving_does_not_wait_and_keeps_the_values_of_its_step() -> None:
+    gate, seen = threading.Event(), []
+    weight = torch.zeros(2)
+
+    def write(state: dict[str, Any]) -> None:
+        gate.wait(5)
+        seen.append(state["encoder"]["w"].tolist())
+
+    with Saver() as saver:
+        saver.save({"encoder": {"w": weight}, "optimiser": {"state": [weight]}}, write)
+        weight += 1  # the next step, while the file is being written
+        assert seen == []
+        gate.set()
+    assert seen == [[0, 0]]
+
+
+def test_a_failed_write_is_raised() -> None:
+    def fail(state: dict[str, Any]) -> None:
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"), Saver() as saver:
+        saver.save({}, fail)
+
+
+def train_slowly(world: World, shards: Path, run: Path, minutes: float) -> None:
+    """On a rank: as if each step took a minute, by the clock of rank 0; another's does not count."""
+    begun, clock = time.monotonic(), [0]
+
+    def slow(self: Stepper, batch: Any, step: int, total: int) -> Any:
+        clock[0] += 60 if world.is_main else 6000
+        return steps(self, batch, step, total)
+
+    steps = Stepper.step
+    chosen = recipe(shards, run__checkpoint_every=1000, run__checkpoint_minutes=minutes, run__keep=99)
+    with (
+        mock.patch.object(loop, "time", mock.Mock(monotonic=lambda: begun + clock[0], perf_counter=time.perf_counter)),
+        mock.patch.object(Stepper, "step", slow),
+    ):
+        train(chosen, run, world)
+
+
+@pytest.mark.parametrize(("size", "kept"), [(1, [6, 12, 18, 20]), (2, [7, 14, 20])])
+def test_slow_steps_are_kept_by_the_clock(tmp_path: Path, ranks: Ranks, size: int, kept: list[int]) -> None:
+    """Once each time it is due, six minutes after the last; several ranks agree on the step after."""
+    shards = make_shards(tmp_path / "shards", sizes=SIZES, classes=6)
+    ranks(size, train_slowly, shards, tmp_path / "run", 6)
+    assert [int(path.stem.removeprefix("step-")) for path in checkpoints(tmp_path / "run")] == kept
