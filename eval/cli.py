@@ -144,7 +144,10 @@ def suite(
     config: Annotated[str, typer.Option(help="A built-in suite or a .toml file.")] = "demo",
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder of results.json and report.html; runs are looked for here. Default: runs/CONFIG."),
+        typer.Option(
+            help="Folder of results.json and report.html; runs are looked for here unless the suite says where. "
+            "Default: runs/CONFIG."
+        ),
     ] = None,
     checkpoint: Annotated[
         list[str] | None, typer.Option(help="Evaluate these instead of the suite's rows; may be given several times.")
@@ -153,7 +156,7 @@ def suite(
     partial: Partial = False,
     features: Cache = None,
 ) -> None:
-    """Several models on several benchmarks: results.json, results.md and report.html. Run again, it goes on.
+    """Several models on several benchmarks: results.json, .md, .csv and report.html. Run again, it goes on.
 
     \b
     xclr-eval suite --config demo --out runs/demo                    what `make demo` ends with

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,10 @@ class Row:
     method: str
     """What the row is called: `xclr`, `untrained`."""
     checkpoint: str = ""
-    """As open_model takes it; in a suite file, a path is relative to the suite's folder of results."""
+    """As open_model takes it; in a suite file, a path is relative to the suite's folder of runs."""
     checkpoints: tuple[str, ...] = ()
-    """Several instead, trained alike but for the seed: the row has their mean, and how far they lie apart."""
+    """Several instead, trained alike but for the seed: the row has their mean, and how far they lie apart. A pattern
+    (`xclr-seed*`) stands for all runs that are called so."""
     untrained: bool = False
 
     def __post_init__(self) -> None:
@@ -44,8 +47,11 @@ class Row:
         return self.checkpoints or (self.checkpoint,)
 
 
-def rows_of(rows: tuple[Row, ...], suite: str, out: Path, checkpoints: list[str]) -> list[Row]:
-    """The rows to evaluate, with names that tell them apart; every checkpoint is there, said before anything slow."""
+def rows_of(rows: tuple[Row, ...], suite: str, place: Path, checkpoints: list[str]) -> list[Row]:
+    """The rows to evaluate, with names that tell them apart; every checkpoint is there, said before anything slow.
+
+    place: the folder that paths in `rows` are relative to. checkpoints: of the command line, instead of `rows`.
+    """
     if checkpoints:
         if len(set(checkpoints)) < len(checkpoints):
             raise UserError("--checkpoint names a model twice")
@@ -55,13 +61,14 @@ def rows_of(rows: tuple[Row, ...], suite: str, out: Path, checkpoints: list[str]
         return [Row(method=name, checkpoint=spec) for name, spec in zip(names, checkpoints, strict=True)]
     if not rows:
         raise UserError(f"the suite {suite} names no rows: give --checkpoint, once for each model")
-    placed = [replace(row, checkpoint="", checkpoints=tuple(_below(out, spec) for spec in row.specs)) for row in rows]
+    placed = [replace(row, checkpoint="", checkpoints=_all(place, row)) for row in rows]
     missing = sorted({spec for row in placed for spec in row.specs if not _there(spec)})
     if missing:
         trained = " (`make demo` does)" if suite == "demo" else ""
         raise UserError(
             f"the suite {suite} evaluates runs that are not there: {', '.join(missing)}; train them first{trained}, "
-            "give --out FOLDER, which paths are relative to, or name others with --checkpoint"
+            "give --out FOLDER, or runs = 'FOLDER' in the suite, which paths are relative to, or name others with "
+            "--checkpoint"
         )
     return placed
 
@@ -131,6 +138,29 @@ def _described(model: Model) -> dict[str, Any]:
         return value
     except (OSError, ValueError):
         return {}
+
+
+def _all(place: Path, row: Row) -> tuple[str, ...]:
+    """A row's checkpoints with their paths, and for each pattern those that it stands for, in order of their numbers.
+    One that nothing is called by stays, to be missed."""
+    found: list[str] = []
+    for spec in row.specs:
+        path = _below(place, spec)
+        named = [] if _there(path) or not row.checkpoints else [one for one in glob(path) if _is_run(Path(one))]
+        found += sorted(named, key=_numbers) or [path]
+    if twice := next((path for path in found if found.count(path) > 1), None):
+        raise UserError(f"the row {row.method!r} names a checkpoint twice: {twice}")
+    return tuple(found)
+
+
+def _is_run(path: Path) -> bool:
+    """Not a table or a folder of results that a pattern met as well."""
+    return (path / "run.json").is_file() or (path.suffix == ".pt" and path.is_file())
+
+
+def _numbers(path: str) -> list[tuple[str, int]]:
+    """So that seed2 comes before seed10."""
+    return [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", path)]
 
 
 def _there(spec: str) -> bool:

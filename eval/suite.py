@@ -1,7 +1,8 @@
-"""A suite: several models on several benchmarks by both methods, resumable, as results.json and report.html.
+"""A suite: several models on several benchmarks, resumable, as results.json and report.html.
 
 OUT/results.json                rows, columns, protocol
 OUT/results.md                  the tables
+OUT/results.csv                 a line for each figure of each run
 OUT/report.html                 the same to look at
 OUT/evaluations/HASH.json       each finished evaluation, used again while weights, pictures and protocol stay the same
 """
@@ -18,7 +19,7 @@ from typing import Any
 
 from eval.benchmarks.bench import Bench
 from eval.benchmarks.registry import BENCHES, open_bench
-from eval.evaluate import METHODS, Settings, evaluate, evaluation_hash, is_whole, prepared
+from eval.evaluate import METHODS, Method, Settings, evaluate, evaluation_hash, is_whole, prepared
 from eval.heads.knn import KNNConfig
 from eval.heads.probe import ProbeConfig
 from eval.models.model import Model
@@ -27,6 +28,7 @@ from eval.report.markdown import write_markdown
 from eval.report.page import read_curves, write_report
 from eval.report.show import show_rows
 from eval.report.table import gather
+from eval.report.tidy import write_tidy
 from eval.report.titles import TITLES
 from eval.rows import Row, open_rows, recipe_of, rows_of, run_names, unalike, unfinished
 from shards.atomic import write_json
@@ -43,8 +45,12 @@ class Suite:
     title: str
     benches: tuple[str, ...]
     """By name, or NAME:FOLDER, of which there may be several (`imagefolder:data/pets`, `cats=imagefolder:b/pets`)."""
-    against: str = ""
-    """The row that tables compare the others with; empty: every pair."""
+    methods: tuple[Method, ...] = METHODS
+    """What every row is evaluated by."""
+    runs: str = ""
+    """Folder that the rows' checkpoints lie in, from the current one on; empty: that of the results."""
+    against: tuple[str, ...] = ()
+    """The row, or rows, that tables compare the others with; none: every pair."""
     few_shot: tuple[float, ...] = ()
     """Percentages of the training images: each benchmark once more with each."""
     probe: ProbeConfig = field(default_factory=ProbeConfig)
@@ -68,6 +74,8 @@ def load_suite(name: str) -> Suite:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{where}: rows are written as [[rows]], one for each model")
     table["rows"] = tuple(from_table(Row, row, f"{where}, row {number}") for number, row in enumerate(rows, 1))
+    if isinstance(against := table.get("against"), str):
+        table["against"] = [against]
     suite = from_table(Suite, {"name": path.stem, "title": path.stem, **table}, where)
     _check(suite)
     return suite
@@ -85,7 +93,7 @@ def run_suite(
 
     checkpoints: evaluate these instead of the suite's rows. data: folder of the benchmark, if there is one only.
     """
-    rows = rows_of(suite.rows, suite.name, out, checkpoints)
+    rows = rows_of(suite.rows, suite.name, Path(suite.runs).expanduser() if suite.runs else out, checkpoints)
     models = open_rows(rows)
     _check_ours(suite, out)
     benches = _open_benches(suite, models, data, partial=settings.partial)
@@ -97,15 +105,16 @@ def run_suite(
         for percent in suite.few_shot
     ]
     for prefix, bench, chosen in parts:
-        for method in METHODS:
+        for method in suite.methods:
             try:
                 prepared(bench, method, chosen)  # before the first is paid for
             except UserError as error:
                 raise UserError(f"{prefix}, {TITLES[method]}: {error}") from None
     for line in (line for row in rows for line in unalike(row, models[row.method])):
         say(f"note: not alike but for the seed: {line}")
-    count = Count(sum(len(models[row.method]) for row in rows) * len(parts) * len(METHODS))
-    evaluated = [_evaluate_row(row, models[row.method], parts, out, count) for row in rows]
+    count = Count(sum(len(models[row.method]) for row in rows) * len(parts) * len(suite.methods))
+    work = [(*part, method) for part, method in product(parts, suite.methods)]
+    evaluated = [_evaluate_row(row, models[row.method], work, out, count) for row in rows]
     results = gather(
         suite.name,
         suite.title,
@@ -113,10 +122,12 @@ def run_suite(
         [(prefix, bench) for prefix, bench, _ in parts],
         unfinished=[line for row in rows for line in unfinished(row, models[row.method])],
         unalike=[line for row in rows for line in unalike(row, models[row.method])],
-        against=suite.against if suite.against in models else "",  # --checkpoint has rows of its own
+        against=[row for row in suite.against if row in models],  # --checkpoint has rows of its own
+        methods=suite.methods,
     )
     write_json(out / "results.json", results)
     write_markdown(out / "results.md", results)
+    write_tidy(out / "results.csv", results)
     show_rows(results, out)
     trained = {row.method: models[row.method] for row in rows if not row.untrained}
     first = {method: several[0] for method, several in trained.items()}
@@ -193,13 +204,13 @@ class Count:
 
 
 def _evaluate_row(
-    row: Row, models: list[Model], parts: list[tuple[str, Bench, Settings]], out: Path, count: Count
+    row: Row, models: list[Model], work: list[tuple[str, Bench, Settings, Method]], out: Path, count: Count
 ) -> dict[str, Any]:
     """{"method", "runs": [{"model", "evaluations": {(prefix, method): value}}]}"""
     runs = []
     for name, model in zip(run_names(row), models, strict=True):
         evaluations = {}
-        for (prefix, bench, settings), method in product(parts, METHODS):
+        for prefix, bench, settings, method in work:
             count.done += 1
             path = out / "evaluations" / f"{evaluation_hash(model, bench, method, settings)}.json"
             found = _read(path)
@@ -237,8 +248,10 @@ def _check(suite: Suite) -> None:
     names = [row.method for row in suite.rows]
     if double := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"suite {suite.name}: two rows are called {double!r}; several runs of one method are one row's")
-    if suite.against and names and suite.against not in names:
-        raise UserError(f"suite {suite.name}: against is the name of a row ({', '.join(names)}), not {suite.against!r}")
+    if names and (lost := next((row for row in suite.against if row not in names), None)):
+        raise UserError(f"suite {suite.name}: against is the name of a row ({', '.join(names)}), not {lost!r}")
+    if not suite.methods or len(set(suite.methods)) < len(suite.methods):
+        raise UserError(f"suite {suite.name}: methods is of one or both of {', '.join(METHODS)}")
 
 
 def _read(path: Path) -> dict[str, Any] | None:

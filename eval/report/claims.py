@@ -39,7 +39,7 @@ def verdicts(results: dict[str, Any]) -> list[Verdict]:
     for claim, rival, columns in claims:
         present = [column for column in columns if column in results["columns"]]
         if "xclr" in rows and rival in rows and present and present != ["object"]:  # MIT-States has that one as well
-            failures = _failures(rows["xclr"], rows[rival], rival, present)
+            failures = _failures(rows["xclr"], rows[rival], rival, present, results["methods"])
             single = all(len(rows[name]["runs"]) == 1 for name in ("xclr", rival))
             unsure, lost = _doubts(results, rival, present)
             found.append(Verdict(claim, failures, unsure, lost, single))
@@ -53,15 +53,17 @@ def _doubts(results: dict[str, Any], rival: str, columns: list[str]) -> tuple[tu
         for found in results["comparisons"]
         if {found["row"], found["less"]} == {"xclr", rival}
     }
-    places = [(method, column, f"{TITLES[method]} on {column}") for method in TITLES for column in columns]
+    places = [(method, column, f"{TITLES[method]} on {column}") for method in results["methods"] for column in columns]
     unsure = tuple(words for method, column, words in places if sure.get((method, column)) is False)
     return unsure, tuple(words for method, column, words in places if (method, column) not in sure)
 
 
-def _failures(xclr: dict[str, Any], other: dict[str, Any], rival: str, columns: list[str]) -> tuple[str, ...]:
+def _failures(
+    xclr: dict[str, Any], other: dict[str, Any], rival: str, columns: list[str], methods: list[str]
+) -> tuple[str, ...]:
     return tuple(
         f"{TITLES[method]} on {column}: X-CLR {xclr[method][column]:.1f}, {rival} {other[method][column]:.1f}"
-        for method in TITLES
+        for method in methods
         for column in columns
         if not xclr[method][column] > other[method][column]
     )

@@ -52,7 +52,7 @@ class RowHits:
 
 
 def compare_rows(
-    evaluated: list[dict[str, Any]], titles: dict[tuple[str, str], str]
+    evaluated: list[dict[str, Any]], titles: dict[tuple[str, str], str], methods: Sequence[str] = METHODS
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """(each pair of rows, the later less the earlier, by method and column: difference and interval in points; a line
     for each that cannot be compared, since one could not decode what another could).
@@ -62,7 +62,7 @@ def compare_rows(
     interval is as wide as theirs on average.
     """
     found, lost = [], []
-    for method, ((prefix, name), title) in product(METHODS, titles.items()):
+    for method, ((prefix, name), title) in product(methods, titles.items()):
         first = evaluated[0]["runs"][0]["evaluations"][prefix, method]
         splits = [name] if name in first["columns"] else first["summaries"][name]["columns"]
         rows = [(row["method"], [_columns(row, prefix, method, split) for split in splits]) for row in evaluated]
@@ -104,13 +104,14 @@ def difference(a: RowHits, b: RowHits) -> tuple[float, float]:
 
 
 def comparison_lines(results: dict[str, Any], method: str) -> list[Line]:
-    """`xclr - simclr` and the comparison of each column, None where there is none; all pairs, or those with the row
+    """`xclr - simclr` and the comparison of each column, None where there is none; all pairs, or those with the rows
     that the suite compares with."""
     lines: dict[tuple[str, str], dict[str, Any]] = {}
     for found in results["comparisons"]:
-        if found["method"] != method or results["against"] not in ("", found["row"], found["less"]):
+        against, pair = results["against"], (found["row"], found["less"])
+        if found["method"] != method or (against and not set(against) & set(pair)):
             continue
-        if found["row"] == results["against"]:
+        if found["row"] in against and found["less"] not in against:
             low, high = found["interval"]
             turned = {"row": found["less"], "less": found["row"], "difference": -found["difference"]}
             found = {**found, **turned, "interval": [-high, -low]}

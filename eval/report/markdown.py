@@ -27,7 +27,7 @@ def markdown(results: dict[str, Any]) -> str:
     parts = [f"# {_plain(results['title'])}", ""]
     for what, lines in warnings(results):
         parts += [f"**{what}:** {_plain(lines)}", ""]
-    for method in TITLES:
+    for method in results["methods"]:
         runs = f"; {line}" if (line := runs_line(results)) else ""
         parts += [f"{_plain(heading(results, method))}, 95% interval (Wilson score){runs}:", ""]
         parts += [_line(["", *map(_plain, results["columns"])]), _line(["---", *["---:"] * len(results["columns"])])]
@@ -46,7 +46,7 @@ def markdown(results: dict[str, Any]) -> str:
     places = [f"- {name}: {bench['root']}" for name, bench in results["benches"].items()]
     named = [(_plain(row["method"]), run) for row in results["rows"] for run in row["runs"]]
     models = [f"- {name}: {_model(run['model'])}" for name, run in named]
-    protocols = [f"- {TITLES[method]}: {_words(results['protocol'][method])}" for method in TITLES]
+    protocols = [f"- {TITLES[method]}: {_words(results['protocol'][method])}" for method in results["methods"]]
     for name, run in named:
         which = run["model"].get("checkpoint") or run["model"]["model"]
         protocols += [f"- but {name}, {which}, {at}: {_words(unlike)}" for at, unlike in run["otherwise"].items()]
@@ -76,7 +76,7 @@ def _settings(results: dict[str, Any]) -> list[str]:
 
 def _comparisons(results: dict[str, Any]) -> list[str]:
     parts = []
-    for method in TITLES:
+    for method in results["methods"]:
         lines = comparison_lines(results, method)
         if len(lines) > PAIRS:
             words = f"{len(lines)} pairs of rows are compared in report.html and results.json; `against` names one row"

@@ -44,7 +44,7 @@ def write_report(
         f"<h1>{escape(results['title'])}</h1>",
         f'<p class="soft">{_models(results)}</p>',
         *(f'<p class="partial">{what}: {escape(lines)}</p>' for what, lines in warnings(results)),
-        *(_table(results, method) for method in TITLES),
+        *(_table(results, method) for method in results["methods"]),
         *(f"<p>{escape(line)}</p>" for line in difference_lines(results)),
         _columns(results),
         _settings(results),
@@ -122,7 +122,7 @@ def _published(row: dict[str, Any], columns: list[str]) -> str:
 
 
 def _columns(results: dict[str, Any]) -> str:
-    details = results["rows"][0]["details"]["linear_probe"]
+    details = results["rows"][0]["details"][results["methods"][0]]
     every = [d["interval"] for row in results["rows"] for one in row["details"].values() for d in one.values()]
     widest = max((high - low) / 2 for low, high in every)
     about = {(name.rpartition("/")[2], detail["about"]): None for name, detail in details.items() if detail["about"]}
@@ -139,7 +139,7 @@ def _figures(results: dict[str, Any], colours: Mapping[str, int]) -> str:
     """The tables once more, to look at."""
     columns = results["columns"]
     charts = []
-    for method in TITLES:
+    for method in results["methods"]:
         series = {
             row["method"]: [(row[method][column], *row["details"][method][column]["interval"]) for column in columns]
             for row in results["rows"]
@@ -166,7 +166,7 @@ def _settings(results: dict[str, Any]) -> str:
 def _comparisons(results: dict[str, Any]) -> str:
     head = "".join(f"<th>{escape(column)}</th>" for column in results["columns"])
     tables, count = [], 0
-    for method in TITLES:
+    for method in results["methods"]:
         lines = comparison_lines(results, method)
         rows = [f"<tr><td>{escape(name)}</td>{''.join(map(_comparison, cells))}</tr>" for name, cells in lines]
         tables.append(
@@ -216,7 +216,8 @@ def _verdicts(results: dict[str, Any]) -> str:
             kind, head = "soft", "In the figures:"
             tail = f"Of other pictures, so not compared: {'; '.join(verdict.lost)}."
         else:
-            kind, head, tail = "holds", "Holds:", "By linear probe and kNN alike, each beyond its uncertainty."
+            kind, head, by = "holds", "Holds:", [TITLES[method] for method in results["methods"]]
+            tail = f"By {' and '.join(by)}{' alike, each' * (len(by) > 1)} beyond its uncertainty."
             if verdict.single:
                 tail += " That is of other pictures: single runs say nothing of other seeds."
         items.append(f'<li><span class="{kind}">{head}</span> {escape(f"{verdict.claim}. {tail}")}</li>')

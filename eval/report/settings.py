@@ -6,7 +6,7 @@ from typing import Any
 
 from shards.config import unlike_values
 
-__all__ = ["row_settings"]
+__all__ = ["row_settings", "setting"]
 
 ASIDE = {"seed", "run", "name"}  # of a recipe: what does not tell methods apart
 Settings = dict[str, list[str]]
@@ -22,11 +22,12 @@ def row_settings(recipes: dict[str, dict[str, Any]]) -> dict[str, Any]:
     ordered = sorted(keys)
     return {
         "keys": [".".join(key) for key in ordered],
-        "rows": {method: [_value(recipe, key) for key in ordered] for method, recipe in recipes.items() if recipe},
+        "rows": {method: [setting(recipe, key) for key in ordered] for method, recipe in recipes.items() if recipe},
     }
 
 
-def _value(recipe: dict[str, Any], keys: tuple[str, ...]) -> str:
+def setting(recipe: dict[str, Any], keys: tuple[str, ...]) -> str:
+    """A recipe's value in words, by its keys from the outermost table inwards; empty where it has none."""
     value: Any = recipe
     for key in keys:
         value = value.get(key, "") if isinstance(value, dict) else ""

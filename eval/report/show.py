@@ -66,7 +66,7 @@ def _value(chosen: dict[str, Any], key: str) -> str:
 def show_rows(results: dict[str, Any], path: Path) -> None:
     """A suite: one line a model, or a figure where that is too wide; the best of each figure in bold."""
     console = Console(highlight=False)
-    for method in TITLES:
+    for method in results["methods"]:
         console.print(f"[italic]{escape(heading(results, method))}[/italic]")  # a title would wrap at the table's width
         for table in _tables(results, method, console):
             console.print(table)
@@ -85,7 +85,9 @@ def show_rows(results: dict[str, Any], path: Path) -> None:
         console.print(f"[bold red]NOT ALIKE BUT FOR THE SEED[/bold red]: {lines}", soft_wrap=True)
     show_unreadable(console, results["unreadable"])
     show_partial(console, results["partial"])
-    console.print(f"written to {path}: results.json, results.md, report.html", soft_wrap=True, markup=False)
+    console.print(
+        f"written to {path}: results.json, results.md, results.csv, report.html", soft_wrap=True, markup=False
+    )
 
 
 def _tables(results: dict[str, Any], method: str, console: Console) -> list[Table]:

@@ -37,38 +37,40 @@ def gather(
     parts: list[Part],
     unfinished: Sequence[str] = (),
     unalike: Sequence[str] = (),
-    against: str = "",
+    against: Sequence[str] = (),
+    methods: Sequence[str] = METHODS,
 ) -> dict[str, Any]:
     """evaluated: {"method", "runs": [{"model", "evaluations": {(prefix, method): evaluate()'s value}}]} for each row.
 
     unfinished: a line for each run whose training has not come to its end. unalike: one for each that differs from the
-    first of its row in more than the seed. against: the row that tables compare the others with; empty: every pair.
+    first of its row in more than the seed. against: the rows that tables compare the others with; none: every pair.
     """
     evaluated = [{**row, "evaluations": _means(row["runs"])} for row in evaluated]
     several = len(parts) > 1
     columns = [(prefix, column) for prefix, bench in parts for column in _columns(bench)]
     titles = {place: f"{place[0]}/{place[1]}" if several else place[1] for place in columns}
     first = evaluated[0]["evaluations"]
-    comparisons, uncompared = compare_rows(evaluated, titles)
+    comparisons, uncompared = compare_rows(evaluated, titles, methods)
     return {
         "suite": name,
         "title": title,
-        "rows": [_row(row, titles, parts[0][0], first) for row in evaluated],
+        "methods": list(methods),
+        "rows": [_row(row, titles, parts[0][0], first, methods) for row in evaluated],
         "columns": list(titles.values()),
-        "published": _published(titles, dict(parts)),
+        "published": _published(titles, dict(parts)) if "linear_probe" in methods else [],
         "summaries": {
             f"{row['method']}/{prefix}/{method}": value["summaries"]
             for row in evaluated
             for (prefix, method), value in row["evaluations"].items()
             if value["summaries"]
         },
-        "protocol": {method: first[(parts[0][0], method)]["protocol"] for method in METHODS},
-        "benches": {prefix: _bench(bench, first[prefix, METHODS[0]]) for prefix, bench in parts},
-        "differences": _differences(evaluated, parts),
+        "protocol": {method: first[(parts[0][0], method)]["protocol"] for method in methods},
+        "benches": {prefix: _bench(bench, first[prefix, methods[0]]) for prefix, bench in parts},
+        "differences": _differences(evaluated, parts, methods),
         "settings": row_settings({row["method"]: row["runs"][0].get("recipe", {}) for row in evaluated}),
         "comparisons": comparisons,
         "uncompared": uncompared,
-        "against": against,
+        "against": list(against),
         "partial": sorted(
             {
                 f"{prefix}: {reason}" if several else reason
@@ -80,7 +82,7 @@ def gather(
         "unfinished": list(unfinished),
         "unalike": list(unalike),
         "unreadable": _unreadable(evaluated, several),
-        "versions": first[(parts[0][0], METHODS[0])]["versions"],
+        "versions": first[(parts[0][0], methods[0])]["versions"],
     }
 
 
@@ -103,7 +105,7 @@ def _bench(bench: Bench, evaluation: dict[str, Any]) -> dict[str, Any]:
     return {"root": str(bench.root), "notes": notes, "pictures": evaluation["pictures"]}
 
 
-def _differences(evaluated: list[dict[str, Any]], parts: list[Part]) -> list[list[Any]]:
+def _differences(evaluated: list[dict[str, Any]], parts: list[Part], methods: Sequence[str]) -> list[list[Any]]:
     """[prefix, method, figure, what it is, {row: value}] of figures that are one column less another."""
     return [
         [
@@ -116,7 +118,7 @@ def _differences(evaluated: list[dict[str, Any]], parts: list[Part]) -> list[lis
         for prefix, bench in parts
         for summary in bench.summaries
         if summary.kind == "difference"
-        for method in METHODS
+        for method in methods
     ]
 
 
@@ -218,23 +220,31 @@ def _columns(bench: Bench) -> list[str]:
 
 
 def _row(
-    row: dict[str, Any], titles: dict[tuple[str, str], str], shown: str, first: dict[tuple[str, str], Any]
+    row: dict[str, Any],
+    titles: dict[tuple[str, str], str],
+    shown: str,
+    first: dict[tuple[str, str], Any],
+    methods: Sequence[str],
 ) -> dict[str, Any]:
     """The row's figures, means where it has several runs, and of each run its own."""
     details = {
         m: {title: _figure(row["evaluations"][prefix, m], column)[1] for (prefix, column), title in titles.items()}
-        for m in METHODS
+        for m in methods
     }
     return {
         "method": row["method"],
-        **_accuracies(row["evaluations"], titles),
+        **_accuracies(row["evaluations"], titles, methods),
         "details": details,
-        "runs": [_run(run, titles, shown, first) for run in row["runs"]],
+        "runs": [_run(run, titles, shown, first, methods) for run in row["runs"]],
     }
 
 
 def _run(
-    run: dict[str, Any], titles: dict[tuple[str, str], str], shown: str, first: dict[tuple[str, str], Any]
+    run: dict[str, Any],
+    titles: dict[tuple[str, str], str],
+    shown: str,
+    first: dict[tuple[str, str], Any],
+    methods: Sequence[str],
 ) -> dict[str, Any]:
     """otherwise: where its protocol is not the one shown, the first row's on the first benchmark."""
     otherwise = {}
@@ -244,7 +254,7 @@ def _run(
         if unlike:
             otherwise[f"{prefix}/{method}"] = unlike
     chosen = {f"{prefix}/{m}": _without_table(e["chosen"]) for (prefix, m), e in run["evaluations"].items()}
-    figures = _accuracies(run["evaluations"], titles)
+    figures = _accuracies(run["evaluations"], titles, methods)
     return {
         "model": run["model"],
         "recipe": run.get("recipe", {}),
@@ -254,10 +264,12 @@ def _run(
     }
 
 
-def _accuracies(evaluations: dict[tuple[str, str], Any], titles: dict[tuple[str, str], str]) -> dict[str, Any]:
+def _accuracies(
+    evaluations: dict[tuple[str, str], Any], titles: dict[tuple[str, str], str], methods: Sequence[str]
+) -> dict[str, Any]:
     return {
         m: {title: _figure(evaluations[prefix, m], column)[0] for (prefix, column), title in titles.items()}
-        for m in METHODS
+        for m in methods
     }
 
 

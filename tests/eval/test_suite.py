@@ -16,6 +16,7 @@ import pytest
 import eval.suite as module
 from eval.benchmarks.bench import Source
 from eval.benchmarks.demo import VARIANTS, open_demo
+from eval.evaluate import METHODS
 from eval.report.claims import verdicts
 from eval.report.gallery import caption_strips
 from eval.suite import load_suite
@@ -329,7 +330,7 @@ def table(**figures: tuple[float, float]) -> dict[str, Any]:
         for c in ("object", "only_fg", "colour")
         for rival in figures
     ]
-    return {"rows": rows, "columns": ["object", "only_fg", "colour"], "comparisons": sure}
+    return {"rows": rows, "columns": ["object", "only_fg", "colour"], "comparisons": sure, "methods": METHODS}
 
 
 def test_claims_are_read_off_the_figures() -> None:
@@ -363,6 +364,11 @@ def test_claims_are_read_off_the_figures() -> None:
         ("benches = ['demo']\nfew_shot = [1, 1]", "two benchmarks are called demo 1%"),
         ("benches = ['shards:']", "'shards:' names no folder: shards:DIR, or shards alone"),
         ("benches = ['demo']\nagainst = 'b'\n[[rows]]\nmethod = 'a'\ncheckpoint = 'c'", r"against is the name .*\(a\)"),
+        ("benches = ['demo']\nagainst = ['a', 'b']\n[[rows]]\nmethod = 'a'\ncheckpoint = 'c'", r"\(a\), not 'b'"),
+        ("benches = ['demo']\nagainst = 5", "against is a list, not 5"),
+        ("benches = ['demo']\nmethods = []", "methods is of one or both of linear_probe, knn"),
+        ("benches = ['demo']\nmethods = ['knn', 'knn']", "methods is of one or both"),
+        ("benches = ['demo']\nmethods = ['svm']", r"methods\[0\] is one of linear_probe, knn, not 'svm'"),
         ("benches = ['demo']\nrows = [{method='a',checkpoint='b'},{method='a',checkpoint='c'}]", "two rows .* 'a'"),
         ("benches = [", r"cannot read .*mine\.toml as TOML"),
         ("benches = ['demo']\n[[rows]]\nmethod = 'a'", "row 'a' is of one checkpoint = '...', or of"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import json
 import shutil
 from dataclasses import replace
@@ -15,7 +16,8 @@ import pytest
 
 from eval.models.model import Model
 from eval.report.runs import mean_of_runs
-from eval.rows import Row, unalike
+from eval.rows import Row, rows_of, unalike
+from shards.errors import UserError
 from tests.eval.demo_shards import make_demo
 from tests.eval.make_folders import make_model
 from tests.eval.runs import run_eval, suite_results, train_run
@@ -144,6 +146,90 @@ def test_the_same_weights_are_no_second_seed(world: Path, monkeypatch: pytest.Mo
     (world / "twice.toml").write_text("benches = ['demo']\n[[rows]]\nmethod = 'a'\ncheckpoints = ['xclr-0', 'copy']\n")
     assert run_eval(["suite", "--config", "twice.toml", "--out", "runs"]) == 2
     assert "the row 'a' counts the same weights twice: runs/xclr-0 and runs/copy" in capsys.readouterr().err
+
+
+CHOICE = """
+benches = ['demo']
+methods = ['knn']
+runs = 'runs'
+against = ['simclr', 'first']
+[[rows]]
+method = 'simclr'
+checkpoint = 'simclr-0'
+[[rows]]
+method = 'first'
+checkpoint = 'xclr-0'
+[[rows]]
+method = 'xclr'
+checkpoints = ['xclr-*']
+[[rows]]
+method = 'others'
+checkpoints = ['xclr-[12]']
+"""
+
+
+def test_a_suite_chooses_methods_runs_and_what_to_compare(
+    world: Path, results: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (world / "choice.toml").write_text(CHOICE)
+    (world / "runs/xclr-tables").mkdir()  # called so, and no run
+    found = suite_results(world, "choice.toml", "tables")  # in a folder of its own, though runs/ holds another suite's
+    assert found["methods"] == ["knn"]
+    assert found["protocol"].keys() == {"knn"}
+    by_name = {row["method"]: row for row in found["rows"]}
+    assert [run["model"]["checkpoint"].split("/")[1] for run in by_name["xclr"]["runs"]] == [
+        "xclr-0",
+        "xclr-1",
+        "xclr-2",
+    ]
+    assert len(by_name["others"]["runs"]) == 2
+    usual = {row["method"]: row for row in results["rows"]}
+    assert by_name["xclr"]["knn"] == usual["xclr"]["knn"]
+    page, text = ((world / "tables" / name).read_text() for name in ("report.html", "results.md"))
+    for shown in (page, text):
+        assert "inear probe" not in shown
+        assert "xclr - simclr" in shown
+        assert "xclr - first" in shown
+        assert "first - simclr" in shown
+        assert "others - xclr" not in shown
+
+
+def test_every_figure_is_a_line_to_plot(world: Path, results: dict[str, Any]) -> None:
+    with (world / "runs/results.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    columns, settings = results["columns"], results["settings"]["keys"]
+    assert list(lines[0]) == ["row", "run", "checkpoint", "method", "column", "accuracy", "images", *settings]
+    assert len(lines) == (2 + 1 + 3) * 2 * len(columns)
+    for row in results["rows"]:
+        for column in columns:
+            for method in ("linear_probe", "knn"):
+                of = {"row": row["method"], "column": column, "method": method}
+                own = [line for line in lines if of.items() <= line.items()]
+                assert [int(line["run"]) for line in own] == list(range(1, len(row["runs"]) + 1))
+                average = mean(float(line["accuracy"]) for line in own)
+                assert average == pytest.approx(row[method][column], abs=0.011)  # each is rounded to two digits
+                assert {int(line["images"]) for line in own} == {row["details"][method][column]["n"]}
+    assert {line["objective.name"] for line in lines if line["row"] == "xclr"} == {"xclr"}
+    assert {line["objective.name"] for line in lines if line["row"] == "untrained"} == {""}
+
+
+def test_a_pattern_is_of_runs_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for name in ("x-seed10", "x-seed9", "x-seed9-report"):
+        (tmp_path / name).mkdir()
+    for name in ("x-seed10", "x-seed9"):
+        (tmp_path / name / "run.json").write_text("{}")
+
+    def named(*specs: str) -> list[str]:
+        row = Row(method="m", checkpoints=specs)
+        return [Path(spec).name for spec in rows_of((row,), "s", tmp_path, [])[0].specs]
+
+    assert named("x-seed*") == ["x-seed9", "x-seed10"]
+    (tmp_path / "x-[1]").mkdir()  # a name, though it looks like a pattern
+    assert named("x-[1]") == ["x-[1]"]
+    with pytest.raises(UserError, match=r"not there: .*/y-seed\*; train them first"):
+        named("x-seed*", "y-seed*")
+    with pytest.raises(UserError, match=r"'m' names a checkpoint twice: .*x-seed9"):
+        named("x-seed9", "x-seed*")
 
 
 def test_summaries_are_means_as_well() -> None:
