@@ -29,6 +29,7 @@ from pipeline.packing import packed_order
 from pipeline.parallel import Workers
 from pipeline.scan.scan import NOT_OURS, SCAN_SCHEMA, Limits, check_room, scan
 from pipeline.settings import CAPTIONS, CLASSES, FILES, BuildSettings, deciding, forgiven, recorded
+from pipeline.skipped import SKIPPED, LeftOut, judge
 from pipeline.sources.captions import notes
 from pipeline.sources.class_names import ClassName
 from pipeline.sources.datasets import Dataset
@@ -37,14 +38,15 @@ from pipeline.work import WORK, alone, differing, disk_errors, read_settings
 from pipeline.write import ShardJob, ShardResult, write_shard
 from shards.atomic import atomic_file, sha256_file, sweep, write_json
 from shards.bars import bar, say
-from shards.errors import SkipBudget, UserError
+from shards.errors import OverBudget, SkipBudget, UserError
 from shards.machine import cores
 from shards.manifest import FileEntry, Manifest, ShardEntry
 from shards.remote import shown
 
 __all__ = ["build_shards", "is_built"]
 
-EXAMPLES = "examples"  # reason -> a sample left out for it, in a scan's metadata
+LOOSE = {"imagefolder", "table", "coco"}  # formats whose images are files of their own
+EXAMPLES = "examples"  # reason -> samples left out for it, in a scan's metadata
 READ = "captions_read"  # what was counted of the captions, there too
 Positions = npt.NDArray[np.int64]
 
@@ -75,7 +77,7 @@ def build_shards(source: Source, out: Path, settings: BuildSettings, processes: 
             results = _write_all(source, settings, out, work, samples, workers)
         if source.dataset.label:
             wanted["wnids"] = [name.folder for name in classes]
-        _finish(source, settings, out, wanted, results, skipped, classes)
+        _finish(source, settings, out, work, wanted, results, skipped, classes)
         shutil.rmtree(work, ignore_errors=True)
     return True
 
@@ -143,10 +145,11 @@ def _scan_all(source: Source, settings: BuildSettings, work: Path, workers: Work
         for _ in workers.ordered(function, todo):
             advance(1)
     remedy = "check the source, or raise --max-skipped"
-    if source.dataset.format in ("table", "coco"):
+    if source.dataset.format in LOOSE - {"imagefolder"}:
         remedy = "say below which folders the files lie (`images = [...]` in the data set file), " + remedy
     budget, not_ours = SkipBudget(source.where, settings.max_skipped, remedy=remedy), 0
-    skips, captions = [], Counter[str]()  # judged once all usable ones are counted: the bad ones may be the first
+    captions = Counter[str]()
+    skips = list[LeftOut]()  # judged once all usable ones are counted: the bad ones may be the first
     for partition in source.partitions:
         schema = pq.read_schema(_scan_path(work, partition))
         meta = {key.decode(): value for key, value in schema.metadata.items()}
@@ -156,12 +159,27 @@ def _scan_all(source: Source, settings: BuildSettings, work: Path, workers: Work
         counts = {key: int(value) for key, value in meta.items() if key != "of"}
         budget.ok(counts.pop("rows"))
         not_ours += counts.pop(NOT_OURS, 0)
-        skips += [(reason, examples.get(reason) or f"in {partition.name}", n) for reason, n in sorted(counts.items())]
-    for reason, example, count in skips:
-        budget.skip(reason, example, count)
+        skips += [
+            LeftOut(partition=partition.name, reason=reason, count=count, names=_names(examples.get(reason, [])))
+            for reason, count in sorted(counts.items())
+        ]
+    try:
+        judge(budget, skips, work / SKIPPED)
+    except OverBudget:
+        if source.dataset.format in LOOSE:  # where mended images are no other source: they are looked at again
+            having = {one.partition for one in skips}
+            for partition in source.partitions:
+                if partition.name in having:
+                    _scan_path(work, partition).unlink()
+        raise
     for line in notes(captions):
         say(line)
     return budget.counts | ({NOT_OURS: not_ours} if not_ours else {})
+
+
+def _names(known: str | list[str]) -> list[str]:
+    """A scan of an earlier version knows one."""
+    return [known] if isinstance(known, str) else known
 
 
 def _scan_one(source: Source, settings: BuildSettings, work: Path, partition: Partition) -> None:
@@ -332,12 +350,15 @@ def _finish(
     source: Source,
     settings: BuildSettings,
     out: Path,
+    work: Path,
     wanted: dict[str, Any],
     results: list[ShardResult],
     skipped: dict[str, int],
     classes: Sequence[ClassName],
 ) -> None:
     texts = out / "texts.parquet"
+    if (work / SKIPPED).exists():
+        (work / SKIPPED).replace(out / SKIPPED)
     files = {"texts.parquet": FileEntry(sha256=sha256_file(texts), bytes=texts.stat().st_size)}
     for result in results:
         files |= result.files

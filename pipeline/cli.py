@@ -290,12 +290,15 @@ def _list_datasets() -> None:
 
 
 def _say_built(root: Path, fresh: bool) -> None:
+    from pipeline.skipped import SKIPPED
     from shards.bars import say
     from shards.manifest import Manifest
 
     manifest = Manifest.load(root)
     skipped = "".join(f", {count} {reason}" for reason, count in manifest.skipped.items())
     counts = f"{manifest.samples:,} samples in {len(manifest.shards)} shards, {manifest.texts:,} texts"
+    if (root / SKIPPED).is_file():
+        skipped += f" ({root / SKIPPED} names them)"
     print(f"{root}: shards {'written' if fresh else 'already there'}, {counts}{skipped}", flush=True)
     if not fresh:
         _say_left_out(root)

@@ -51,14 +51,17 @@ class Limits:
     """Take the whole samples of a torn tar instead of refusing it."""
 
 
+NAMED = 100  # of a partition and a reason, are kept by name
+
+
 @dataclass(slots=True, kw_only=True)
 class Scan:
     """Rows of SCAN_SCHEMA, and what was left out."""
 
     rows: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in SCAN_SCHEMA.names})
     skipped: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, str] = field(default_factory=dict)
-    """Reason -> the last sample that was left out for it."""
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    """Reason -> the first samples that were left out for it, and the last."""
     captions: Counter[str] = field(default_factory=Counter)
     """How many were read, and of them those that lost something on the way (pipeline.sources.captions)."""
     labels: Labels = field(default_factory=Labels)
@@ -70,7 +73,8 @@ class Scan:
 
     def skip(self, reason: str, what: str, count: int = 1) -> None:
         self.skipped[reason] += count
-        self.examples[reason] = what
+        names = self.examples.setdefault(reason, [])
+        names[NAMED - 1 :] = [what]
 
     def described(
         self, dataset: Dataset, captions: Iterable[object], labels: Iterable[object], limits: Limits, what: str
