@@ -275,11 +275,25 @@ def preview(
     batch_size: Annotated[
         int, typer.Option(help="Samples of a batch, as training will have: targets depend on it.")
     ] = 1024,
+    against: Annotated[
+        str | None, typer.Option(help="Another graph of the shards: a page of the two side by side instead.")
+    ] = None,
 ) -> None:
-    """Write a page to judge a graph by, and to choose tau_s, before paying for training."""
+    """Write a page to judge a graph by, and to choose tau_s, before paying for training.
+
+    \b
+    xclr-shards preview data/mine                                     the only graph
+    xclr-shards preview data/mine --graph minilm-k32 --against NAME   which of two, and at which tau_s
+    """
+    from pipeline.preview.measure import compare
     from pipeline.preview.measure import preview as write
 
-    print(write(root, graph, out, batch_size))
+    if against is None:
+        print(write(root, graph, out, batch_size))
+        return
+    if graph is None:
+        raise UserError(f"say with --graph which graph of {root} is compared with {against}")
+    print(compare(root, graph, against, out, batch_size))
 
 
 def _list_datasets() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +12,23 @@ import numpy.typing as npt
 
 from pipeline.images import resized
 from pipeline.packing import batch_edges
-from pipeline.preview.page import Numbers, Picture, Strip, write_preview
+from pipeline.preview.compare import STRIPS as PAIRED
+from pipeline.preview.compare import comparison, most_unlike
+from pipeline.preview.page import Numbers, Picture, Strip, write_comparison, write_preview
 from pipeline.preview.target import batch_target, listed_pairs, tail_pairs
 from shards.errors import UserError
 from shards.graph import Graph
 from shards.page import data_uri
 from shards.reader import Shards
 
-__all__ = ["preview"]
+__all__ = ["compare", "preview"]
 
 Ints = npt.NDArray[Any]
 SEED = 0
 BATCH = 1024  # the paper's
 BATCHES = 20  # that edges a row are counted in
 STRIPS = 12
+ABREAST = 3  # neighbours by each of two graphs
 NEAREST = 4  # neighbours shown beside an image, besides the last listed and a random one
 THUMBNAIL = 128  # pixels of the shorter side, at most
 TEMPERATURES = tuple(round(0.01 * step, 2) for step in range(2, 31))
@@ -64,6 +67,33 @@ def preview(root: Path, name: str | None = None, out: Path | None = None, batch:
     return out
 
 
+def compare(root: Path, one: str, other: str, out: Path | None = None, batch: int = BATCH) -> Path:
+    """Write a page of two graphs of the same shards side by side, by default preview-ONE-OTHER.html; returns its path.
+
+    Raises UserError where there is no such graph, and for one graph with itself.
+    """
+    if batch < 2:
+        raise UserError(f"a batch has at least 2 samples, not {batch}")
+    if one == other:
+        raise UserError(f"{one} against itself: name another graph of {root}")
+    shards = Shards.open(root)
+    graphs = (shards.graph(one), shards.graph(other))
+    out = out or root / f"preview-{one}-{other}.html"
+    text_ids = shards.index.text_id
+    rng = np.random.default_rng(SEED)
+    found = comparison(*graphs, text_ids[rng.permutation(len(text_ids))[:batch]])
+    pictures, names = _Pictures(shards, rng), (one, other)
+    having = np.flatnonzero((np.diff(graphs[0].indptr) > 0) & (np.diff(graphs[1].indptr) > 0))
+    having = rng.permutation(having[np.isin(having, text_ids)])
+    unlike = most_unlike(*graphs, having)
+    strips = {
+        "Where they differ most": [pictures.paired(graphs, int(text)) for text in unlike],
+        "At random": [pictures.paired(graphs, int(text)) for text in having[~np.isin(having, unlike)][:PAIRED]],
+    }
+    write_comparison(out, f"{shards.manifest.dataset}, {one} against {other}", str(root), names, found, strips)
+    return out
+
+
 def _edges(graph: Graph, shards: Shards, batch: int) -> dict[str, float]:
     """Listed neighbours a row, by the order of samples."""
     text_ids, group = shards.index.text_id, shards.index.group
@@ -82,13 +112,11 @@ def _edges(graph: Graph, shards: Shards, batch: int) -> dict[str, float]:
 
 def _strips(shards: Shards, graph: Graph) -> Iterator[Strip]:
     """Random samples of different texts, each beside its nearest texts, the last one listed, and a random one."""
-    texts, text_ids = shards.texts(), shards.index.text_id
-    rng = np.random.default_rng(SEED)
-    first = np.empty(len(texts), np.int64)
-    mixed = rng.permutation(len(text_ids))
-    first[text_ids[mixed]] = mixed  # some sample of each text
+    text_ids, rng = shards.index.text_id, np.random.default_rng(SEED)
+    pictures = _Pictures(shards, rng)
+    texts, show = pictures.texts, pictures.show
     found, seen = 0, set[int]()
-    for sample in mixed:
+    for sample in pictures.mixed:
         text = int(text_ids[sample])
         if found == STRIPS or len(seen) == len(texts):
             return
@@ -102,11 +130,6 @@ def _strips(shards: Shards, graph: Graph) -> Iterator[Strip]:
         found += 1
         other = int(rng.integers(len(texts)))
         random = _similarity(graph, text, other)
-
-        def show(number: int, similarity: float | None, sample: int | None = None) -> Picture:
-            position = int(first[number]) if sample is None else sample
-            return Picture(source=_thumbnail(shards.image(position)), text=texts[number], similarity=similarity)
-
         yield Strip(
             query=show(text, None, int(sample)),
             nearest=[show(*pair) for pair in near[:NEAREST]],
@@ -114,6 +137,30 @@ def _strips(shards: Shards, graph: Graph) -> Iterator[Strip]:
             listed=len(near),
             random=show(other, random),
         )
+
+
+class _Pictures:
+    """Texts, each with the image of some sample of it."""
+
+    def __init__(self, shards: Shards, rng: np.random.Generator) -> None:
+        self.shards, self.texts = shards, shards.texts()
+        text_ids = shards.index.text_id
+        self.mixed = rng.permutation(len(text_ids))
+        self.first = np.empty(len(self.texts), np.int64)
+        self.first[text_ids[self.mixed]] = self.mixed
+
+    def show(self, text: int, similarity: float | None, sample: int | None = None) -> Picture:
+        position = int(self.first[text]) if sample is None else sample
+        return Picture(source=_thumbnail(self.shards.image(position)), text=self.texts[text], similarity=similarity)
+
+    def paired(self, graphs: Sequence[Graph], text: int) -> tuple[Picture, list[list[Picture]]]:
+        """A text's picture, and its nearest by each graph."""
+        near = []
+        for graph in graphs:
+            at = slice(int(graph.indptr[text]), min(int(graph.indptr[text + 1]), int(graph.indptr[text]) + ABREAST))
+            pairs = zip(graph.neighbours[at].tolist(), graph.similarities[at].tolist(), strict=True)
+            near.append([self.show(*pair) for pair in pairs])
+        return self.show(text, None), near
 
 
 def _similarity(graph: Graph, text: int, other: int) -> float:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from pipeline.preview.compare import Comparison
 from pipeline.preview.target import Target
 from shards.manifest import Manifest
 from shards.page import legend, line_chart, table, write_page
 
-__all__ = ["Numbers", "Picture", "Strip", "write_preview"]
+__all__ = ["Numbers", "Picture", "Strip", "write_comparison", "write_preview"]
+
+Paired = tuple["Picture", Sequence[Sequence["Picture"]]]
+"""A text's picture, and its nearest by each of two graphs."""
 
 PAPER = 0.1  # tau_s
+ENDS = {"": "", "<=": "\N{LESS-THAN OR EQUAL TO} ", ">=": "\N{GREATER-THAN OR EQUAL TO} "}
 ROWS = (0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3)  # tau_s of the table
 TAILS = {
     "code": "listed, and the code for all other pairs",
@@ -105,6 +110,55 @@ def write_preview(path: Path, numbers: Numbers, strips: Sequence[Strip]) -> None
     write_page(path, title, parts, STYLE)
 
 
+def write_comparison(
+    path: Path,
+    title: str,
+    root: str,
+    names: tuple[str, str],
+    found: Comparison,
+    strips: Mapping[str, Sequence[Paired]],
+) -> None:
+    """Two graphs of the same texts."""
+    one, other = names
+    shared = [[f"{k} nearest", f"{100 * share:.1f}", f"{100 * chance:.2g}"] for k, share, chance in found.shared]
+    order = (
+        f"Over random pairs of texts the two rank similarities alike to {found.correlation:.2f} (Spearman; 1: in the "
+        "same order, 0: unrelated)."
+        if found.correlation is not None
+        else "How random pairs rank is not compared: one of the two has no codes, and knows its lists alone."
+    )
+    matches = [
+        [f"{m.tau_s:g}", f"{m.effective:.1f}", f"{ENDS[m.end]}{m.other:.3g}", f"{m.distance:.2f}"]
+        for m in found.matches
+    ]
+    head = [f"tau_s of {one}", "effective positives", f"the same at tau_s of {other}", "total variation"]
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="soft">{escape(root)}. Do the two graphs say the same, and which is right where they do not?</p>',
+        "<h2>Neighbours in common</h2>",
+        table(["of each text's", "in both graphs %", "by chance %"], shared),
+        f'<p class="soft">{order}</p>',
+        "<h2>Targets as spread out</h2>",
+        table(head, matches, marked=[f"{PAPER:g}"]),
+        f'<p class="soft">Encoders have scales of their own, so the same tau_s is another target: compare two graphs '
+        f"at tau_s of equally many effective positives, in a random batch of {found.batch:,}. Total variation is the "
+        "share of the target's mass that lies elsewhere: 0 is the same target, at 1 they have nothing in common.</p>",
+    ]
+    for heading, rows in strips.items():
+        parts += [f"<h2>{heading}</h2>", f'<div class="strips">{"".join(_paired(row, names) for row in rows)}</div>']
+    if not any(strips.values()):
+        parts.append("<p>No text has neighbours in both graphs.</p>")
+    write_page(path, title, parts, STYLE)
+
+
+def _paired(strip: Paired, names: tuple[str, str]) -> str:
+    query, near = strip
+    cells = [_picture(query, "")]
+    for name, pictures in zip(names, near, strict=True):
+        cells += [_picture(picture, name) for picture in pictures] + ["<div></div>"] * (3 - len(pictures))
+    return f'<div class="strip">{"".join(cells)}</div>'
+
+
 def _facts(numbers: Numbers) -> str:
     manifest, meta = numbers.manifest, numbers.meta
     skipped = ", ".join(f"{count:,} {reason}" for reason, count in manifest.skipped.items()) or "none"
@@ -138,7 +192,7 @@ def _picture(picture: Picture, role: str) -> str:
     image = (
         f'<img alt="" src="{picture.source}">' if picture.source else '<div class="none" title="does not decode"></div>'
     )
-    head = f'<div>{near}<span class="role">{role}</span></div>' if role else '<div class="role">image</div>'
+    head = f'<div>{near}<span class="role">{escape(role)}</span></div>' if role else '<div class="role">image</div>'
     return f'<div class="picture" title="{escape(picture.text)}">{image}{head}<p>{escape(first)}{more}</p></div>'
 
 

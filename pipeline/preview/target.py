@@ -15,7 +15,7 @@ import numpy.typing as npt
 from pipeline.packing import flat_places
 from shards.graph import Graph
 
-__all__ = ["Target", "batch_target", "listed_pairs", "tail_pairs"]
+__all__ = ["Target", "batch_target", "block_of", "effective", "listed_pairs", "masses", "tail_pairs"]
 
 Ints = npt.NDArray[Any]
 Doubles = npt.NDArray[np.float64]
@@ -39,21 +39,14 @@ class Target:
 def batch_target(graph: Graph, texts: Ints, temperatures: tuple[float, ...]) -> list[Target]:
     """Where the target's mass lies in a batch. texts: [batch] text id of each sample."""
     unique, inverse = np.unique(texts, return_inverse=True)
-    values, known = listed_pairs(graph, unique)
+    values, known = listed_pairs(graph, unique)  # once, for all temperatures
     listed = known[np.ix_(inverse, inverse)]
     same = inverse[:, None] == inverse
     result = []
     for tau_s in temperatures:
         block = np.where(known, values, tail_pairs(graph, unique, tau_s))
         np.fill_diagonal(block, 1.0)
-        # Both views of every other sample, and the one other view of its own.
-        logits = block[np.ix_(inverse, inverse)] / tau_s
-        views = 2 - np.eye(len(texts))
-        logits -= logits.max(axis=1, keepdims=True)
-        single = np.exp(logits)
-        single /= (views * single).sum(axis=1, keepdims=True)
-        mass = views * single
-        entropy = -(mass * np.log(np.maximum(single, np.finfo(np.float64).tiny))).sum(axis=1)
+        mass = masses(block, inverse, tau_s)
         own = np.trace(mass) / len(texts)
         on_text, on_listed = (mass[where].sum() / len(texts) for where in (same, listed & ~same))
         result.append(
@@ -63,10 +56,38 @@ def batch_target(graph: Graph, texts: Ints, temperatures: tuple[float, ...]) -> 
                 same_text=float(on_text - own),
                 listed=float(on_listed),
                 rest=float(1 - on_text - on_listed),
-                effective=float(np.exp(entropy.mean())),
+                effective=effective(mass),
             )
         )
     return result
+
+
+def block_of(graph: Graph, texts: Ints, tau_s: float) -> Doubles:
+    """[t, t] similarities of different texts, as training takes them."""
+    values, known = listed_pairs(graph, texts)
+    block: Doubles = np.where(known, values, tail_pairs(graph, texts, tau_s))
+    np.fill_diagonal(block, 1.0)
+    return block
+
+
+def masses(block: Doubles, inverse: Ints, tau_s: float) -> Doubles:
+    """[b, b] shares of a target's mass: both views of every other sample, and the one other view of its own.
+
+    block: [t, t] similarities of texts. inverse: [b] place in it of each sample's text.
+    """
+    logits = block[np.ix_(inverse, inverse)] / tau_s
+    views = 2 - np.eye(len(inverse))
+    logits -= logits.max(axis=1, keepdims=True)
+    mass: Doubles = views * np.exp(logits)
+    mass /= mass.sum(axis=1, keepdims=True)
+    return mass
+
+
+def effective(mass: Doubles) -> float:
+    """exp of the mean entropy over views: so many equal positives would be as spread out."""
+    single = mass / (2 - np.eye(len(mass)))
+    entropy = -(mass * np.log(np.maximum(single, np.finfo(np.float64).tiny))).sum(axis=1)
+    return float(np.exp(entropy.mean()))
 
 
 def listed_pairs(graph: Graph, texts: Ints) -> tuple[Doubles, npt.NDArray[np.bool_]]:
