@@ -118,6 +118,7 @@ def command(
     xclr-train --objective simclr                without the similarity graph
     xclr-train --dry-run                         what it would take here
     xclr-train --ranks 8                         eight GPUs share each batch
+    xclr-train recipe cc3m > mine.toml           every setting, to be changed
     xclr-train export runs/NAME --out DIR        the backbone for timm
 
     The run goes to a folder with run.json, metrics.jsonl, checkpoints/ and
@@ -242,6 +243,24 @@ def export_command(
     folder = export(path, out or run_of(path) / "export")
     print(f"{path} -> {folder}")
     print(f"next: timm.create_model({f'local-dir:{folder}'!r}, pretrained=True)")
+
+
+@app.command("recipe")
+def recipe_command(
+    name: Annotated[
+        str, typer.Argument(help=f"{', '.join(builtin_recipes())}, a .toml file, or the folder of a run.")
+    ] = "default",
+) -> None:
+    """Print a recipe with every key and what it means, to make one's own of.
+
+    \b
+    xclr-train recipe cc3m > mine.toml      then: xclr-train --recipe mine.toml
+    xclr-train recipe runs/NAME > again.toml
+    """
+    from trainer.template import as_toml, recipe_of
+
+    print(f"# As {name}, with every key; one that is left out of a file has xclr's default, not this recipe's value.")
+    print(as_toml(recipe_of(name)), end="")
 
 
 def _refuse_options(context: typer.Context) -> None:
