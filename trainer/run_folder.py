@@ -162,7 +162,13 @@ def alone(run: Path) -> Iterator[None]:
                 raise
             say(f"warning: the disk of {run} has no locks: see to it that nothing else trains into that folder")
         sweep(run, run / "checkpoints")  # what a killed run was writing
-        yield
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # of a run that was refused nothing stays
+                if [path.name for path in run.iterdir()] == ["lock"]:
+                    (run / "lock").unlink()
+                    run.rmdir()
 
 
 def describe_run(run: Path, recipe: Recipe, shards: Shards, *, step: int, total: int, status: str = "running") -> None:

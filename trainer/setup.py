@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from shards.bars import say
@@ -109,11 +110,12 @@ def settle(recipe: Recipe, shards: Shards, world: World, run: Path | None = None
     if recipe.run.track:
         library_of(recipe.run.track)  # before anything slow
     objective = recipe.objective.name
-    without = int((shards.index.label < 0).sum()) if objective == "supcon" else 0
-    if without or (objective == "supcon" and len(shards) == 0):
+    without = np.flatnonzero(shards.index.label < 0) if objective == "supcon" else np.empty(0)
+    if len(without) or (objective == "supcon" and len(shards) == 0):
+        first = f" (the first is {shards.index.key[int(without[0])]})" if 0 < len(without) < len(shards) else ""
         raise UserError(
-            f"supcon needs a label for every sample, and {without:,} of {len(shards):,} in {shards.root} have none: "
-            "use xclr or simclr, or build shards with labels (docs/sources.md)"
+            f"supcon needs a label for every sample, and {len(without):,} of {len(shards):,} in {shards.root} have "
+            f"none{first}: use xclr or simclr, or build shards with labels (docs/sources.md)"
         )
     if objective == "clip" and not shards.manifest.texts:
         raise UserError(
