@@ -146,11 +146,19 @@ def _all(place: Path, row: Row) -> tuple[str, ...]:
     found: list[str] = []
     for spec in row.specs:
         path = _below(place, spec)
-        named = [] if _there(path) or not row.checkpoints else [one for one in glob(path) if _is_run(Path(one))]
-        found += sorted(named, key=_numbers) or [path]
+        found += ([] if _there(path) or not row.checkpoints else _named_by(place, spec)) or [path]
     if twice := next((path for path in found if found.count(path) > 1), None):
         raise UserError(f"the row {row.method!r} names a checkpoint twice: {twice}")
     return tuple(found)
+
+
+def _named_by(place: Path, pattern: str) -> list[str]:
+    """The runs that a pattern stands for, of code too: `mine.py:net@runs/*`."""
+    code, _, run = pattern.partition("@")
+    code, run = (code, run) if is_own(code) else ("", pattern)
+    runs = [name for name in glob(os.path.expanduser(run), root_dir=place) if _is_run(place / name)]
+    runs.sort(key=lambda name: (_numbers(name), name))
+    return [_below(place, f"{code}@{name}" if code else name) for name in runs]
 
 
 def _is_run(path: Path) -> bool:

@@ -45,7 +45,6 @@ from shards.remote import shown
 
 __all__ = ["build_shards", "is_built"]
 
-LOOSE = {"imagefolder", "table", "coco"}  # formats whose images are files of their own
 EXAMPLES = "examples"  # reason -> samples left out for it, in a scan's metadata
 READ = "captions_read"  # what was counted of the captions, there too
 Positions = npt.NDArray[np.int64]
@@ -145,7 +144,7 @@ def _scan_all(source: Source, settings: BuildSettings, work: Path, workers: Work
         for _ in workers.ordered(function, todo):
             advance(1)
     remedy = "check the source, or raise --max-skipped"
-    if source.dataset.format in LOOSE - {"imagefolder"}:
+    if source.dataset.format in ("table", "coco"):
         remedy = "say below which folders the files lie (`images = [...]` in the data set file), " + remedy
     budget, not_ours = SkipBudget(source.where, settings.max_skipped, remedy=remedy), 0
     captions = Counter[str]()
@@ -166,15 +165,19 @@ def _scan_all(source: Source, settings: BuildSettings, work: Path, workers: Work
     try:
         judge(budget, skips, work / SKIPPED)
     except OverBudget:
-        if source.dataset.format in LOOSE:  # where mended images are no other source: they are looked at again
-            having = {one.partition for one in skips}
-            for partition in source.partitions:
-                if partition.name in having:
-                    _scan_path(work, partition).unlink()
+        having = {one.partition for one in skips}
+        for partition in source.partitions:
+            if partition.name in having and _is_loose(source, partition) and not (work / "samples.arrow").exists():
+                _scan_path(work, partition).unlink()  # mended images are no other source: they are looked at again
         raise
     for line in notes(captions):
         say(line)
     return budget.counts | ({NOT_OURS: not_ours} if not_ours else {})
+
+
+def _is_loose(source: Source, partition: Partition) -> bool:
+    """Whether its images are files of their own: a class folder, or part of a table of paths."""
+    return source.dataset.format in ("table", "coco") or partition.path.is_dir()
 
 
 def _names(known: str | list[str]) -> list[str]:

@@ -312,7 +312,7 @@ def _say_built(root: Path, fresh: bool) -> None:
     skipped = "".join(f", {count} {reason}" for reason, count in manifest.skipped.items())
     counts = f"{manifest.samples:,} samples in {len(manifest.shards)} shards, {manifest.texts:,} texts"
     if (root / SKIPPED).is_file():
-        skipped += f" ({root / SKIPPED} names them)"
+        skipped += f" (by name in {root / SKIPPED})"
     print(f"{root}: shards {'written' if fresh else 'already there'}, {counts}{skipped}", flush=True)
     if not fresh:
         _say_left_out(root)

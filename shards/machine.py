@@ -17,6 +17,8 @@ __all__ = ["cores", "free_memory", "free_shared_memory", "lock_file", "peak_memo
 
 GROUPS, CONTROL = "/proc/self/cgroup", "/sys/fs/cgroup"
 MEMORY = "/proc/meminfo"
+VERSION_2 = ("memory.max", "memory.current", "")  # files of a control group, and what its counts begin with
+FIRST_VERSION = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
 UNKNOWN = 1 << 62  # bytes, where the system does not say how many
 AHEAD = 4 << 30  # bytes that the workers of one loader may hold ready
 
@@ -38,13 +40,18 @@ def _quota() -> float:
 
 
 def _control_groups() -> list[Path]:
-    """The folders of those that this process is in, from the innermost outwards."""
+    """The folders of those that this process is in, from the innermost outwards; none of their first version."""
+    return _groups_of("", Path(CONTROL))
+
+
+def _groups_of(controllers: str, root: Path) -> list[Path]:
+    """Of the line of /proc/self/cgroup, `NUMBER:CONTROLLERS:/PLACE`, with these controllers."""
     try:
-        own = next(line for line in Path(GROUPS).read_text().splitlines() if line.startswith("0::"))
-    except (OSError, StopIteration):  # no control groups, or their first version
+        lines = [line.split(":", 2) for line in Path(GROUPS).read_text().splitlines()]
+        place = Path(next(place for _, names, place in lines if controllers in names.split(",")).lstrip("/"))
+    except (OSError, StopIteration, ValueError):
         return []
-    place = Path(own.removeprefix("0::").lstrip("/"))
-    return [Path(CONTROL) / folder for folder in (place, *place.parents)]
+    return [root / folder for folder in (place, *place.parents)]
 
 
 def free_memory() -> int:
@@ -54,12 +61,13 @@ def free_memory() -> int:
     with suppress(OSError, StopIteration, ValueError):
         line = next(line for line in Path(MEMORY).read_text().splitlines() if line.startswith("MemAvailable:"))
         free = int(line.split()[1]) * 1024
-    for folder in _control_groups():
+    first = [(folder, FIRST_VERSION) for folder in _groups_of("memory", Path(CONTROL) / "memory")]
+    for folder, (limit, taken, prefix) in [*((folder, VERSION_2) for folder in _control_groups()), *first]:
         with suppress(OSError, ValueError, KeyError):  # "max": no limit
-            limit = int((folder / "memory.max").read_text())
-            used = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            taken = int((folder / "memory.current").read_text()) - int(used["inactive_file"])
-            free = min(free, max(0, limit - taken))
+            most = int((folder / limit).read_text())
+            kinds = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            files = sum(int(kinds[f"{prefix}{kind}_file"]) for kind in ("inactive", "active"))
+            free = min(free, max(0, most - int((folder / taken).read_text()) + files))
     return free
 
 

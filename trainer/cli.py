@@ -19,7 +19,7 @@ from shards.mirror import open_shards
 from shards.reader import Shards, is_finished, latest_shards, test_folder
 from shards.remote import is_remote
 from trainer.advice import at_start, fitting_batch
-from trainer.names import default_run, unheeded
+from trainer.names import default_run, unheeded, usual_recipe
 from trainer.own import is_own
 from trainer.recipe import Recipe, builtin_recipes, changed, load_recipe
 
@@ -198,12 +198,12 @@ def _train(
         if world.is_main:
             _announce(chosen, run, world.size, str(world.device), dry_run=dry_run)
             for option in idle:
-                say(f"warning: {option} changes nothing: {chosen.objective.name} trains on no similarity graph")
+                say(f"warning: {option} is left out: {chosen.objective.name} trains on no similarity graph")
             if not alone:
                 _say_idle(world, device)
         try:
             if dry_run:
-                found = estimate(chosen, world)
+                found = estimate(chosen, world, run)
                 if world.is_main:
                     _show(found)
                 return
@@ -305,7 +305,7 @@ def _recipe(name: str | None, shards: str | None) -> Recipe:
     folder = shards or str(latest_shards())
     dataset = open_shards(folder).manifest.dataset
     if name is None:
-        recipe = load_recipe(dataset if dataset in builtin_recipes() else "default")
+        recipe = load_recipe(usual_recipe(dataset))
         # The recipe of a data set names its usual folder; what was built last is what was asked for here.
     return changed(recipe, {"data.shards": folder})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import mean
 
 import torch
@@ -39,10 +40,13 @@ class Estimate:
     hours: float
 
 
-def estimate(recipe: Recipe, world: World) -> Estimate:
-    """Measure the first steps of a run; nothing is written. Raises UserError as `train` does."""
+def estimate(recipe: Recipe, world: World, run: Path | None = None) -> Estimate:
+    """Measure the first steps of a run; nothing is written. Raises UserError as `train` does.
+
+    run: its folder, if it was begun: it keeps its graph.
+    """
     shards = open_shards(recipe.data.shards)
-    recipe = setup.settle(recipe, shards, world)
+    recipe = setup.settle(recipe, shards, world, run)
     plan = setup.make_plan(recipe, shards)
     if isinstance(shards, RemoteShards):
         plan = replace(plan, window=1)  # a few tars are enough to measure

@@ -7,6 +7,7 @@ So a run that is killed and resumed passes through the same weights as one that 
 from __future__ import annotations
 
 import json
+import math
 import signal
 import sys
 import time
@@ -144,7 +145,8 @@ class _Loop:
         self.asked: _Later | None = None
 
     def _in_time(self) -> float:
-        return time.monotonic() + 60 * self.recipe.run.checkpoint_minutes
+        minutes = self.recipe.run.checkpoint_minutes
+        return time.monotonic() + 60 * minutes if minutes else math.inf
 
     def _overdue(self) -> bool:
         """Whether the last checkpoint is long ago: told once, by rank 0, whose clock counts."""

@@ -6,6 +6,9 @@ weighed before it is made.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from copy import deepcopy
+
 import torch
 
 from shards.errors import UserError
@@ -16,7 +19,8 @@ from trainer.world import World
 
 __all__ = ["check_fits", "kept_by_forward", "too_large"]
 
-SHARE = 0.8  # of the free memory: besides what the gradients need, there are weights, batches and the loader
+SHARE = 0.8  # of the free memory: a backward pass takes some for itself, as do batches and the loader
+TRAINED = 3  # tensors of a weight's size that come with the first step: its gradient, and AdamW's two averages
 
 
 def too_large(recipe: Recipe, ranks: int, reason: str) -> str:
@@ -30,19 +34,27 @@ def too_large(recipe: Recipe, ranks: int, reason: str) -> str:
 
 
 def check_fits(encoder: Encoder, recipe: Recipe, world: World) -> None:
-    """Raises UserError where the ranks of this machine cannot hold what a step keeps for its gradients."""
+    """Raises UserError where the ranks of this machine cannot hold what a step keeps for its gradients.
+
+    What cannot be weighed, a network of the user's own perhaps, is let pass.
+    """
     if world.device.type != "cpu":
         return
-    held = _held(recipe, world.size)
-    image = kept_by_forward(encoder, recipe.augment.image_size, bfloat16=recipe.precision == "bfloat16")
-    sample, free = 2 * image * world.local_size, free_memory()  # of a sample, two views
-    if held * sample <= free:
+    held, size, length = _held(recipe, world.size), recipe.augment.image_size, recipe.text.length
+    try:
+        sample = world.local_size * kept_by_forward(encoder, size, length, bfloat16=recipe.precision == "bfloat16")
+    except Exception:  # whatever its code raises: if it matters, training will meet it too
         return
-    fitting = [part for part in range(1, held) if held % part == 0 and part * sample <= SHARE * free]
+    weights = sum(p.numel() * p.element_size() for p in encoder.parameters() if p.requires_grad)
+    free = free_memory()
+    room = max(0.0, SHARE * free - TRAINED * world.local_size * weights)
+    if held * sample <= room:
+        return
+    fitting = [part for part in range(1, held) if held % part == 0 and part * sample <= room]
     raise UserError(
-        f"a step of {held} samples at {recipe.augment.image_size} pixels keeps some {held * sample / 2**30:.0f} GiB "
-        f"for its gradients, of {free / 2**30:.0f} GiB that are free: {_remedy(max(fitting, default=0))}"
-        "a GPU, a smaller --model or --image-size, or a new run a smaller --batch-size"
+        f"a step of {held} samples at {size} pixels keeps some {_gib(held * sample)} for its gradients, and "
+        f"{_gib(free)} are free: {_remedy(max(fitting, default=0))}a GPU, a smaller --model or --image-size, or a new "
+        "run a smaller --batch-size"
     )
 
 
@@ -50,36 +62,45 @@ def _held(recipe: Recipe, ranks: int) -> int:
     return recipe.data.chunk or recipe.data.batch_size // ranks
 
 
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.{0 if size >= 10 * 2**30 else 2}f} GiB"
+
+
 def _remedy(chunk: int) -> str:
     return f"give --chunk {chunk}, which forwards so many of its samples at a time, " if chunk else "give "
 
 
-def kept_by_forward(encoder: Encoder, size: int, *, bfloat16: bool = False) -> int:
-    """Bytes that a forward pass keeps for the backward pass, for each image of `size` pixels; weights left out.
+def kept_by_forward(encoder: Encoder, size: int, length: int = 0, *, bfloat16: bool = False) -> int:
+    """Bytes that a forward pass keeps for the backward pass, for each sample: two views of `size` pixels, and with a
+    text tower a caption of `length` tokens; weights left out.
 
-    Measured on a few images, on the CPU that the encoder lies on; neither its statistics nor the random state moves.
+    Measured on a copy of the encoder, on the CPU; PyTorch's random state stays as it is.
     """
-    few, more = (_kept(encoder, count, size, bfloat16=bfloat16) for count in (2, 4))
-    return max(0, more - few) // 2  # what does not grow with the images, such as weights in bfloat16, falls out
+    copy = deepcopy(encoder)
+
+    def images(count: int) -> torch.Tensor:
+        views = torch.zeros(2 * count, 3, size, size).to(memory_format=torch.channels_last)
+        return copy.projector(copy.backbone(views))  # type: ignore[no-any-return]
+
+    def captions(count: int) -> torch.Tensor:
+        assert copy.text is not None
+        return copy.text(torch.zeros(count, length, dtype=torch.long))  # type: ignore[no-any-return]
+
+    passes = [images] if copy.text is None else [images, captions]
+    with torch.random.fork_rng(devices=[]), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        return sum(max(0, _kept(forward, 2) - _kept(forward, 1)) for forward in passes)
 
 
-def _kept(encoder: Encoder, count: int, size: int, *, bfloat16: bool) -> int:
-    before = [buffer.clone() for buffer in encoder.buffers()]
-    kept: dict[int, int] = {}
+def _kept(forward: Callable[[int], torch.Tensor], count: int) -> int:
+    """What does not grow with `count`, such as weights in bfloat16, is in it as well."""
+    kept: dict[int, torch.UntypedStorage] = {}  # which keeps addresses apart
 
     def note(x: torch.Tensor) -> torch.Tensor:
-        storage = x.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return x
+        if x.layout is torch.strided:
+            storage = x.untyped_storage()
+            kept[storage.data_ptr()] = storage
+        return x.detach()  # x itself would hold the graph that holds it, for ever
 
-    with torch.random.fork_rng(devices=[]), torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-        images = torch.zeros(count, 3, size, size).to(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            z = encoder.projector(encoder.backbone(images))
-    total = sum(kept.values())
-    del z  # until here it held what was counted, so that no two of them had one address
-    with torch.no_grad():
-        for buffer, value in zip(encoder.buffers(), before, strict=True):
-            if not torch.equal(buffer, value):  # what lies over itself (expand) could not be written
-                buffer.copy_(value)
-    return total
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        forward(count)
+    return sum(storage.nbytes() for storage in kept.values())

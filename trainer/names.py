@@ -2,69 +2,93 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from shards.config import unlike_values
 from trainer.own import short
-from trainer.recipe import Recipe, as_table
+from trainer.recipe import Recipe, as_table, builtin_recipes, load_recipe
 
-__all__ = ["default_run", "unheeded"]
+__all__ = ["OF_XCLR", "default_run", "unheeded", "usual_recipe"]
 
-OF_XCLR = {"data.graph": "--graph", "objective.tau_s": "--tau-s", "objective.tail": "--tail"}
-NAMED = {("data", "graph"), ("data", "shards"), ("model", "backbone"), ("objective", "name"), ("seed",)}
-"""What has its own place in the name, or none (shards: the data set is named)."""
-FREE = {("data", "chunk")}  # a resumed run may have another
-LONGEST = 120  # characters of a name; file systems end at 255 bytes
+OF_XCLR = {("objective", "tau_s"), ("objective", "tail")}
+"""Settings that no other objective has a use for."""
+NAMED = {("data", "graph"), ("data", "shards"), ("model", "backbone"), ("objective", "name"), ("seed",), ("name",)}
+"""What has its own place in a name, or none."""
+FREE = {("data", "chunk")}  # a resumed run may have another, as it may of all [run]
+SETTLED = {("precision",), ("data", "graph"), ("data", "shards"), ("model", "mean"), ("model", "std")}
+"""What run.json says more exactly than a recipe."""
+LONGEST = 160  # bytes of a name; file systems end at 255, and evaluations are called by it
+
+
+def usual_recipe(dataset: str) -> str:
+    """The recipe that is taken where none is named."""
+    return dataset if dataset in builtin_recipes() else "default"
 
 
 def default_run(recipe: Recipe, base: Recipe, dataset: str, *, below: Path = Path("runs")) -> Path:
     """runs/DATASET-OBJECTIVE-MODEL, with whatever of `recipe` differs from `base`, the recipe as it is in its file.
 
-    So the runs of a sweep lie beside each other, and each is found again by its own command. A recipe that is named
-    neither `default` nor like the data set is named as well.
+    So the runs of a sweep lie beside each other, and each is found again by its own command. A recipe other than the
+    usual one is named as well. A run of this very recipe that has a former name keeps it: graphs had to be named only
+    once there were several, and settings were not.
     """
-    objective = recipe.objective.name
+    objective, network = recipe.objective.name, short(recipe.model.backbone).replace(":", "-")
     graph = recipe.data.graph if objective == "xclr" else ""
-    file = base.name if base.name not in ("default", dataset) else ""
-    unlike = unlike_values(as_table(base), as_table(recipe))
-    own = [
-        f"{keys[-1]}{_value(value)}"
-        for keys, _, value in unlike
-        if keys not in NAMED | FREE and keys[0] not in ("run", "name") and not _only_xclr(keys, objective)
-    ]
-    seed = [f"seed{recipe.seed}"] if recipe.seed else []
+    file = "" if _is_usual(base, dataset) else base.name
+    own = [f"{keys[-1]}{_value(value)}" for keys, _, value in _deciding(as_table(base), as_table(recipe), objective)]
+    seed = f"seed{recipe.seed}" if recipe.seed else ""
+    name = _slug(dataset, file, objective, graph, network, *own, seed)
+    former = [_slug(dataset, file, objective, network, *own, seed)] if graph else []
+    former.append(_slug(dataset, objective, graph, network, seed))
+    if not (below / name / "run.json").is_file():
+        name = next((one for one in former if _is_run_of(below / one, recipe)), name)
+    return below / name
 
-    def name(*parts: str) -> Path:
-        whole = "-".join(filter(None, parts))
-        return below / re.sub(r"[^\w.+-]+", "_", whole)[:LONGEST]
 
-    network = short(recipe.model.backbone).replace(":", "-")
-    before = name(dataset, file, objective, network, *own, *seed)
-    if graph and _graph_of(before) == graph:  # begun while there was no other, and none had to be named
-        return before
-    return name(dataset, file, objective, graph, network, *own, *seed)
+def _is_usual(base: Recipe, dataset: str) -> bool:
+    usual = load_recipe(usual_recipe(dataset))
+    return replace(usual, data=replace(usual.data, shards=base.data.shards)) == base
+
+
+def _deciding(one: dict[str, Any], other: dict[str, Any], objective: str) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
+    """Where two recipes differ in what decides the result and has no place of its own in a name."""
+    aside = NAMED | FREE | (set() if objective == "xclr" else OF_XCLR)
+    return (found for found in unlike_values(one, other) if found[0] not in aside and found[0][0] != "run")
+
+
+def _slug(*parts: str) -> str:
+    """A file's name of these parts; of a long one, the beginning and a checksum."""
+    whole = "-".join(filter(None, parts))
+    name = re.sub(r"[^\w.+-]+", "_", whole)
+    if len(name.encode()) > LONGEST:
+        name = f"{name.encode()[:LONGEST].decode(errors='ignore')}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
+    return name
 
 
 def _value(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
     if isinstance(value, (list, tuple)):
         return "_".join(map(_value, value))
-    return f"-{Path(value).name}" if isinstance(value, str) else "" if value is True else str(value)
+    if isinstance(value, str):  # of runs/NAME/checkpoints/best.pt, NAME-best.pt
+        return "".join(f"-{part}" for part in Path(value).parts[-3:] if part not in ("checkpoints", "..", "/"))
+    return "" if value is True else str(value)
 
 
-def _only_xclr(keys: tuple[str, ...], objective: str) -> bool:
-    return objective != "xclr" and ".".join(keys) in OF_XCLR
-
-
-def _graph_of(run: Path) -> str:
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return str(json.loads((run / "run.json").read_text(encoding="utf-8"))["recipe"]["data"]["graph"])
-    return ""
+def _is_run_of(run: Path, recipe: Recipe) -> bool:
+    """Whether run.json is there and says that the folder holds a run of this recipe, on this graph if one is named."""
+    try:
+        found = json.loads((run / "run.json").read_text(encoding="utf-8"))["recipe"]
+        graph = found["data"]["graph"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    known = {keys for keys, *_ in _deciding(as_table(recipe), found, recipe.objective.name)}
+    same = recipe.seed == found.get("seed") and recipe.objective.name == found.get("objective", {}).get("name")
+    return same and not known - SETTLED and recipe.data.graph in ("", graph)
 
 
 def unheeded(objective: str, given: dict[str, Any]) -> dict[str, str]:
@@ -72,4 +96,7 @@ def unheeded(objective: str, given: dict[str, Any]) -> dict[str, str]:
 
     given: the options' values by dotted name, None where they were not given.
     """
-    return {} if objective == "xclr" else {key: option for key, option in OF_XCLR.items() if given.get(key) is not None}
+    options = {} if objective == "xclr" else {"objective.tau_s": "--tau-s", "objective.tail": "--tail"}
+    if objective == "supcon":  # the others' monitors may look by a graph's codes how alike neighbours are
+        options["data.graph"] = "--graph"
+    return {key: option for key, option in options.items() if given.get(key) is not None}

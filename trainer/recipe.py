@@ -158,7 +158,7 @@ class RunConfig:
     checkpoint_every: int = 500
     """Steps between checkpoints; one more at the end, and on SIGTERM or Ctrl-C."""
     checkpoint_minutes: float = 15
-    """Minutes after which one is written all the same, where steps are slow."""
+    """Minutes after which one is written all the same, where steps are slow; 0: never for that."""
     keep: int = 2
     """Newest checkpoints kept, besides the best."""
     knn_every: int = 1

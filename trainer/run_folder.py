@@ -83,10 +83,13 @@ def _chosen_state(run: Path, recipe: Recipe, data_id: str, *, resume: bool) -> d
     before = from_table(Recipe, json.loads(state["recipe"]), where=str(found[-1]))  # new options take their defaults
     # Where the shards lie may change; whether they are the same ones is asked of the manifest.
     # A run of an earlier version has no graph's name where there was one graph only.
-    graph = before.data.graph or recipe.data.graph
+    graph = recipe.data.graph if recipe.objective.name == "supcon" else before.data.graph or recipe.data.graph
     before = replace(before, data=replace(before.data, shards=recipe.data.shards, graph=graph))
     mean, std = before.model.statistics  # left open by a run of an earlier version
     before = replace(before, model=replace(before.model, backbone=normal(before.model.backbone), mean=mean, std=std))
+    if recipe.objective.name != "xclr":  # where they change nothing
+        kept = replace(before.objective, tau_s=recipe.objective.tau_s, tail=recipe.objective.tail)
+        before = replace(before, objective=kept)
     chunk, before = before.data.chunk, replace(before, data=replace(before.data, chunk=recipe.data.chunk))
     unlike = differences(as_table(recipe), as_table(before))
     if unlike:

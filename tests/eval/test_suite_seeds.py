@@ -221,9 +221,20 @@ def test_a_pattern_is_of_runs_in_the_order_of_their_numbers(tmp_path: Path) -> N
 
     def named(*specs: str) -> list[str]:
         row = Row(method="m", checkpoints=specs)
-        return [Path(spec).name for spec in rows_of((row,), "s", tmp_path, [])[0].specs]
+        found = rows_of((row,), "s", tmp_path, [])[0].specs
+        return [spec.replace(f"{tmp_path}/", "") for spec in found]
 
+    code = f"{tmp_path}/mine.py:net"
     assert named("x-seed*") == ["x-seed9", "x-seed10"]
+    assert named(f"{tmp_path}/x-seed*") == ["x-seed9", "x-seed10"]
+    assert named(f"{code}@x-seed*") == ["mine.py:net@x-seed9", "mine.py:net@x-seed10"]
+    odd = tmp_path / "exp[1]"
+    for folder, names in ((odd, ("t0.5", "t0.05", "t0.005")), (tmp_path / "exp1", ("t0.7",))):
+        for name in names:
+            (folder / name).mkdir(parents=True)
+            (folder / name / "run.json").write_text("{}")
+    row = Row(method="m", checkpoints=("t*",))
+    assert [Path(s).name for s in rows_of((row,), "s", odd, [])[0].specs] == ["t0.005", "t0.05", "t0.5"]
     (tmp_path / "x-[1]").mkdir()  # a name, though it looks like a pattern
     assert named("x-[1]") == ["x-[1]"]
     with pytest.raises(UserError, match=r"not there: .*/y-seed\*; train them first"):

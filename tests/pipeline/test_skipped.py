@@ -59,7 +59,7 @@ def test_a_build_that_stops_for_them_says_where_they_are_named(tmp_path: Path) -
     named = Path(str(told.value).removesuffix(" names them").rpartition("; ")[2])
     assert len(lines(named)) == 20
     assert not (tmp_path / "out" / "skipped.jsonl").exists()
-    out = build(mine, source, tmp_path / "out", max_skipped=0.5)  # the scans are there
+    out = build(mine, source, tmp_path / "out", max_skipped=0.5)
     assert len(lines(out / "skipped.jsonl")) == 20
 
 
@@ -93,4 +93,4 @@ def test_the_command_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     data_set(tmp_path / "mine.toml", format="imagefolder")
     call = ["build", "mine.toml", "--source", str(folders(tmp_path / "in", 30, 3)), "--graph", "none"]
     said = CliRunner().invoke(app, call, catch_exceptions=False).output
-    assert re.search(r"60 samples .*, 3 .* \(data/mine/skipped\.jsonl names them\)", " ".join(said.split()))
+    assert re.search(r"60 samples .*, 3 .* \(by name in data/mine/skipped\.jsonl\)", " ".join(said.split()))

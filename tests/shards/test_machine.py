@@ -80,10 +80,26 @@ def test_free_memory_is_what_a_container_leaves(
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "memory.max").write_text(f"{limit}\n")
         (folder / "memory.current").write_text(f"{taken}\n")
-        (folder / "memory.stat").write_text(f"anon 5\ninactive_file {files}\n")
+        (folder / "memory.stat").write_text(f"anon 5\ninactive_file {files // 2}\nactive_file {files - files // 2}\n")
     for name, path in (("MEMORY", "meminfo"), ("GROUPS", "own"), ("CONTROL", "control")):
         monkeypatch.setattr(machine, name, str(tmp_path / path))
     assert machine.free_memory() == expected
+
+
+def test_free_memory_of_the_first_version_of_control_groups(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "meminfo").write_text(f"MemAvailable: {64 << 20} kB\n")
+    (tmp_path / "own").write_text("9:cpu,cpuacct:/x\n8:memory:/job/7\n0::/\n")
+    for place, limit in (("", 1 << 62), ("job", 8 << 30), ("job/7", 1 << 62)):
+        folder = tmp_path / "control" / "memory" / place
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "memory.limit_in_bytes").write_text(f"{limit}\n")
+        (folder / "memory.usage_in_bytes").write_text(f"{7 << 30}\n")
+        (folder / "memory.stat").write_text(
+            f"active_file 1\ntotal_inactive_file {1 << 30}\ntotal_active_file {2 << 30}\n"
+        )
+    for name, path in (("MEMORY", "meminfo"), ("GROUPS", "own"), ("CONTROL", "control")):
+        monkeypatch.setattr(machine, name, str(tmp_path / path))
+    assert machine.free_memory() == 4 << 30
 
 
 def test_a_system_that_says_nothing_of_its_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 from tests.make import make_shards
 from tests.trainer.test_loop import SIZES, table
 from trainer.cli import app
-from trainer.names import default_run
-from trainer.recipe import Recipe, changed
+from trainer.names import default_run, unheeded
+from trainer.recipe import Recipe, as_table, changed, load_recipe
 
-BASE = Recipe(name="default")
+BASE = load_recipe("default")
 
 
 def name(changes: dict[str, Any], base: Recipe = BASE) -> str:
@@ -33,7 +33,9 @@ def name(changes: dict[str, Any], base: Recipe = BASE) -> str:
         ({"objective.name": "simclr", "objective.tau_s": 0.05, "data.graph": "random"}, "cats-simclr-resnet50"),
         ({"data.graph": "random", "epochs": 5}, "cats-xclr-random-resnet50-epochs5"),
         ({"run.workers": 7, "run.checkpoint_every": 9, "data.chunk": 64}, "cats-xclr-resnet50"),  # free when resumed
-        ({"model.start": "runs/../of mine/model.pt"}, "cats-xclr-resnet50-start-model.pt"),
+        ({"model.start": "runs/a b/checkpoints/best.pt"}, "cats-xclr-resnet50-start-a_b-best.pt"),
+        ({"model.start": "/x/runs/a"}, "cats-xclr-resnet50-start-x-runs-a"),
+        ({"objective.tau_s": 0.10000001}, "cats-xclr-resnet50-tau_s0.10000001"),
         ({"model.backbone": "nets/mine.py:net", "compile": True}, "cats-xclr-mine.py-net-compile"),
         ({"precision": "bfloat16"}, "cats-xclr-resnet50-precision-bfloat16"),
     ],
@@ -42,30 +44,65 @@ def test_what_differs_from_the_recipe_is_named(changes: dict[str, Any], expected
     assert name(changes) == expected
 
 
-def test_a_recipe_of_ones_own_is_named() -> None:
-    assert name({}, Recipe(name="mine")) == "cats-mine-xclr-resnet50"
-    assert name({}, Recipe(name="cats")) == "cats-xclr-resnet50"
+def test_a_recipe_that_is_not_the_usual_one_is_named() -> None:
+    mine = Recipe(name="mine")
+    assert name({}, mine) == "cats-mine-xclr-resnet50"
+    assert default_run(BASE, BASE, "imagenet").name == "imagenet-default-xclr-resnet50"
+    own = load_recipe("imagenet")
+    assert default_run(own, own, "imagenet").name == "imagenet-xclr-resnet50"
+    placed = changed(own, {"data.shards": "elsewhere"})
+    assert default_run(placed, placed, "imagenet").name == "imagenet-xclr-resnet50"
+    other = changed(own, {"epochs": 7})  # a file that is called so, and is another
+    assert default_run(other, other, "imagenet").name == "imagenet-imagenet-xclr-resnet50"
 
 
 def test_names_stay_names() -> None:
-    """Not paths, and not longer than a file system takes."""
+    """Not paths, not longer than a file system takes, and of long ones no two alike."""
     assert "/" not in name({"model.start": "a/" + "b" * 300})
-    assert len(name({"model.start": "b" * 300})) <= 120
     assert default_run(BASE, BASE, "../../cats").parent == Path("runs")
+    long = [
+        name({"model.start": letter * 300, "seed": seed})
+        for letter in ("b", "\N{CJK UNIFIED IDEOGRAPH-4E00}")
+        for seed in (1, 2)
+    ]
+    assert len(set(long)) == 4
+    assert max(len(one.encode()) for one in long) < 180
 
 
-def test_a_graph_that_needed_no_name_when_the_run_began(tmp_path: Path) -> None:
-    def where(graph: str) -> str:
-        return default_run(changed(BASE, {"data.graph": graph}), BASE, "cats", below=tmp_path).name
+def settled(folder: Path, recipe: Recipe, graph: str = "minilm") -> None:
+    """A run's folder, as training leaves it."""
+    table = as_table(changed(recipe, {"data.graph": graph, "precision": "float32", "data.shards": "data/cats"}))
+    table["model"] |= {"mean": [0.5] * 3, "std": [0.2] * 3}
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps({"recipe": table}))
 
-    assert where("minilm") == "cats-xclr-minilm-resnet50"
+
+def test_a_run_keeps_its_former_name(tmp_path: Path) -> None:
+    def where(**changes: Any) -> str:
+        given = {key.replace("__", "."): value for key, value in changes.items()}
+        return default_run(changed(BASE, given), BASE, "cats", below=tmp_path).name
+
+    assert where(data__graph="minilm") == "cats-xclr-minilm-resnet50"
     run = tmp_path / "cats-xclr-resnet50"
-    run.mkdir()
-    (run / "run.json").write_text(json.dumps({"recipe": {"data": {"graph": "minilm"}}}))
-    assert where("minilm") == "cats-xclr-resnet50"
-    assert where("random") == "cats-xclr-random-resnet50"
-    (run / "run.json").write_text("[")
-    assert where("minilm") == "cats-xclr-minilm-resnet50"
+    settled(run, BASE)
+    assert where(data__graph="minilm") == run.name  # begun while there was no other graph, and none had to be named
+    assert where(data__graph="random") == "cats-xclr-random-resnet50"
+    assert where(data__graph="minilm", seed=1) == "cats-xclr-minilm-resnet50-seed1"
+    (tmp_path / "cats-xclr-minilm-resnet50").mkdir()
+    (tmp_path / "cats-xclr-minilm-resnet50/run.json").write_text("{}")
+    assert where(data__graph="minilm") == "cats-xclr-minilm-resnet50"  # that is there as well
+    settled(tmp_path / "cats-simclr-resnet50", changed(BASE, {"objective.name": "simclr", "epochs": 5}))
+    assert where(objective__name="simclr", epochs=5) == "cats-simclr-resnet50"  # of when settings were not named
+    assert where(objective__name="simclr", epochs=6) == "cats-simclr-resnet50-epochs6"
+    (tmp_path / "cats-simclr-resnet50/run.json").write_text("[")
+    assert where(objective__name="simclr", epochs=5) == "cats-simclr-resnet50-epochs5"
+
+
+def test_what_is_left_out() -> None:
+    given = {"objective.tau_s": 0.1, "objective.tail": None, "data.graph": "a", "epochs": 3}
+    assert unheeded("xclr", given) == {}
+    assert unheeded("simclr", given) == {"objective.tau_s": "--tau-s"}  # the monitor looks by the graph
+    assert unheeded("supcon", given) == {"objective.tau_s": "--tau-s", "data.graph": "--graph"}
 
 
 @pytest.mark.slow
@@ -91,5 +128,5 @@ def test_a_sweep_trains_side_by_side_and_goes_on(tmp_path: Path, monkeypatch: py
     assert found == [f"{dataset}-mine-xclr-test_vit", f"{dataset}-mine-xclr-test_vit-tau_s0.2"]
     assert f"already finished: runs/{found[1]}" in trained("--tau-s", "0.2")
     said = trained("--objective", "simclr", "--tau-s", "0.2")
-    assert "warning: --tau-s changes nothing: simclr trains on no similarity graph" in said
-    assert "changes nothing" not in trained("--objective", "simclr")
+    assert "warning: --tau-s is left out: simclr trains on no similarity graph" in said
+    assert "is left out" not in trained("--objective", "simclr")

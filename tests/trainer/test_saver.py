@@ -69,3 +69,6 @@ def test_slow_steps_are_kept_by_the_clock(tmp_path: Path, ranks: Ranks, size: in
     shards = make_shards(tmp_path / "shards", sizes=SIZES, classes=6)
     ranks(size, train_slowly, shards, tmp_path / "run", 6)
     assert [int(path.stem.removeprefix("step-")) for path in checkpoints(tmp_path / "run")] == kept
+    if size == 1:
+        ranks(1, train_slowly, shards, tmp_path / "never", 0)
+        assert [path.stem for path in checkpoints(tmp_path / "never")] == ["step-00000020"]
