@@ -190,9 +190,14 @@ def _check_ours(suite: Suite, out: Path) -> None:
 def _captions(models: dict[str, Model]) -> GraphStrips | None:
     """From the shards and the graph of the last row that was trained with one, the control `random` aside, or else of
     the last that says what it was trained on; None for a folder that is gone."""
-    having = [model for model in models.values() if model.shards and model.shards.is_dir()]
+    having = [m for m in models.values() if m.shards and m.shards.is_dir() and (m.graph or not _several(m.shards))]
     having.sort(key=lambda model: (model.about.get("objective") == "xclr", model.graph != "random"))
     return caption_strips(having[-1].shards, having[-1].graph) if having and having[-1].shards else None
+
+
+def _several(folder: Path) -> bool:
+    """Whether shards have several graphs, of which a model that was trained without one names none."""
+    return len([path for path in folder.glob("graphs/*") if path.is_dir()]) > 1
 
 
 @dataclass(slots=True)

@@ -165,7 +165,7 @@ def build(
             _say_left_out(root)
         return
     fresh = build_shards(found, root, settings, processes)
-    _say_built(root, fresh)
+    _say_built(root, fresh, found.where)
     if kind != "none":
         build_graph(
             root,
@@ -303,7 +303,8 @@ def _list_datasets() -> None:
         print(f"{name:20} {load_dataset(name).about}")
 
 
-def _say_built(root: Path, fresh: bool) -> None:
+def _say_built(root: Path, fresh: bool, where: str) -> None:
+    """where: the source, as it was given."""
     from pipeline.skipped import SKIPPED
     from shards.bars import say
     from shards.manifest import Manifest
@@ -315,6 +316,8 @@ def _say_built(root: Path, fresh: bool) -> None:
         skipped += f" (by name in {root / SKIPPED})"
     print(f"{root}: shards {'written' if fresh else 'already there'}, {counts}{skipped}", flush=True)
     if not fresh:
+        if manifest.source != where:  # a copy, or the same table over other images
+            say(f"note: they were built from {manifest.source}, whose files have the names and sizes of {where}'s")
         _say_left_out(root)
     if manifest.texts == 1 or len(manifest.classes) == 1:
         what = f"are of one class, {manifest.classes[0]!r}" if len(manifest.classes) == 1 else "have the same text"

@@ -33,9 +33,11 @@ class LeftOut:
 def judge(budget: SkipBudget, found: Sequence[LeftOut], path: Path) -> None:
     """Write `path`, and count all of `found`. Raises OverBudget, which says where they are named."""
     write_skipped(path, found)
+    for one in found:
+        budget.count(one.reason, one.count)
     try:
-        for one in found:
-            budget.skip(one.reason, one.names[-1] if one.names else f"in {one.partition}", one.count)
+        for one in found[-1:]:
+            budget.check(one.names[-1] if one.names else f"in {one.partition}")
     except OverBudget as error:
         raise OverBudget(f"{error}; {path} names them") from None
 

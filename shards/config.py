@@ -28,13 +28,18 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"cannot read {path} as TOML: {error}") from None
 
 
-def from_table(cls: type[T], table: dict[str, Any], where: str) -> T:
-    """Build a config dataclass from a TOML table, checking keys and types."""
+def from_table(cls: type[T], table: dict[str, Any], where: str, around: dict[str, Any] | None = None) -> T:
+    """Build a config dataclass from a TOML table, checking keys and types.
+
+    around: the types of the table that this one is in, for where a key belongs that is not one of it.
+    """
     hints = get_type_hints(cls)
     unknown = set(table) - set(hints)
     if unknown:
         near = get_close_matches(min(unknown), hints, 1)
         hint = f" (did you mean {near[0]}?)" if near else ""
+        if section := _section(min(unknown), around or hints):
+            hint = f" ({min(unknown)} belongs in [{section}])"
         keys = f"unknown key{'s' if len(unknown) > 1 else ''} {', '.join(map(repr, sorted(unknown)))}{hint}"
         raise UserError(f"{where}: {keys}; known are {', '.join(sorted(hints))}")
     missing = [field.name for field in fields(cast(Any, cls)) if field.name not in table and _required(field)]
@@ -44,10 +49,16 @@ def from_table(cls: type[T], table: dict[str, Any], where: str) -> T:
     for key, value in table.items():
         hint = hints[key]
         if isinstance(hint, type) and is_dataclass(hint) and isinstance(value, dict):
-            values[key] = from_table(hint, value, f"{where} [{key}]")
+            values[key] = from_table(hint, value, f"{where} [{key}]", around=hints)
         else:
             values[key] = typed(hint, value, f"{where}: {key}")
     return cls(**values)
+
+
+def _section(key: str, hints: dict[str, Any]) -> str:
+    """The first section with such a key."""
+    sections = {name: hint for name, hint in hints.items() if isinstance(hint, type) and is_dataclass(hint)}
+    return next((name for name, hint in sections.items() if key in get_type_hints(hint)), "")
 
 
 def unlike_values(one: dict[str, Any], other: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], Any, Any]]:

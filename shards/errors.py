@@ -69,14 +69,22 @@ class SkipBudget:
 
     def skip(self, reason: str, what: str, count: int = 1) -> None:
         """Count `what` (a key or file) as skipped for `reason`; raises OverBudget past the limit."""
+        self.count(reason, count)
+        self.check(what)
+
+    def count(self, reason: str, count: int = 1) -> None:
+        """Without asking for the limit, which `check` does once all are known."""
         self.seen += count
         self.reasons[reason] += count
+
+    def check(self, last: str) -> None:
+        """Raises OverBudget past the limit. last: the sample that was skipped last."""
         skipped = self.reasons.total()
         if skipped > max(self.minimum, self.limit * self.seen):
             counts = ", ".join(f"{number} {why}" for why, number in self.reasons.most_common())
             raise OverBudget(
                 f"{self.name}: {skipped} of the first {self.seen} samples are unusable ({counts}; the last was "
-                f"{what}), over the budget of {self.limit:.1%}: {self.remedy}"
+                f"{last}), over the budget of {self.limit:.1%}: {self.remedy}"
             )
 
     @property

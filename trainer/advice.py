@@ -29,7 +29,7 @@ ROWS = 3  # lines of metrics in a row before a complaint: the first ones see the
 def fitting_batch(samples: int) -> int:
     """A batch for as few samples as these: the largest power of two in some FITTING steps an epoch, yet not so small
     that a contrastive loss has nothing to tell apart."""
-    return min(samples, max(16, 1 << max(0, (samples // FITTING).bit_length() - 1)))
+    return min(samples, max(32, 1 << max(0, (samples // FITTING).bit_length() - 1)))
 
 
 def at_start(recipe: Recipe, *, samples: int, texts: int, classes: int) -> list[str]:

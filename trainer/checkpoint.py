@@ -98,6 +98,11 @@ def find_checkpoint(path: Path | None = None, runs: Path = Path("runs")) -> Path
     if not path.is_dir():
         raise UserError(f"there is no checkpoint or run folder {path}: other models are timm:NAME, torchvision:NAME")
     found = checkpoints(path)
+    if not found and (path / "run.json").is_file():
+        raise UserError(
+            f"{path} has no checkpoint: its run ended before the first. Go on with it by its command and --resume, or "
+            "leave it out"
+        )
     if not found:
         inside = sorted({str(file.parent.parent) for file in path.rglob("checkpoints/step-*.pt")})
         which = f"one of {', '.join(inside)}" if inside else "a run folder (runs/NAME) or a checkpoint file"

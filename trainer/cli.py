@@ -327,7 +327,11 @@ def _announce(recipe: Recipe, run: Path, ranks: int, device: str, *, dry_run: bo
             "shards",
             f"{recipe.data.shards}  ({manifest.dataset}, {manifest.samples:,} samples, {manifest.texts:,} texts)",
         ),
-        ("recipe", f"{recipe.name}  ({recipe.epochs} epochs of {steps:,} steps, batch {recipe.data.batch_size})"),
+        (
+            "recipe",
+            f"{recipe.name}  ({recipe.epochs} epoch{'s' * (recipe.epochs > 1)} of {steps:,} step{'s' * (steps > 1)}, "
+            f"batch {recipe.data.batch_size})",
+        ),
         ("model", f"{recipe.model.backbone} at {recipe.augment.image_size} pixels, {ranks} rank(s) on {device}"),
         ("objective", objective),
     ]

@@ -74,7 +74,9 @@ def launch(
         killed = code < 0 or code == LoaderGone.code
         if not left or (not killed and now == before):
             why = " (for lack of memory, perhaps)" if code == -signal.SIGKILL else ""
-            remedy = "; with --resume the same command goes on from the newest checkpoint" if now else ""
+            remedy = "; no checkpoint had been written yet (run.checkpoint_every, run.checkpoint_minutes in a recipe)"
+            if now:
+                remedy = "; with --resume the same command goes on from the newest checkpoint"
             say(f"error: rank {rank} {how}{why}{remedy}")
             return code if code >= 0 else 128 - code
         say(f"warning: rank {rank} {how}; all ranks start again from the newest checkpoint ({left} times more at most)")

@@ -32,7 +32,8 @@ def usual_recipe(dataset: str) -> str:
 
 
 def default_run(recipe: Recipe, base: Recipe, dataset: str, *, below: Path = Path("runs")) -> Path:
-    """runs/DATASET-OBJECTIVE-MODEL, with whatever of `recipe` differs from `base`, the recipe as it is in its file.
+    """runs/DATASET-OBJECTIVE-MODEL, with whatever of `recipe` differs from `base`, the recipe as it is in its file, and
+    with the folder of shards where it is not called like the data set.
 
     So the runs of a sweep lie beside each other, and each is found again by its own command. A recipe other than the
     usual one is named as well. A run of this very recipe that has a former name keeps it: graphs had to be named only
@@ -43,8 +44,10 @@ def default_run(recipe: Recipe, base: Recipe, dataset: str, *, below: Path = Pat
     file = "" if _is_usual(base, dataset) else base.name
     own = [f"{keys[-1]}{_value(value)}" for keys, _, value in _deciding(as_table(base), as_table(recipe), objective)]
     seed = f"seed{recipe.seed}" if recipe.seed else ""
-    name = _slug(dataset, file, objective, graph, network, *own, seed)
-    former = [_slug(dataset, file, objective, network, *own, seed)] if graph else []
+    folder = re.split(r"[\\/]+", recipe.data.shards.rstrip("/"))[-1]
+    data = [dataset] if folder in ("", ".", "..") else [folder] if folder.startswith(dataset) else [dataset, folder]
+    name = _slug(*data, file, objective, graph, network, *own, seed)
+    former = [_slug(*data, file, objective, network, *own, seed)] if graph else []
     former.append(_slug(dataset, objective, graph, network, seed))
     if not (below / name / "run.json").is_file():
         name = next((one for one in former if _is_run_of(below / one, recipe)), name)

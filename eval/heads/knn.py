@@ -34,7 +34,9 @@ class KNNConfig:
 def check_neighbours(images: int, config: KNNConfig) -> None:
     """Raises UserError where there are fewer training images than neighbours that vote."""
     if images < config.k:
-        raise UserError(f"kNN asks {config.k} neighbours of {images} training images: give more, or lower --k")
+        raise UserError(
+            f"kNN asks {config.k} neighbours of {images} training images: give more, or lower --k (a suite: k of [knn])"
+        )
 
 
 class KNN:

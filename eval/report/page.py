@@ -243,7 +243,7 @@ def _captions(captions: GraphStrips | None) -> str:
     if captions is None or not captions.strips:
         return ""
     rows = [
-        f'<div class="strip">{_picture(strip.query)}<div class="near">'
+        f'<div class="strip">{_picture(strip.query)}<div class="abreast">'
         f"{''.join(map(_picture, strip.neighbours['captions']))}</div></div>"
         for strip in captions.strips
     ]
@@ -260,7 +260,7 @@ def _images(strips: Sequence[Strip]) -> str:
     rows = []
     for strip in strips:
         lines = [
-            f'<div class="near named"><span class="soft">{escape(name)}</span>{"".join(map(_picture, near))}</div>'
+            f'<div class="abreast named"><span class="soft">{escape(name)}</span>{"".join(map(_picture, near))}</div>'
             for name, near in strip.neighbours.items()
         ]
         rows.append(f'<div class="strip">{_picture(strip.query)}<div>{"".join(lines)}</div></div>')

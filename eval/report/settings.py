@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shards.config import unlike_values
+from trainer.names import OF_XCLR
 
 __all__ = ["row_settings", "setting"]
 
 ASIDE = {"seed", "run", "name"}  # of a recipe: what does not tell methods apart
-Settings = dict[str, list[str]]
 
 
-def row_settings(recipes: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """{"keys": settings that are not the same in all rows, "rows": {method: their values in words}}.
+def row_settings(recipes: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, Any]:
+    """{"keys": settings that are not the same in all runs, "rows": {method: their values in words}}.
 
-    recipes: of each row's first run, {} where it is not known: such a row is left out.
+    recipes: of each row's runs, {} where it is not known; a row of which nothing is known is left out. What the runs of
+    a row do not have in common is said in full: `0.1 | 0.2`.
     """
-    known = [recipe for recipe in recipes.values() if recipe]
+    rows = {method: [recipe for recipe in several if recipe] for method, several in recipes.items()}
+    known = [recipe for several in rows.values() for recipe in several]
     keys = {keys for recipe in known[1:] for keys, *_ in unlike_values(known[0], recipe) if keys[0] not in ASIDE}
-    ordered = sorted(keys)
+    ordered = sorted(key for key in keys if len({setting(recipe, key) for recipe in known}) > 1)
     return {
         "keys": [".".join(key) for key in ordered],
-        "rows": {method: [setting(recipe, key) for key in ordered] for method, recipe in recipes.items() if recipe},
+        "rows": {
+            method: [" | ".join(dict.fromkeys(setting(recipe, key) for recipe in several)) for key in ordered]
+            for method, several in rows.items()
+            if several
+        },
     }
 
 
 def setting(recipe: dict[str, Any], keys: tuple[str, ...]) -> str:
-    """A recipe's value in words, by its keys from the outermost table inwards; empty where it has none."""
+    """A recipe's value in words, by its keys from the outermost table inwards; empty where it has none, or no use for
+    it."""
+    if keys in OF_XCLR and recipe.get("objective", {}).get("name") != "xclr":
+        return ""
     value: Any = recipe
     for key in keys:
         value = value.get(key, "") if isinstance(value, dict) else ""

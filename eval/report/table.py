@@ -67,7 +67,7 @@ def gather(
         "protocol": {method: first[(parts[0][0], method)]["protocol"] for method in methods},
         "benches": {prefix: _bench(bench, first[prefix, methods[0]]) for prefix, bench in parts},
         "differences": _differences(evaluated, parts, methods),
-        "settings": row_settings({row["method"]: row["runs"][0].get("recipe", {}) for row in evaluated}),
+        "settings": row_settings({row["method"]: [run.get("recipe", {}) for run in row["runs"]] for row in evaluated}),
         "comparisons": comparisons,
         "uncompared": uncompared,
         "against": list(against),
@@ -188,7 +188,7 @@ def runs_line(results: dict[str, Any]) -> str:
     if others:
         of = ", ".join(f"{count} runs of {name}" for name, count in counts.items())
     elif len(counts) < len(results["rows"]):
-        of = f"{few} runs each of {', '.join(counts)}"
+        of = f"{few} runs{' each' * (len(counts) > 1)} of {', '.join(counts)}"
     else:
         of = f"{few} runs"
     return f"mean of {of}, ± their standard deviation"

@@ -12,7 +12,7 @@ from shards.atomic import atomic_file
 
 __all__ = ["HEAD", "tidy_lines", "write_tidy"]
 
-HEAD = ("row", "run", "checkpoint", "method", "column", "accuracy", "images")
+HEAD = ("row", "run", "checkpoint", "step", "seed", "method", "column", "accuracy", "images")
 
 
 def write_tidy(path: Path, results: dict[str, Any]) -> None:
@@ -23,14 +23,17 @@ def write_tidy(path: Path, results: dict[str, Any]) -> None:
 
 
 def tidy_lines(results: dict[str, Any]) -> list[list[Any]]:
-    """The head, then one line a figure. Behind HEAD stand the settings in which the rows differ, `objective.tau_s` and
-    so on, empty where they are not known. accuracy: percent. run: counted from 1 in each row."""
+    """The head, then one line a figure. Behind HEAD stand the settings in which the runs differ, `objective.tau_s` and
+    so on, empty where they are not known. accuracy: percent. run: counted from 1 in each row. step: of the
+    checkpoint."""
     keys = [tuple(key.split(".")) for key in results["settings"]["keys"]]
     lines: list[list[Any]] = [[*HEAD, *results["settings"]["keys"]]]
     for row in results["rows"]:
         for number, run in enumerate(row["runs"], 1):
-            head = [row["method"], number, run["model"].get("checkpoint") or run["model"]["model"]]
-            settings = [setting(run["recipe"], key) if run["recipe"] else "" for key in keys]
+            model, recipe = run["model"], run["recipe"]
+            head = [row["method"], number, model.get("checkpoint") or model["model"]]
+            head += [model.get("step", ""), recipe.get("seed", "")]
+            settings = [setting(recipe, key) if recipe else "" for key in keys]
             lines += [
                 [*head, method, column, run[method][column], row["details"][method][column]["n"], *settings]
                 for method in results["methods"]

@@ -16,6 +16,8 @@ import pytest
 
 from eval.models.model import Model
 from eval.report.runs import mean_of_runs
+from eval.report.settings import row_settings
+from eval.report.tidy import HEAD
 from eval.rows import Row, rows_of, unalike
 from shards.errors import UserError
 from tests.eval.demo_shards import make_demo
@@ -184,6 +186,8 @@ def test_a_suite_chooses_methods_runs_and_what_to_compare(
     ]
     assert len(by_name["others"]["runs"]) == 2
     usual = {row["method"]: row for row in results["rows"]}
+    made = [json.loads(path.read_text())["method"] for path in (world / "tables/evaluations").iterdir()]
+    assert set(made) == {"knn"}
     assert by_name["xclr"]["knn"] == usual["xclr"]["knn"]
     page, text = ((world / "tables" / name).read_text() for name in ("report.html", "results.md"))
     for shown in (page, text):
@@ -198,7 +202,9 @@ def test_every_figure_is_a_line_to_plot(world: Path, results: dict[str, Any]) ->
     with (world / "runs/results.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     columns, settings = results["columns"], results["settings"]["keys"]
-    assert list(lines[0]) == ["row", "run", "checkpoint", "method", "column", "accuracy", "images", *settings]
+    assert list(lines[0]) == [*HEAD, *settings]
+    assert {line["seed"] for line in lines if line["row"] == "xclr"} == {"0", "1", "2"}
+    assert {line["step"] for line in lines if line["row"] == "simclr"} == {"12"}
     assert len(lines) == (2 + 1 + 3) * 2 * len(columns)
     for row in results["rows"]:
         for column in columns:
@@ -211,6 +217,25 @@ def test_every_figure_is_a_line_to_plot(world: Path, results: dict[str, Any]) ->
                 assert {int(line["images"]) for line in own} == {row["details"][method][column]["n"]}
     assert {line["objective.name"] for line in lines if line["row"] == "xclr"} == {"xclr"}
     assert {line["objective.name"] for line in lines if line["row"] == "untrained"} == {""}
+
+
+def test_settings_are_those_of_every_run() -> None:
+    """Not of the first of a row alone; and not of an objective that has no use for them."""
+    demo = load_recipe("demo")
+
+    def table(**changes: Any) -> dict[str, Any]:
+        return as_table(changed(demo, {key.replace("__", "."): value for key, value in changes.items()}))
+
+    rows = {
+        "untrained": [{}],
+        "simclr": [table(objective__name="simclr", objective__tau_s=0.5), table(objective__name="simclr", seed=1)],
+        "xclr": [table(), table(objective__tau_s=0.2, seed=1), table(seed=2)],
+    }
+    found = row_settings(rows)
+    assert found["keys"] == ["objective.name", "objective.tau_s"]
+    usual = demo.objective.tau_s
+    assert found["rows"] == {"simclr": ["simclr", ""], "xclr": ["xclr", f"{usual} | 0.2"]}
+    assert row_settings({"simclr": rows["simclr"]})["keys"] == []
 
 
 def test_a_pattern_is_of_runs_in_the_order_of_their_numbers(tmp_path: Path) -> None:

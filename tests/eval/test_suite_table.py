@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import base64
+import re
+from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +13,13 @@ import numpy as np
 import pytest
 
 from eval.benchmarks.bench import Bench, Column, Summary, top
+from eval.evaluate import METHODS
 from eval.report.markdown import markdown
 from eval.report.page import write_report
 from eval.report.published import FIGURES, published_rows
 from eval.report.show import show_rows
 from eval.report.table import gather
+from shards.page import STYLE
 from tests.eval.make_folders import make_set
 
 
@@ -88,7 +93,7 @@ def test_one_benchmark_is_named_above_its_table(capsys: pytest.CaptureFixture[st
     assert "linear probe on objectnet, accuracy in percent" in capsys.readouterr().out
 
 
-def results() -> dict[str, Any]:
+def results(methods: Sequence[str] = METHODS) -> dict[str, Any]:
     seeds = ("object_seed0", "object_seed1")
     mean = Summary(name="object", kind="mean", columns=seeds)
     deviation = Summary(name="object_deviation", kind="deviation", columns=seeds)
@@ -107,7 +112,7 @@ def results() -> dict[str, Any]:
         }
         model = {"model": "resnet50", "objective": "xclr", "checkpoint_sha256": "f" * 64}
         rows.append({"method": method, "runs": [{"model": model, "evaluations": evaluations}]})
-    return gather("paper", "The paper", rows, parts)
+    return gather("paper", "The paper", rows, parts, methods=methods)
 
 
 def test_columns_are_named_by_benchmark_and_means_stand_for_their_splits() -> None:
@@ -173,11 +178,18 @@ def test_published_figures_stand_beside_and_say_what_they_are(tmp_path: Path) ->
     page = (tmp_path / "report.html").read_text()
     assert "<td>~75.6</td>" in page
     assert "<td>74.3</td>" in page
-    assert ".near.named > .soft { overflow-wrap: anywhere; }" in page  # else long names run under the pictures
+    assert ".abreast.named > .soft { overflow-wrap: anywhere; }" in page  # else long names run under the pictures
     assert "PARTIAL, not comparable" in page
     assert "LEFT OUT: mit-states/train: 7 of 1,000 pictures did not decode<" in page
     assert "<p>gap (imagenet, kNN; difference): mine 60.0, resnet50 70.0</p>" in page
     assert "approximate" in page
+
+
+def test_published_rows_are_of_linear_probes(tmp_path: Path) -> None:
+    table = results(["knn"])
+    assert table["published"] == []
+    write_report(tmp_path / "report.html", table, curves={}, captions=None, images=[])
+    assert "inear probe" not in (tmp_path / "report.html").read_text() + markdown(table)
 
 
 def test_published_rows_come_only_with_their_benchmarks() -> None:
@@ -226,6 +238,15 @@ def test_a_claim_holds_only_beyond_the_uncertainty(tmp_path: Path, capsys: pytes
     show_rows(lost, tmp_path)
     assert "NOT OF THE SAME PICTURES, so not compared: xclr - simclr, linear probe" in capsys.readouterr().out
     assert "Not of the same pictures, so not compared: xclr - simclr, linear probe on object; " in markdown(lost)
+
+
+def test_marks_of_cells_are_no_class_of_anything_else() -> None:
+    """A grid for pictures that was called `near` as well took the figures out of their columns."""
+    css = files("eval").joinpath("data/report.css").read_text() + STYLE
+    for mark in ("best", "near"):
+        selectors = re.findall(rf"[^\s,{{}}]*\.{mark}\b", css)
+        assert selectors
+        assert set(selectors) == {f"td.{mark}"}
 
 
 def test_what_is_not_surely_below_the_best_is_marked_too() -> None:

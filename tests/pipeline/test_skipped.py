@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -61,6 +62,21 @@ def test_a_build_that_stops_for_them_says_where_they_are_named(tmp_path: Path) -
     assert not (tmp_path / "out" / "skipped.jsonl").exists()
     out = build(mine, source, tmp_path / "out", max_skipped=0.5)
     assert len(lines(out / "skipped.jsonl")) == 20
+
+
+def test_a_lower_budget_costs_nothing_that_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be given by mistake, and taken back."""
+    source = folders(tmp_path / "in", 30, 20)
+    mine = data_set(tmp_path / "mine.toml", format="imagefolder")
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.build._write_all", mock.Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            build(mine, source, tmp_path / "out", max_skipped=0.5)
+    before = sorted(path.name for path in (tmp_path / "out/.work").rglob("*"))
+    assert "samples.arrow" in before
+    with pytest.raises(OverBudget):
+        build(mine, source, tmp_path / "out", max_skipped=0.01)
+    assert set(before) <= {path.name for path in (tmp_path / "out/.work").rglob("*")}
 
 
 def test_what_was_mended_is_not_named_any_more(tmp_path: Path) -> None:

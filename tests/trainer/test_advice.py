@@ -115,7 +115,7 @@ def test_samples_that_are_all_alike_are_said(objective: str, texts: int, classes
 
 @pytest.mark.parametrize(
     ("samples", "batch", "better"),
-    [(6000, 1024, 64), (1024, 1024, 16), (500, 64, 16), (500, 32, None), (10_240, 1024, None), (10_239, 1024, 128)],
+    [(6000, 1024, 64), (1024, 1024, 32), (500, 64, 32), (300, 32, None), (10_240, 1024, None), (10_239, 1024, 128)],
 )
 def test_an_epoch_of_few_steps_is_said(samples: int, batch: int, better: int | None) -> None:
     chosen = changed(Recipe(name="test"), {"data.batch_size": batch})
@@ -123,7 +123,7 @@ def test_an_epoch_of_few_steps_is_said(samples: int, batch: int, better: int | N
     assert [f"--batch-size {better})" in text for text in found] == [True] * (better is not None)
 
 
-@pytest.mark.parametrize(("samples", "batch"), [(3, 3), (20, 16), (1000, 16), (1920, 32), (10**7, 131_072)])
+@pytest.mark.parametrize(("samples", "batch"), [(3, 3), (40, 32), (1000, 32), (3840, 64), (10**7, 131_072)])
 def test_a_batch_that_fits_few_samples(samples: int, batch: int) -> None:
     assert fitting_batch(samples) == batch
 

@@ -284,7 +284,7 @@ def test_dry_run_measures_and_leaves_nothing(shards: Path, tmp_path: Path) -> No
     busy = estimate(recipe(shards, epochs=50, run__workers=2), ALONE)
     assert busy.step_s >= busy.compute_s > 0
     with pytest.raises(
-        UserError, match="84 samples, too few for a batch of 100: give --batch-size 16, or any up to 84"
+        UserError, match="84 samples, too few for a batch of 100: give --batch-size 32, or any up to 84"
     ):
         CliRunner().invoke(app, [*arguments, "--batch-size", "100"], catch_exceptions=False)
 

@@ -96,9 +96,9 @@ def test_what_cannot_be_weighed_is_let_pass(tmp_path: Path) -> None:
     check_fits(Encoder(Odd(), nn.Linear(8, 4)), recipe(tmp_path), ALONE)
 
 
-def room_for(monkeypatch: pytest.MonkeyPatch, encoder: Encoder, size: float) -> None:
-    """As if so many bytes were there for what a step keeps."""
-    weights = sum(4 * parameter.numel() for parameter in encoder.parameters())
+def room_for(monkeypatch: pytest.MonkeyPatch, encoder: Encoder, size: float, ranks: int = 1) -> None:
+    """As if so many bytes were there for what a step of these ranks keeps."""
+    weights = ranks * sum(4 * parameter.numel() for parameter in encoder.parameters())
     monkeypatch.setattr(memory, "free_memory", lambda: (size + memory.TRAINED * weights) / memory.SHARE)
 
 
@@ -124,7 +124,7 @@ def test_ranks_of_a_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch, tm
     chosen = recipe(tmp_path)
     encoder = build_encoder(chosen.model, 16, 0)
     sample = kept_by_forward(encoder, 16)
-    room_for(monkeypatch, encoder, 7.9 * sample)
+    room_for(monkeypatch, encoder, 7.9 * sample, ranks=2)
     two = [type(ALONE)(rank=0, size=2, local_size=local, device=ALONE.device) for local in (1, 2)]
     check_fits(encoder, chosen, two[0])  # four samples of its own, and the machine for itself
     with pytest.raises(UserError, match="a step of 4 samples"):

@@ -50,10 +50,21 @@ def test_a_recipe_that_is_not_the_usual_one_is_named() -> None:
     assert default_run(BASE, BASE, "imagenet").name == "imagenet-default-xclr-resnet50"
     own = load_recipe("imagenet")
     assert default_run(own, own, "imagenet").name == "imagenet-xclr-resnet50"
-    placed = changed(own, {"data.shards": "elsewhere"})
+    placed = changed(own, {"data.shards": "elsewhere/imagenet"})
     assert default_run(placed, placed, "imagenet").name == "imagenet-xclr-resnet50"
     other = changed(own, {"epochs": 7})  # a file that is called so, and is another
     assert default_run(other, other, "imagenet").name == "imagenet-imagenet-xclr-resnet50"
+
+
+def test_shards_of_another_folder_are_another_run() -> None:
+    for shards, expected in (
+        ("data/cats", "cats-"),
+        ("/elsewhere/cats/", "cats-"),
+        ("data/cats-v2", "cats-v2-"),
+        ("s3://bucket/mended", "cats-mended-"),
+        (".", "cats-"),
+    ):
+        assert name({"data.shards": shards}) == f"{expected}xclr-resnet50"
 
 
 def test_names_stay_names() -> None:

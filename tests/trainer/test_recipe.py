@@ -68,6 +68,8 @@ def test_round_trip_through_json() -> None:
         ("[optimiser]\nwarmup_epochs = -1", r"optimiser\.warmup_epochs must be at least 0"),
         ("[run]\nworkers = -7", r"run\.workers must be at least -1"),
         ("[run]\nlog_every = 0", r"run\.log_every must be at least 1"),
+        ("[data]\nimage_size = 32", r"\[data\]: unknown key 'image_size' \(image_size belongs in \[augment\]\)"),
+        ("shards = 'x'", r"unknown key 'shards' \(shards belongs in \[data\]\)"),
         ("[run]\ncheckpoint_every = 0", r"run\.checkpoint_every must be at least 1"),
         ("[run]\nkeep = 0", r"run\.keep must be at least 1"),
         ("[run]\nknn_every = -1", r"run\.knn_every must be at least 0"),

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,6 +30,7 @@ from tests.trainer.test_loop import ALONE, SIZES, command, recipe, weights
 from trainer import checkpoint, run_folder, setup
 from trainer.checkpoint import checkpoints, read_checkpoint
 from trainer.cli import app
+from trainer.dryrun import estimate
 from trainer.loop import STOP, Stopped, _Loop, train
 from trainer.step import Stepper
 from trainer.world import World
@@ -272,6 +274,26 @@ def train_until(world: World, shards: Path, run: Path, stop: int, lost: int) -> 
     ):
         train(recipe(shards, data__batch_size=12, run__checkpoint_every=2), run, world, resume=True)
     return first[0]
+
+
+@pytest.mark.parametrize("objective", ["simclr", "supcon"])
+def test_settings_that_change_nothing_are_no_other_recipe(shards: Path, tmp_path: Path, objective: str) -> None:
+    """Former versions kept them as they were given."""
+    old = recipe(shards, objective__name=objective, objective__tau_s=0.3, objective__tail="none", epochs=1)
+    old = replace(old, data=replace(old.data, graph="toy" if objective == "supcon" else ""))
+    train(old, tmp_path / "run", ALONE)
+    now = recipe(shards, objective__name=objective, epochs=1)
+    assert train(now, tmp_path / "run", ALONE, resume=True).already_done
+    with pytest.raises(UserError, match=r"another recipe \(objective.tau: 0.1, not 0.2\)"):
+        train(recipe(shards, objective__name=objective, objective__tau=0.2, epochs=1), tmp_path / "run", ALONE)
+
+
+def test_a_dry_run_of_a_begun_run_keeps_its_graph(shards: Path, tmp_path: Path) -> None:
+    train(recipe(shards, epochs=1), tmp_path / "run", ALONE)
+    add_graph(shards, "another")
+    assert estimate(recipe(shards, epochs=1), ALONE, tmp_path / "run").steps == 10
+    with pytest.raises(UserError, match="several graphs"):
+        estimate(recipe(shards, epochs=1), ALONE)
 
 
 def train_by(world: World, shards: Path, run: Path, ddp: bool, chunk: int) -> None:
