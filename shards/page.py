@@ -40,6 +40,7 @@ th { font-weight: 500; color: var(--soft); } th:first-child, td:first-child { te
 tr.marked td { background: var(--mark); }
 table.facts td { text-align: left; white-space: normal; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(19rem, 1fr)); gap: 1.5rem 2.5rem; }
+.charts > :only-child { max-width: max(19rem, 50%); }
 figure { margin: 0; } figcaption { margin-top: .25rem; } .chart { width: 100%; height: auto; }
 .chart text { font-size: 11px; fill: var(--soft); } .grid { stroke: var(--line); }
 .mark { stroke: var(--soft); stroke-dasharray: 3 3; } .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
