@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -316,7 +317,7 @@ def _say_built(root: Path, fresh: bool, where: str) -> None:
         skipped += f" (by name in {root / SKIPPED})"
     print(f"{root}: shards {'written' if fresh else 'already there'}, {counts}{skipped}", flush=True)
     if not fresh:
-        if manifest.source != where:  # a copy, or the same table over other images
+        if os.path.abspath(manifest.source) != os.path.abspath(where):  # a copy, or the same table over other images
             say(f"note: they were built from {manifest.source}, whose files have the names and sizes of {where}'s")
         _say_left_out(root)
     if manifest.texts == 1 or len(manifest.classes) == 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -109,4 +110,8 @@ def test_the_command_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     data_set(tmp_path / "mine.toml", format="imagefolder")
     call = ["build", "mine.toml", "--source", str(folders(tmp_path / "in", 30, 3)), "--graph", "none"]
     said = CliRunner().invoke(app, call, catch_exceptions=False).output
+    assert "note: they were built from" not in CliRunner().invoke(app, call).output
+    copy = shutil.copytree(tmp_path / "in", tmp_path / "copy")
+    again = CliRunner().invoke(app, [*call[:3], str(copy), *call[4:]], catch_exceptions=False).output
+    assert f"note: they were built from {tmp_path}/in, whose files" in " ".join(again.split())
     assert re.search(r"60 samples .*, 3 .* \(by name in data/mine/skipped\.jsonl\)", " ".join(said.split()))
