@@ -184,7 +184,7 @@ def _named(spec: str) -> bool:
 
 
 def _below(out: Path, spec: str) -> str:
-    """With its paths taken from the suite's folder of results."""
+    """With its paths taken from the suite's folder of runs."""
     code, _, run = spec.partition("@")
     if run and is_own(code):
         return f"{_placed(out, code)}@{_placed(out, run)}"

@@ -72,7 +72,11 @@ def build_shards(source: Source, out: Path, settings: BuildSettings, processes: 
         with Workers(processes or cores()) as workers:
             skipped = _scan_all(source, settings, work, workers)
             scans = [_scan_path(work, partition) for partition in source.partitions]
-            samples, classes = number_samples(source, scans, out, work, skipped)
+            try:
+                samples, classes = number_samples(source, scans, out, work, skipped)
+            except UserError:  # of no usable sample, say
+                _look_again(source, work)
+                raise
             results = _write_all(source, settings, out, work, samples, workers)
         if source.dataset.label:
             wanted["wnids"] = [name.folder for name in classes]
@@ -165,14 +169,22 @@ def _scan_all(source: Source, settings: BuildSettings, work: Path, workers: Work
     try:
         judge(budget, skips, work / SKIPPED)
     except OverBudget:
-        having = {one.partition for one in skips}
-        for partition in source.partitions:
-            if partition.name in having and _is_loose(source, partition) and not (work / "samples.arrow").exists():
-                _scan_path(work, partition).unlink()  # mended images are no other source: they are looked at again
+        _look_again(source, work)
         raise
     for line in notes(captions):
         say(line)
     return budget.counts | ({NOT_OURS: not_ours} if not_ours else {})
+
+
+def _look_again(source: Source, work: Path) -> None:
+    """Drop the scans that left images out which are files of their own: mended, they are no other source."""
+    if (work / "samples.arrow").exists():
+        return
+    for partition in source.partitions:
+        path = _scan_path(work, partition)
+        left_out = pq.read_schema(path).metadata.get(EXAMPLES.encode(), b"{}") != b"{}"
+        if left_out and _is_loose(source, partition):
+            path.unlink()
 
 
 def _is_loose(source: Source, partition: Partition) -> bool:

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.scan.samples import SCAN_SCHEMA
+from pipeline.skipped import SKIPPED
 from pipeline.sources.class_names import WNID, ClassName, class_names
 from pipeline.sources.labels import is_number
 from pipeline.sources.source import Source
@@ -39,7 +40,10 @@ def number_samples(
     ids, texts, counts = number_texts(scans)
     if not len(ids):
         why = f" ({', '.join(f'{count:,} {reason}' for reason, count in skipped.items())})" if skipped else ""
-        raise UserError(f"{source.where} holds no usable sample{why}: check that it is the {source.dataset.name} data")
+        named = f"; {work / SKIPPED} names them" if (work / SKIPPED).exists() else ""
+        raise UserError(
+            f"{source.where} holds no usable sample{why}: check that it is the {source.dataset.name} data{named}"
+        )
     labels, classes = _number_labels(source, scans) if source.dataset.label else (None, {})
     if source.dataset.by_class:
         texts = _captions(texts, classes)

@@ -259,8 +259,9 @@ def recipe_command(
     """
     from trainer.template import as_toml, recipe_of
 
+    text = as_toml(recipe_of(name))  # before anything is written: the output may be a recipe's file
     print(f"# As {name}, with every key; one that is left out of a file has xclr's default, not this recipe's value.")
-    print(as_toml(recipe_of(name)), end="")
+    print(text, end="")
 
 
 def _refuse_options(context: typer.Context) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,8 +22,8 @@ OF_XCLR = {("objective", "tau_s"), ("objective", "tail")}
 NAMED = {("data", "graph"), ("data", "shards"), ("model", "backbone"), ("objective", "name"), ("seed",), ("name",)}
 """What has its own place in a name, or none."""
 FREE = {("data", "chunk")}  # a resumed run may have another, as it may of all [run]
-SETTLED = {("precision",), ("data", "graph"), ("data", "shards"), ("model", "mean"), ("model", "std")}
-"""What run.json says more exactly than a recipe."""
+LEFT_OPEN = {("precision",): "auto", ("data", "graph"): "", ("model", "mean"): [], ("model", "std"): []}
+"""What a recipe may leave open, and run.json says."""
 LONGEST = 160  # bytes of a name; file systems end at 255, and evaluations are called by it
 
 
@@ -83,15 +84,19 @@ def _value(value: Any) -> str:
 
 
 def _is_run_of(run: Path, recipe: Recipe) -> bool:
-    """Whether run.json is there and says that the folder holds a run of this recipe, on this graph if one is named."""
+    """Whether run.json is there and says that the folder holds a run of this recipe, on these shards."""
     try:
         found = json.loads((run / "run.json").read_text(encoding="utf-8"))["recipe"]
-        graph = found["data"]["graph"]
+        shards = found["data"]["shards"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    known = {keys for keys, *_ in _deciding(as_table(recipe), found, recipe.objective.name)}
-    same = recipe.seed == found.get("seed") and recipe.objective.name == found.get("objective", {}).get("name")
-    return same and not known - SETTLED and recipe.data.graph in ("", graph)
+    if os.path.abspath(shards) != os.path.abspath(recipe.data.shards):
+        return False
+    aside = FREE | {("data", "shards"), ("name",)} | (set() if recipe.objective.name == "xclr" else OF_XCLR)
+    for keys, ours, _ in unlike_values(as_table(recipe), found):
+        if keys not in aside and keys[0] != "run" and LEFT_OPEN.get(keys, ...) != ours:
+            return False
+    return True
 
 
 def unheeded(objective: str, given: dict[str, Any]) -> dict[str, str]:

@@ -151,6 +151,7 @@ def alone(run: Path) -> Iterator[None]:
 
     It is of the kind that forked processes do not share: a killed run's loader workers live some seconds longer.
     """
+    made = not run.exists()
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -169,7 +170,7 @@ def alone(run: Path) -> Iterator[None]:
             yield
         finally:
             with suppress(OSError):  # of a run that was refused nothing stays
-                if [path.name for path in run.iterdir()] == ["lock"]:
+                if made and [path.name for path in run.iterdir()] == ["lock"]:
                     (run / "lock").unlink()
                     run.rmdir()
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from shards.config import from_table
 from shards.errors import UserError
-from trainer.recipe import Recipe, load_recipe
+from trainer.recipe import Recipe, builtin_recipes, load_recipe
 
 __all__ = ["as_toml", "recipe_of"]
 
@@ -24,7 +24,7 @@ def recipe_of(name: str) -> Recipe:
     """A recipe by name or file, or that of a run by its folder. Raises UserError for what is none of these."""
     described = Path(name) / "run.json"
     if not described.is_file():
-        if Path(name).is_dir():
+        if Path(name).is_dir() and name not in builtin_recipes():
             raise UserError(f"{name} is no folder of a run: it has no run.json")
         return load_recipe(name)
     try:
@@ -48,7 +48,7 @@ def _lines(config: Any, keys: list[str]) -> list[str]:
         if is_dataclass(value):
             inner = [*keys, field.name]
             said = textwrap.wrap(" ".join((type(value).__doc__ or "").split()), WIDTH)
-            said = [] if said[0].startswith(f"{type(value).__name__}(") else said  # a dataclass's own
+            said = [] if said and said[0].startswith(f"{type(value).__name__}(") else said  # a dataclass's own
             sections += ["", f"[{'.'.join(inner)}]", *(f"# {line}" for line in said), *_lines(value, inner)]
         elif keys or field.name != "name":
             about = docs.get(field.name, "")
@@ -69,8 +69,11 @@ def _value(value: Any) -> str:
 
 
 def _docs(cls: type) -> dict[str, str]:
-    """The text below each field of a class, on one line."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+    """The text below each field of a class, on one line; none where it was installed without its source."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+    except (OSError, TypeError):
+        return {}
     body = next(node for node in tree.body if isinstance(node, ast.ClassDef)).body
     found = {}
     for node, after in pairwise(body):

@@ -10,11 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.preview.target import block_of, effective, masses
+from shards.bars import bar
 from shards.graph import Graph
 
 __all__ = ["STRIPS", "Comparison", "Match", "comparison", "most_unlike"]
 
 Ints = npt.NDArray[Any]
+Doubles = npt.NDArray[np.float64]
 NEAREST = (1, 4, 16, 64)
 RANKED = 512  # texts whose pairs are ranked
 LOOKED_AT = 2000  # texts among which those are sought whose neighbours differ most
@@ -32,7 +34,8 @@ class Match:
     effective: float
     other: float
     end: str
-    """`<=` or `>=` where `other` is the end of what was looked at, and its target is not quite as spread out."""
+    """`<=` or `>=` where `other` is the end of what was looked at, and its target is not quite as spread out; `any`
+    where that is as spread out at every tau_s."""
     distance: float
     """Total variation of the two targets, mean over the rows of the batch."""
 
@@ -42,7 +45,7 @@ class Comparison:
     shared: Sequence[tuple[int, float, float]]
     """(k, share of the k nearest that both graphs name, what chance would give)."""
     correlation: float | None
-    """Spearman's, over random pairs; None where a graph does not know them."""
+    """Spearman's, over random pairs; None where a graph does not know them, or calls all alike."""
     matches: Sequence[Match]
     batch: int
 
@@ -52,18 +55,21 @@ def comparison(one: Graph, other: Graph, texts: Ints) -> Comparison:
     unique, inverse = np.unique(texts, return_inverse=True)
     return Comparison(
         shared=_shared(one, other),
-        correlation=_correlation(one, other, unique[:: max(1, len(unique) // RANKED)][:RANKED]),
+        correlation=_correlation(one, other, np.random.default_rng(0).permutation(unique)[:RANKED]),
         matches=_matches(one, other, unique, inverse),
         batch=len(texts),
     )
 
 
 def most_unlike(one: Graph, other: Graph, texts: Ints) -> Ints:
-    """Those of `texts`, of which all have neighbours in both graphs, whose nearest have least in common."""
-    looked = texts[:LOOKED_AT]
-    sizes = np.minimum(_held(one, other)[looked], 16)
-    common = [_common(one, other, int(text), int(size)) for text, size in zip(looked, sizes, strict=True)]
-    return looked[np.argsort(common, kind="stable")[:STRIPS]]
+    """Those of `texts`, of which all have neighbours in both graphs, whose nearest have least in common; none that
+    have all. Of texts with fewer neighbours than most one cannot say."""
+    held = _held(one, other)
+    size = int(min(16, np.median(held[texts]))) if len(texts) else 0
+    looked = texts[held[texts] >= size][:LOOKED_AT]
+    common = np.array([_common(one, other, int(text), size) for text in looked])
+    order = np.argsort(common, kind="stable")[:STRIPS]
+    return looked[order[common[order] < 1]]
 
 
 def _held(one: Graph, other: Graph) -> Ints:
@@ -103,15 +109,19 @@ def _correlation(one: Graph, other: Graph, texts: Ints) -> float | None:
 
 
 def _matches(one: Graph, other: Graph, unique: Ints, inverse: Ints) -> list[Match]:
-    spread = [effective(masses(block_of(other, unique, tau_s), inverse, tau_s)) for tau_s in GRID]
-    known = np.maximum.accumulate(spread)  # entropy rises with temperature; rounding may not
+    def target(graph: Graph, tau_s: float) -> Doubles:
+        advance(1)
+        return masses(block_of(graph, unique, tau_s), inverse, tau_s)
+
     found = []
-    for tau_s in TEMPERATURES:
-        mine = masses(block_of(one, unique, tau_s), inverse, tau_s)
-        count = effective(mine)
-        matched = float(np.exp(np.interp(np.log(count), np.log(known), np.log(GRID))))
-        theirs = masses(block_of(other, unique, matched), inverse, matched)
-        distance = float(np.abs(mine - theirs).sum(axis=1).mean() / 2)
-        end = "<=" if count <= known[0] else ">=" if count >= known[-1] else ""
-        found.append(Match(tau_s=tau_s, effective=count, other=matched, end=end, distance=distance))
+    with bar("comparing targets", len(GRID) + 2 * len(TEMPERATURES)) as advance:
+        spread = [effective(target(other, tau_s)) for tau_s in GRID]
+        known = np.maximum.accumulate(spread)  # entropy rises with temperature; rounding may not
+        for tau_s in TEMPERATURES:
+            mine = target(one, tau_s)
+            count = effective(mine)
+            matched = float(np.exp(np.interp(np.log(count), np.log(known), np.log(GRID))))
+            distance = float(np.abs(mine - target(other, matched)).sum(axis=1).mean() / 2)
+            end = "any" if known[0] == known[-1] else "<=" if count <= known[0] else ">=" if count >= known[-1] else ""
+            found.append(Match(tau_s=tau_s, effective=count, other=matched, end=end, distance=distance))
     return found

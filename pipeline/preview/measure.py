@@ -68,7 +68,8 @@ def preview(root: Path, name: str | None = None, out: Path | None = None, batch:
 
 
 def compare(root: Path, one: str, other: str, out: Path | None = None, batch: int = BATCH) -> Path:
-    """Write a page of two graphs of the same shards side by side, by default preview-ONE-OTHER.html; returns its path.
+    """Write a page of two graphs of the same shards side by side; returns its path, by default
+    preview-ONE-against-OTHER.html.
 
     Raises UserError where there is no such graph, and for one graph with itself.
     """
@@ -78,7 +79,7 @@ def compare(root: Path, one: str, other: str, out: Path | None = None, batch: in
         raise UserError(f"{one} against itself: name another graph of {root}")
     shards = Shards.open(root)
     graphs = (shards.graph(one), shards.graph(other))
-    out = out or root / f"preview-{one}-{other}.html"
+    out = out or root / f"preview-{one}-against-{other}.html"
     text_ids = shards.index.text_id
     rng = np.random.default_rng(SEED)
     found = comparison(*graphs, text_ids[rng.permutation(len(text_ids))[:batch]])

@@ -19,7 +19,7 @@ Paired = tuple["Picture", Sequence[Sequence["Picture"]]]
 """A text's picture, and its nearest by each of two graphs."""
 
 PAPER = 0.1  # tau_s
-ENDS = {"": "", "<=": "\N{LESS-THAN OR EQUAL TO} ", ">=": "\N{GREATER-THAN OR EQUAL TO} "}
+ENDS = {"": "", "<=": "\N{LESS-THAN OR EQUAL TO} ", ">=": "\N{GREATER-THAN OR EQUAL TO} ", "any": "any, as "}
 ROWS = (0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3)  # tau_s of the table
 TAILS = {
     "code": "listed, and the code for all other pairs",
@@ -120,12 +120,12 @@ def write_comparison(
 ) -> None:
     """Two graphs of the same texts."""
     one, other = names
-    shared = [[f"{k} nearest", f"{100 * share:.1f}", f"{100 * chance:.2g}"] for k, share, chance in found.shared]
+    shared = [[f"{k} nearest", f"{100 * share:.1f}", f"{100 * chance:.3g}"] for k, share, chance in found.shared]
     order = (
         f"Over random pairs of texts the two rank similarities alike to {found.correlation:.2f} (Spearman; 1: in the "
         "same order, 0: unrelated)."
         if found.correlation is not None
-        else "How random pairs rank is not compared: one of the two has no codes, and knows its lists alone."
+        else "How random pairs rank is not compared: one of the two has no codes for them, or calls all of them alike."
     )
     matches = [
         [f"{m.tau_s:g}", f"{m.effective:.1f}", f"{ENDS[m.end]}{m.other:.3g}", f"{m.distance:.2f}"]
@@ -136,8 +136,9 @@ def write_comparison(
         f"<h1>{escape(title)}</h1>",
         f'<p class="soft">{escape(root)}. Do the two graphs say the same, and which is right where they do not?</p>',
         "<h2>Neighbours in common</h2>",
-        table(["of each text's", "in both graphs %", "by chance %"], shared),
-        f'<p class="soft">{order}</p>',
+        table(["of each text's", "in both graphs %", "by chance %"], shared) if shared else "<p>None to compare.</p>",
+        f'<p class="soft">{order} Equally near texts, as those of a graph of classes, are listed in any order, so that '
+        "two such graphs may name few in common.</p>",
         "<h2>Targets as spread out</h2>",
         table(head, matches, marked=[f"{PAPER:g}"]),
         f'<p class="soft">Encoders have scales of their own, so the same tau_s is another target: compare two graphs '
@@ -145,9 +146,8 @@ def write_comparison(
         "share of the target's mass that lies elsewhere: 0 is the same target, at 1 they have nothing in common.</p>",
     ]
     for heading, rows in strips.items():
-        parts += [f"<h2>{heading}</h2>", f'<div class="strips">{"".join(_paired(row, names) for row in rows)}</div>']
-    if not any(strips.values()):
-        parts.append("<p>No text has neighbours in both graphs.</p>")
+        if rows:
+            parts.append(f'<h2>{heading}</h2><div class="strips">{"".join(_paired(row, names) for row in rows)}</div>')
     write_page(path, title, parts, STYLE)
 
 

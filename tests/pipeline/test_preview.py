@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from pipeline.cli import app
@@ -20,6 +21,7 @@ from shards.graph import Graph, write_graph
 from shards.manifest import Manifest
 from shards.page import line_chart, table, ticks
 from tests.make import make_graph, make_shards
+from trainer.block import background
 
 VOID = {"meta", "img", "i", "line", "polyline"}
 
@@ -77,7 +79,7 @@ def by_loops(graph: Graph, texts: list[int], tau_s: float) -> tuple[float, float
                 similarity, kind = float(graph.code_scale[text]) * float(graph.code_scale[that]) * product, 3
             else:
                 mean, deviation = float(graph.background_mean[text]), float(graph.background_std[text])
-                similarity, kind = mean + deviation**2 / (2 * tau_s), 3
+                similarity, kind = float(background(*map(torch.tensor, (mean, deviation)), tau_s)), 3
             weights.append(math.exp(similarity / tau_s))
             kinds.append(kind)
         p = np.array(weights) / sum(weights)
@@ -92,7 +94,7 @@ def test_target_mass_equals_the_loops(codes: bool) -> None:
     if not codes:
         graph = dataclasses.replace(graph, codes=None, code_scale=None)
     texts = [4, 1, 1, 7, 0, 4, 4, 8]
-    for target in batch_target(graph, np.array(texts), (0.05, 0.1, 0.3)):
+    for target in batch_target(graph, np.array(texts), (0.005, 0.05, 0.1, 0.3)):
         found = (target.view, target.same_text, target.listed, target.rest, target.effective)
         assert found == pytest.approx(by_loops(graph, texts, target.tau_s), rel=1e-5)
         assert sum(found[:4]) == pytest.approx(1)

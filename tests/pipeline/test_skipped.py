@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.scan.samples import NAMED, Scan
-from shards.errors import OverBudget
+from shards.errors import OverBudget, UserError
 from shards.manifest import Manifest
 from shards.verify import verify
 from tests.make import jpeg
@@ -90,6 +90,17 @@ def test_what_was_mended_is_not_named_any_more(tmp_path: Path) -> None:
     out = build(mine, source, tmp_path / "out", max_skipped=0.01)
     assert Manifest.load(out).skipped == {}
     assert not (out / "skipped.jsonl").exists()
+
+
+def test_a_source_without_a_usable_sample_is_looked_at_again(tmp_path: Path) -> None:
+    mine = data_set(tmp_path / "mine.toml", format="imagefolder")
+    source = folders(tmp_path / "in", 0, 5)
+    (source / "cats" / "0.jpg").write_bytes(b"none")
+    with pytest.raises(UserError, match=r"no usable sample \(6 .*out/\.work/skipped\.jsonl names them"):
+        build(mine, source, tmp_path / "out")
+    for path in source.glob("*/*.jpg"):
+        path.write_bytes(jpeg(np.random.default_rng(1)))
+    assert Manifest.load(build(mine, source, tmp_path / "out")).samples == 6
 
 
 def test_of_many_the_first_and_the_last_are_kept(tmp_path: Path) -> None:

@@ -334,6 +334,10 @@ def test_wrong_input_is_refused_in_words(shards: Path, tmp_path: Path, monkeypat
     with pytest.raises(UserError, match="timm has no model 'resnet51'"):
         train(recipe(shards, model__backbone="resnet51"), run, ALONE)
     assert not run.exists()  # nothing is left of what was refused
+    (tmp_path / "made").mkdir()
+    with pytest.raises(UserError, match="timm has no model 'resnet51'"):
+        train(recipe(shards, model__backbone="resnet51"), tmp_path / "made", ALONE)
+    assert (tmp_path / "made").is_dir()
     (run / "checkpoints").mkdir(parents=True)
     (run / "checkpoints" / "step-00000001.pt").write_bytes(b"torn")
     with pytest.raises(UserError, match="none of the checkpoints of"):

@@ -82,7 +82,7 @@ def test_names_stay_names() -> None:
 
 def settled(folder: Path, recipe: Recipe, graph: str = "minilm") -> None:
     """A run's folder, as training leaves it."""
-    table = as_table(changed(recipe, {"data.graph": graph, "precision": "float32", "data.shards": "data/cats"}))
+    table = as_table(changed(recipe, {"data.graph": graph, "precision": "float32", "data.shards": "somewhere/cats"}))
     table["model"] |= {"mean": [0.5] * 3, "std": [0.2] * 3}
     folder.mkdir()
     (folder / "run.json").write_text(json.dumps({"recipe": table}))
@@ -90,7 +90,7 @@ def settled(folder: Path, recipe: Recipe, graph: str = "minilm") -> None:
 
 def test_a_run_keeps_its_former_name(tmp_path: Path) -> None:
     def where(**changes: Any) -> str:
-        given = {key.replace("__", "."): value for key, value in changes.items()}
+        given = {"data.shards": "somewhere/cats"} | {key.replace("__", "."): value for key, value in changes.items()}
         return default_run(changed(BASE, given), BASE, "cats", below=tmp_path).name
 
     assert where(data__graph="minilm") == "cats-xclr-minilm-resnet50"
@@ -105,6 +105,15 @@ def test_a_run_keeps_its_former_name(tmp_path: Path) -> None:
     settled(tmp_path / "cats-simclr-resnet50", changed(BASE, {"objective.name": "simclr", "epochs": 5}))
     assert where(objective__name="simclr", epochs=5) == "cats-simclr-resnet50"  # of when settings were not named
     assert where(objective__name="simclr", epochs=6) == "cats-simclr-resnet50-epochs6"
+    settled(tmp_path / "cats-clip-resnet50", changed(BASE, {"objective.name": "clip"}))
+    for changes, expected in (
+        ({}, "cats-clip-resnet50"),
+        ({"precision": "float32"}, "cats-clip-resnet50"),
+        ({"precision": "bfloat16"}, "cats-clip-resnet50-precision-bfloat16"),
+        ({"data__shards": "other/cats2"}, "cats2-clip-resnet50"),
+        ({"model__mean": [0.1] * 3}, "cats-clip-resnet50-mean0.1_0.1_0.1"),
+    ):
+        assert where(objective__name="clip", **changes) == expected  # runs that came later have names of their own
     (tmp_path / "cats-simclr-resnet50/run.json").write_text("[")
     assert where(objective__name="simclr", epochs=5) == "cats-simclr-resnet50-epochs5"
 

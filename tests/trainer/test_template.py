@@ -6,6 +6,7 @@ import json
 from dataclasses import fields, is_dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from typer.testing import CliRunner
@@ -65,5 +66,18 @@ def test_the_recipe_of_a_run_is_printed(tmp_path: Path) -> None:
         recipe_of(str(tmp_path))
     with pytest.raises(UserError, match=r"no folder of a run"):
         recipe_of(str(tmp_path.parent))
-    with pytest.raises(UserError, match=r"unknown recipe 'nothere'"):
-        recipe_of("nothere")
+    result = CliRunner().invoke(app, ["recipe", "nothere"])
+    assert isinstance(result.exception, UserError)
+    assert str(result.exception).startswith("unknown recipe 'nothere'")
+    assert result.stdout == ""  # which may be the file of a recipe
+
+
+def test_a_folder_of_that_name_is_no_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    assert recipe_of("demo") == load_recipe("demo")
+
+
+def test_without_its_source_there_are_values_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("inspect.getsource", mock.Mock(side_effect=OSError("could not get source code")))
+    assert again(load_recipe("demo"), tmp_path) == load_recipe("demo")
