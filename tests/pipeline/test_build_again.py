@@ -313,8 +313,9 @@ def test_killed_at_25_random_moments(tmp_path: Path) -> None:
     begin = time.perf_counter()
     subprocess.run(command(source, tmp_path / "whole"), check=True, capture_output=True, env=environment)
     length = time.perf_counter() - begin
-    out, kills = tmp_path / "out", 0
-    for attempt in range(25):
+    out, kills, attempts = tmp_path / "out", 0, 0
+    while attempts < 25 or (kills <= 5 and attempts < 75):  # `length` was a busy machine's, if most come to their end
+        attempts += 1
         process = subprocess.Popen(
             command(source, out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
         )
@@ -326,7 +327,7 @@ def test_killed_at_25_random_moments(tmp_path: Path) -> None:
             kills += 1
         _, errors = process.communicate()
         assert process.returncode in (0, -signal.SIGKILL), errors.decode()
-        if process.returncode == 0 and attempt < 24:
+        if process.returncode == 0:
             assert contents(out) == contents(tmp_path / "whole")
             shutil.rmtree(out)
     subprocess.run(command(source, out), check=True, capture_output=True, env=environment)
