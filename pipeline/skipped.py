@@ -14,7 +14,7 @@ from pathlib import Path
 from shards.atomic import atomic_file
 from shards.errors import OverBudget, SkipBudget
 
-__all__ = ["SKIPPED", "LeftOut", "judge", "write_skipped"]
+__all__ = ["SKIPPED", "LeftOut", "judge"]
 
 SKIPPED = "skipped.jsonl"
 
@@ -32,7 +32,7 @@ class LeftOut:
 
 def judge(budget: SkipBudget, found: Sequence[LeftOut], path: Path) -> None:
     """Write `path`, and count all of `found`. Raises OverBudget, which says where they are named."""
-    write_skipped(path, found)
+    _write(path, found)
     for one in found:
         budget.count(one.reason, one.count)
     try:
@@ -42,7 +42,7 @@ def judge(budget: SkipBudget, found: Sequence[LeftOut], path: Path) -> None:
         raise OverBudget(f"{error}; {path} names them") from None
 
 
-def write_skipped(path: Path, found: Sequence[LeftOut]) -> None:
+def _write(path: Path, found: Sequence[LeftOut]) -> None:
     """Nothing where nothing was left out."""
     if not found:
         path.unlink(missing_ok=True)

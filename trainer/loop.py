@@ -31,6 +31,7 @@ from trainer import run_folder, setup
 from trainer.advice import Adviser
 from trainer.ahead import Ahead, cache_limit
 from trainer.checkpoint import checkpoints, write_best, write_checkpoint
+from trainer.clock import Clock
 from trainer.data import Batch, batches_of, make_loader
 from trainer.metrics import Metrics
 from trainer.monitor import Monitor
@@ -205,7 +206,7 @@ class _Loop:
         ahead: Ahead | None,
     ) -> float:
         recipe, per_epoch = self.recipe, self.plan.steps_per_epoch
-        clock = _Clock()
+        clock = Clock()
         finite = torch.ones((), dtype=torch.bool, device=self.world.device)
         loss = torch.zeros(())
         for step in range(start, total):
@@ -252,7 +253,7 @@ class _Loop:
             self.budget.skip("undecodable image", f"{key} of {tar.name}")
         self.budget.ok(len(batch.samples) - len(batch.bad))
 
-    def _log(self, metrics: Metrics | None, done: int, outcome: Outcome, clock: _Clock) -> None:
+    def _log(self, metrics: Metrics | None, done: int, outcome: Outcome, clock: Clock) -> None:
         bad, loss = self._bad_images(), outcome.loss.double().clone()
         if self.world.size > 1:
             dist.all_reduce(loss)
@@ -366,28 +367,6 @@ class _Later:
         if self.copied:
             self.copied.synchronize()
         return int(self.flag)
-
-
-class _Clock:
-    """Samples a second and the share of time spent waiting for data, since the last reading."""
-
-    def __init__(self) -> None:
-        self.samples, self.wait, self.since = 0, 0.0, time.perf_counter()
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        begin = time.perf_counter()
-        yield
-        self.wait += time.perf_counter() - begin
-
-    def count(self, samples: int) -> None:
-        self.samples += samples
-
-    def read(self) -> tuple[float, float]:
-        elapsed = max(time.perf_counter() - self.since, 1e-9)
-        values = self.samples / elapsed, self.wait / elapsed
-        self.__init__()  # type: ignore[misc]
-        return values
 
 
 @contextmanager
