@@ -28,10 +28,10 @@ class Row:
     method: str
     """What the row is called: `xclr`, `untrained`."""
     checkpoint: str = ""
-    """As open_model takes it; in a suite file, a path is relative to the suite's folder of runs."""
-    checkpoints: tuple[str, ...] = ()
-    """Several instead, trained alike but for the seed: the row has their mean, and how far they lie apart. A pattern
+    """As open_model takes it; in a suite file, a path is relative to the suite's folder of runs. A pattern
     (`xclr-seed*`) stands for all runs that are called so."""
+    checkpoints: tuple[str, ...] = ()
+    """Several instead, trained alike but for the seed: the row has their mean, and how far they lie apart."""
     untrained: bool = False
 
     def __post_init__(self) -> None:
@@ -146,7 +146,7 @@ def _all(place: Path, row: Row) -> tuple[str, ...]:
     found: list[str] = []
     for spec in row.specs:
         path = _below(place, spec)
-        found += ([] if _there(path) or not row.checkpoints else _named_by(place, spec)) or [path]
+        found += ([] if _there(path) else _named_by(place, spec)) or [path]
     if twice := next((path for path in found if found.count(path) > 1), None):
         raise UserError(f"the row {row.method!r} names a checkpoint twice: {twice}")
     return tuple(found)

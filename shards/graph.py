@@ -121,7 +121,9 @@ def read_graph(folder: Path) -> Graph:
         ) from None
     try:
         tables = (pq.read_table(folder / name, partitioning=None).cast(GRAPH_SCHEMA) for name in names)
-        return _assemble(meta, n, tables)
+        graph = _assemble(meta, n, tables)
+        pa.default_memory_pool().release_unused()  # of 1.2 GB, Arrow kept 0.2 for later tables
+        return graph
     except FileNotFoundError as error:
         raise UserError(
             f"{error.filename or error} is missing: delete {folder} and run `xclr-shards graph` again"

@@ -50,7 +50,7 @@ def estimate(recipe: Recipe, world: World, run: Path | None = None) -> Estimate:
     plan = setup.make_plan(recipe, shards)
     if isinstance(shards, RemoteShards):
         plan = replace(plan, window=1)  # a few tars are enough to measure
-    graph = setup.graph_of(recipe, shards)
+    graph = setup.graph_of(recipe, shards, world)
     stepper = setup.build_stepper(recipe, shards, graph, world, steps_per_epoch=plan.steps_per_epoch)
     total = plan.steps_per_epoch * recipe.epochs
     workers = setup.workers(recipe, world)

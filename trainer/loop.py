@@ -97,7 +97,7 @@ def _train(
         return Result(run=run, steps=total, already_done=True, loss=None)
     if state and world.is_main:
         say(f"going on from step {start} of {total}")
-    graph = setup.graph_of(recipe, shards)
+    graph = setup.graph_of(recipe, shards, world)
     run_folder.check_same(run, state, recipe, graph)
     loop = _Loop(recipe, run, world, shards, graph, plan, data_id, fresh=state is None)
     if world.is_main:

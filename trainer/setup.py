@@ -6,6 +6,7 @@ import json
 import os
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from trainer.model import build_encoder, statistics_of_run, with_statistics
 from trainer.own import normal
 from trainer.plan import BatchPlan
 from trainer.recipe import Recipe
+from trainer.share import read_for_all
 from trainer.step import Stepper
 from trainer.table import TextTable
 from trainer.text import Captions, TextTower, vocabulary
@@ -55,9 +57,11 @@ def make_plan(recipe: Recipe, shards: Shards) -> BatchPlan:
     )
 
 
-def graph_of(recipe: Recipe, shards: Shards) -> Graph | None:
-    """The graph that xclr trains on; None for other objectives."""
-    return shards.graph(recipe.data.graph or None) if recipe.objective.name == "xclr" else None
+def graph_of(recipe: Recipe, shards: Shards, world: World) -> Graph | None:
+    """The graph that xclr trains on; None for other objectives. All ranks of `world` call it together."""
+    if recipe.objective.name != "xclr":
+        return None
+    return read_for_all(partial(shards.graph, recipe.data.graph or None), world)
 
 
 def monitors_graph(recipe: Recipe, shards: Shards) -> Graph | None:

@@ -252,6 +252,8 @@ def test_a_pattern_is_of_runs_in_the_order_of_their_numbers(tmp_path: Path) -> N
     code = f"{tmp_path}/mine.py:net"
     assert named("x-seed*") == ["x-seed9", "x-seed10"]
     assert named(f"{tmp_path}/x-seed*") == ["x-seed9", "x-seed10"]
+    single = Row(method="m", checkpoint="x-seed9*")
+    assert [Path(s).name for s in rows_of((single,), "s", tmp_path, [])[0].specs] == ["x-seed9"]
     assert named(f"{code}@x-seed*") == ["mine.py:net@x-seed9", "mine.py:net@x-seed10"]
     odd = tmp_path / "exp[1]"
     for folder, names in ((odd, ("t0.5", "t0.05", "t0.005")), (tmp_path / "exp1", ("t0.7",))):

@@ -48,7 +48,7 @@ def trained(recipe: Recipe, device: torch.device, waits: list[str]) -> dict[str,
     """STEPS steps, and what is measured between them; `waits` then holds those of the last step alone."""
     shards = Shards.open(Path(recipe.data.shards))
     recipe, plan = setup.settle(recipe, shards, CPU), setup.make_plan(recipe, shards)
-    graph = setup.graph_of(recipe, shards)
+    graph = setup.graph_of(recipe, shards, CPU)
     stepper = setup.build_stepper(recipe, shards, graph, World(device=device), steps_per_epoch=plan.steps_per_epoch)
     loader = make_loader(shards, plan, recipe.augment, CPU, start=0, stop=STEPS, workers=0)
     batches = batches_of(loader, None if recipe.data.chunk else device)

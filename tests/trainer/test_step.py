@@ -36,7 +36,7 @@ def steps(chosen: Recipe, count: int = 3) -> Stepper:
     chosen = setup.settle(chosen, shards, ALONE)
     plan = setup.make_plan(chosen, shards)
     stepper = setup.build_stepper(
-        chosen, shards, setup.graph_of(chosen, shards), ALONE, steps_per_epoch=plan.steps_per_epoch
+        chosen, shards, setup.graph_of(chosen, shards, ALONE), ALONE, steps_per_epoch=plan.steps_per_epoch
     )
     loader = make_loader(shards, plan, chosen.augment, ALONE, start=0, stop=count, workers=0)
     for step, batch in enumerate(loader):
