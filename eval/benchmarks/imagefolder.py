@@ -24,7 +24,16 @@ from shards.errors import TornTar, UserError
 from shards.pictures import is_image
 from shards.tar import class_images, compression, scan
 
-__all__ = ["Pictures", "contents", "list_folder", "list_tar", "open_imagefolder", "size_of"]
+__all__ = [
+    "WORTH_A_BAR",
+    "Pictures",
+    "contents",
+    "list_folder",
+    "list_tar",
+    "open_imagefolder",
+    "open_splits",
+    "size_of",
+]
 
 HASHED_WHOLE = 512 << 20  # bytes of pictures, at most, whose content is all part of a fingerprint: a second or two
 LOOKED_AT = 64  # pictures of a larger set whose content is part of it
@@ -74,10 +83,7 @@ class Pictures:
 
 def open_imagefolder(source: Source) -> Bench:
     """Train on train, test on val (or test). Raises UserError naming what is missing."""
-    if not source.root.is_dir():
-        what = f"{source.root} is a file" if source.root.is_file() else f"there is no folder {source.root}"
-        raise UserError(f"{what}: give --data DIR that holds train/ and val/, or train.tar and val.tar")
-    train, test = _split(source.root, ("train",)), _split(source.root, ("val", "test"))
+    train, test = open_splits(source.root)
     task, columns, notes = class_figures(train.classified("train"), test.classified("val"), WORDS)
     return Bench(
         name="imagefolder",
@@ -87,6 +93,14 @@ def open_imagefolder(source: Source) -> Bench:
         columns=columns,
         notes=notes,
     )
+
+
+def open_splits(root: Path) -> tuple[Pictures, Pictures]:
+    """train and val (or test). Raises UserError naming what is missing."""
+    if not root.is_dir():
+        what = f"{root} is a file" if root.is_file() else f"there is no folder {root}"
+        raise UserError(f"{what}: give --data DIR that holds train/ and val/, or train.tar and val.tar")
+    return _split(root, ("train",)), _split(root, ("val", "test"))
 
 
 def list_folder(folder: Path) -> Pictures:

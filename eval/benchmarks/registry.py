@@ -39,6 +39,12 @@ BENCHES: dict[str, Entry] = {
         where="--data DIR",
         own=True,
     ),
+    "backgrounds": Entry(
+        reader="eval.benchmarks.backgrounds:open_backgrounds",
+        about="such folders with a box around each object (boxes.csv): the objects on other grounds",
+        where="--data DIR",
+        own=True,
+    ),
     "shards": Entry(
         reader="eval.benchmarks.shards:open_labelled",
         about="any labelled shards, on the test shards beside them (NAME and NAME-test)",

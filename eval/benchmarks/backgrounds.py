@@ -1,0 +1,209 @@
+"""`backgrounds`: the backgrounds challenge (Xiao et al. 2020, arXiv 2006.09994) on one's own class folders with boxes.
+
+    DIR/train, DIR/val         as imagefolder's
+    DIR/boxes.csv              path,x0,y0,x1,y1: for each of val's pictures the object's first and last column and row
+
+One probe on `train` as it is, judged on the same pictures of `val` in each variant. These are made while they are read:
+nothing is written, and each pair of an object and a ground is the same for every model.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from eval.benchmarks.bench import Bench, ImageSet, Ints, Source, Summary, fingerprint
+from eval.benchmarks.classes import Words, class_figures
+from eval.benchmarks.composites import VERSION, Box, ground, on_black, on_ground
+from eval.benchmarks.imagefolder import WORTH_A_BAR, Pictures, open_splits
+from shards.bars import bar, say
+from shards.errors import UserError
+from trainer.augment import DECODERS_RAISE, BadImage, decode
+
+__all__ = ["VARIANTS", "open_backgrounds"]
+
+ABOUT = {
+    "original": "the picture as it is",
+    "mixed_same": "the object on the ground of another picture of its class",
+    "mixed_rand": "the object on the ground of a picture of another class",
+    "only_fg": "the object on black",
+    "only_bg_t": "the ground, the object's box filled with tiles of it: more is no better",
+}
+VARIANTS = tuple(ABOUT)
+LEAST, MOST = 0.04, 0.5  # of the picture's area: less shows no object at 64 pixels, more leaves too little ground
+HEAD = ["path", "x0", "y0", "x1", "y1"]
+WORDS = Words(truth="the class of the folder", matched="classes are matched by folder name", needs="one folder each")
+
+Corners = tuple[float, float, float, float]
+
+
+def open_backgrounds(source: Source) -> Bench:
+    """Raises UserError naming what is missing; pictures without a box, or with one that will not do, are left out."""
+    train, test = open_splits(source.root)
+    split = test.where.name.removesuffix(".tar")
+    boxes = _read_boxes(source.root / "boxes.csv")
+    rows, cuts, left_out = _usable(test, [boxes.get(f"{split}/{key}") for key in test.keys])
+    if left_out["no box"] == len(test.keys):
+        raise UserError(f"{source.root / 'boxes.csv'} names no picture of {split}: its paths must be {split}/CLASS/...")
+    whole = test.classified("original")
+    shown = replace(whole, labels=whole.labels[rows])
+    several = np.isin(shown.labels, np.flatnonzero(np.bincount(shown.labels, minlength=1) > 1))
+    left_out["the only one of its class"] = int((~several).sum())
+    rows, cuts, shown = rows[several], cuts[several], replace(shown, labels=shown.labels[several])
+    if len(np.unique(shown.labels)) < 2:
+        raise UserError(
+            f"{test.where} has too few pictures whose box takes {LEAST:.0%} to {MOST:.0%} of them ({len(rows)} of "
+            f"{len(test.keys)}): two classes of two such are the least"
+        )
+    say(f"{len(rows):,} of {len(test.keys):,} pictures have a usable box")
+    task, (top1, *_), notes = class_figures(train.classified("train"), shown, WORDS)
+    same, other = _partners(shown.labels)
+    scenes = _Scenes(test, rows, cuts, {"mixed_same": same, "mixed_rand": other})
+    pictures = test.fingerprint(test.keys)
+    columns = [
+        replace(top1, name=name, images=name, about=about, marked=name != "only_bg_t") for name, about in ABOUT.items()
+    ]
+    return Bench(
+        name="backgrounds",
+        root=source.root,
+        sets=(
+            train.image_set("train", may_train=True),
+            *(scenes.image_set(variant, fingerprint([pictures, scenes.made_of(variant)])) for variant in VARIANTS),
+        ),
+        tasks=(task,),
+        columns=tuple(columns),
+        summaries=(
+            Summary(
+                name="bg_gap",
+                kind="difference",
+                columns=("mixed_same", "mixed_rand"),
+                about="mixed_same minus mixed_rand: how much is owed to the ground",
+            ),
+        ),
+        notes={**notes, "boxes": str(source.root / "boxes.csv"), "left_out": left_out},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Scenes:
+    """The pictures that are shown in every variant."""
+
+    pictures: Pictures
+    rows: Ints
+    """[n] their positions in `pictures`."""
+    boxes: npt.NDArray[np.int64]
+    """[n, 4] left, top, right, bottom."""
+    partners: dict[str, Ints]
+    """[n] of a mixed variant: whose ground, as a position in `rows`."""
+
+    def image_set(self, variant: str, name: str) -> ImageSet:
+        keys = [self.pictures.keys[row] for row in self.rows.tolist()]
+        return ImageSet(name=variant, keys=keys, read=self.reader(variant), fingerprint=name)
+
+    def made_of(self, variant: str) -> str:
+        """All that decides the pixels, but for the pictures."""
+        if variant == "original":
+            return fingerprint([self.rows.tobytes()])
+        partners = self.partners.get(variant, self.rows)
+        return fingerprint([variant, VERSION, self.rows.tobytes(), self.boxes.tobytes(), partners.tobytes()])
+
+    def reader(self, variant: str) -> Callable[[int], bytes]:
+        if variant == "original":
+            return lambda i: self.pictures.read(int(self.rows[i]))
+        if variant == "only_fg":
+            return lambda i: _png(on_black(*self.cut(i)))
+        if variant == "only_bg_t":
+            return lambda i: _png(ground(*self.cut(i)))
+        partners = self.partners[variant]
+        return lambda i: _png(on_ground(*self.cut(i), *self.cut(int(partners[i]))))
+
+    def cut(self, i: int) -> tuple[npt.NDArray[np.uint8], Box]:
+        """A picture and its box. Raises BadImage."""
+        image = decode(self.pictures.read(int(self.rows[i])))
+        left, top, right, bottom = self.boxes[i].tolist()
+        if right > image.shape[1] or bottom > image.shape[0]:
+            raise BadImage("it has another size than its first bytes say")
+        return image, (left, top, right, bottom)
+
+
+def _read_boxes(path: Path) -> dict[str, Corners]:
+    """By path; of several boxes of one picture the one around all of them."""
+    boxes: dict[str, Corners] = {}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            lines = csv.DictReader(file)
+            if missing := [name for name in HEAD if name not in (lines.fieldnames or [])]:
+                raise UserError(f"{path} has no column {missing[0]}: its first line must be {','.join(HEAD)}")
+            for line in lines:
+                try:
+                    box = [float(line[name]) for name in HEAD[1:]]
+                except (TypeError, ValueError):
+                    raise UserError(f"{path}, line {lines.line_num}: x0, y0, x1, y1 must be numbers") from None
+                if not (box[0] <= box[2] and box[1] <= box[3]):  # one that is not a number, too
+                    raise UserError(f"{path}, line {lines.line_num}: a box ends before it begins ({box})")
+                known = boxes.get(line["path"], box)
+                boxes[line["path"]] = (
+                    min(box[0], known[0]), min(box[1], known[1]), max(box[2], known[2]), max(box[3], known[3])
+                )  # fmt: skip
+    except FileNotFoundError:
+        raise UserError(
+            f"there is no {path}: a line {','.join(HEAD)}, then one for each picture, such as "
+            "val/cat/1.jpg,12,30,120,200 (pixels, the object's first and last column and row)"
+        ) from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    return boxes
+
+
+def _usable(pictures: Pictures, boxes: list[Corners | None]) -> tuple[Ints, npt.NDArray[np.int64], dict[str, int]]:
+    """Positions of the pictures whose box will do, their boxes [n, 4] within the picture, and why others are not."""
+    rows, cuts = [], []
+    left_out = dict.fromkeys(("no box", "too small", "too large", "unreadable"), 0)
+    slow = len(boxes) > WORTH_A_BAR[1]
+    with bar("looking at sizes", len(boxes)) if slow else nullcontext(lambda _: None) as advance:
+        for row, box in enumerate(boxes):
+            advance(1)
+            if box is None:
+                left_out["no box"] += 1
+                continue
+            try:
+                with Image.open(BytesIO(pictures.read(row))) as picture:
+                    width, height = picture.size
+            except DECODERS_RAISE:
+                left_out["unreadable"] += 1
+                continue
+            left, right = np.clip([box[0], box[2] + 1], 0, width).round().astype(int).tolist()
+            top, bottom = np.clip([box[1], box[3] + 1], 0, height).round().astype(int).tolist()
+            share = (right - left) * (bottom - top) / (width * height)
+            if not LEAST <= share <= MOST:
+                left_out["too small" if share < LEAST else "too large"] += 1
+                continue
+            rows.append(row)
+            cuts.append((left, top, right, bottom))
+    return np.array(rows, np.int64), np.array(cuts, np.int64).reshape(-1, 4), left_out
+
+
+def _partners(labels: Ints) -> tuple[Ints, Ints]:
+    """[n], [n] for each picture another one of its class, each chosen once; and one of another class, at random."""
+    random = np.random.default_rng(0)
+    same = np.empty(len(labels), np.int64)
+    for label in np.unique(labels):
+        members = random.permutation(np.flatnonzero(labels == label))
+        same[members] = np.roll(members, 1)
+    other = random.integers(len(labels), size=len(labels))
+    while len(again := np.flatnonzero(labels[other] == labels)):
+        other[again] = random.integers(len(labels), size=len(again))
+    return same, other
+
+
+def _png(image: npt.NDArray[np.uint8]) -> bytes:
+    return cv2.imencode(".png", image[:, :, ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
