@@ -2,6 +2,7 @@
 
 OUT/results.json                rows, columns, protocol
 OUT/results.md                  the tables
+OUT/results.tex                 the same for a paper
 OUT/results.csv                 a line for each figure of each run
 OUT/report.html                 the same to look at
 OUT/evaluations/HASH.json       each finished evaluation, used again while weights, pictures and protocol stay the same
@@ -24,6 +25,7 @@ from eval.heads.knn import KNNConfig
 from eval.heads.probe import ProbeConfig
 from eval.models.model import Model
 from eval.report.gallery import GraphStrips, caption_strips, image_strips
+from eval.report.latex import write_latex
 from eval.report.markdown import write_markdown
 from eval.report.page import read_curves, write_report
 from eval.report.show import show_rows
@@ -127,6 +129,7 @@ def run_suite(
     )
     write_json(out / "results.json", results)
     write_markdown(out / "results.md", results)
+    write_latex(out / "results.tex", results)
     write_tidy(out / "results.csv", results)
     show_rows(results, out)
     trained = {row.method: models[row.method] for row in rows if not row.untrained}

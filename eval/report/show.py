@@ -86,7 +86,9 @@ def show_rows(results: dict[str, Any], path: Path) -> None:
     show_unreadable(console, results["unreadable"])
     show_partial(console, results["partial"])
     console.print(
-        f"written to {path}: results.json, results.md, results.csv, report.html", soft_wrap=True, markup=False
+        f"written to {path}: report.html and results.json, .md, .tex, .csv",
+        soft_wrap=True,
+        markup=False,
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from eval.models.model import Model
+from eval.report.latex import latex
 from eval.report.runs import mean_of_runs
 from eval.report.settings import row_settings
 from eval.report.tidy import HEAD
@@ -196,6 +197,25 @@ def test_a_suite_chooses_methods_runs_and_what_to_compare(
         assert "xclr - first" in shown
         assert "first - simclr" in shown
         assert "others - xclr" not in shown
+
+
+def test_the_tables_are_ready_for_a_paper(world: Path, results: dict[str, Any]) -> None:
+    text = (world / "runs/results.tex").read_text()
+    lines = text.splitlines()
+    assert text.count("\\begin{tabular}") == text.count("\\bottomrule") == len(results["methods"]) == 2
+    rows = [line for line in lines if line.endswith(r"\\") and not line.startswith(" &")]
+    assert len(rows) == 2 * len(results["rows"])
+    assert all(line.count("&") == len(results["columns"]) for line in rows)
+    assert text.count("{") == text.count("}")
+    xclr = next(row for row in results["rows"] if row["method"] == "xclr")
+    cell = next(line for line in rows if line.startswith("xclr")).split(" & ")[1]
+    figure, spread = xclr["linear_probe"][results["columns"][0]], xclr["details"]["linear_probe"][results["columns"][0]]
+    assert f"{figure:.1f}" in cell
+    assert f"$\\pm${spread['spread']:.1f}" in cell
+    names = results | {"columns": [], "rows": [xclr | {"method": "50% a_b\n~c"}], "title": "one\n\\input{two}"}
+    hostile = latex(names).splitlines()
+    assert r"50\% a\_b \textasciitilde{}c \\" in hostile
+    assert hostile[0].startswith(r"% one \input{two}: ")
 
 
 def test_every_figure_is_a_line_to_plot(world: Path, results: dict[str, Any]) -> None:
