@@ -166,8 +166,8 @@ def _open_benches(
                 f"the suite {suite.name} names {name}:{folder}, and there is no {os.path.abspath(folder)}: it is "
                 "looked for from the current folder"
             )
-        if name == "imagefolder" and not folder and len(suite.benches) > 1:
-            raise UserError(f"the suite {suite.name} has several benchmarks: say the folder, 'imagefolder:DIR'")
+        if name in ("imagefolder", "backgrounds") and not folder and len(suite.benches) > 1:
+            raise UserError(f"the suite {suite.name} has several benchmarks: say the folder, '{name}:DIR'")
         benches[prefix] = open_bench(name, Path(folder) if folder else data, partial=partial, shards=shards)
     return benches
 

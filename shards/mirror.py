@@ -124,6 +124,10 @@ class RemoteShards(Shards):
         return name if name is not None and self._graph_meta(name) else super().graph_name(name)
 
     def graph(self, name: str | None = None) -> Graph:
+        self.fetch_graph(name)
+        return super().graph(name)
+
+    def fetch_graph(self, name: str | None = None) -> None:
         name = self.graph_name(name)
         meta = self._graph_meta(name)
         if not meta:
@@ -143,7 +147,6 @@ class RemoteShards(Shards):
             self._copy(files, f"fetching graph {name}")
             with atomic_file(folder / "graph.json") as file:
                 file.write(meta)
-        return super().graph(name)
 
     def _graph_meta(self, name: str) -> bytes:
         """graph.json; empty without one."""

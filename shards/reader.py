@@ -95,6 +95,9 @@ class Shards:
             raise UserError(f"{self.root} has no graph {name!r}, only {', '.join(names)}")
         return name or names[0]
 
+    def fetch_graph(self, name: str | None = None) -> None:
+        """Of shards elsewhere: copy the graph, as far as it is not here."""
+
     def graph(self, name: str | None = None) -> Graph:
         """A graph by name; without one, the only graph. Raises UserError naming what is there."""
         name = self.graph_name(name)

@@ -61,7 +61,9 @@ def graph_of(recipe: Recipe, shards: Shards, world: World) -> Graph | None:
     """The graph that xclr trains on; None for other objectives. All ranks of `world` call it together."""
     if recipe.objective.name != "xclr":
         return None
-    return read_for_all(partial(shards.graph, recipe.data.graph or None), world)
+    name = recipe.data.graph or None
+    shards.fetch_graph(name)  # each rank waits for as long as it takes; others would not wait for one that reads
+    return read_for_all(partial(shards.graph, name), world)
 
 
 def monitors_graph(recipe: Recipe, shards: Shards) -> Graph | None:

@@ -26,6 +26,7 @@ from trainer.world import World
 
 __all__ = ["read_for_all"]
 
+NAME = "xclr-graph"
 ALIGNED = 64  # bytes, as numpy's own arrays are
 ARRAYS = ("indptr", "neighbours", "similarities", "background_mean", "background_std", "codes", "code_scale")
 
@@ -44,7 +45,7 @@ class _Offer(NamedTuple):
 def read_for_all(read: Callable[[], Graph], world: World) -> Graph:
     """What `read` returns, read once a machine. All ranks of `world` call it together.
 
-    Raises UserError on every rank where one cannot read.
+    Raises UserError on every rank where a machine's first rank cannot read. Nothing in it may be written to.
     """
     if world.size == 1:
         return read()
@@ -65,7 +66,7 @@ def read_for_all(read: Callable[[], Graph], world: World) -> Graph:
             graph = _opened(shared)
         except OSError as error:
             say(f"note: rank {world.rank} reads a graph of its own, having none of its machine's first rank ({error})")
-    gather(torch.zeros(1, device=world.device), world)  # all have opened it
+    gather(torch.zeros(1, device=world.device), world).tolist()  # all have opened it; a GPU's gather is waited for
     if offer.token:
         os.close(offer.descriptor)  # the map holds the file
     if refused:
@@ -82,7 +83,7 @@ def _offered(graph: Graph) -> _Offer:
     del graph
     offer = _Offer(os.getpid(), -1, 1 + secrets.randbits(62))
     try:
-        offer = offer._replace(descriptor=os.memfd_create("xclr-graph"))
+        offer = offer._replace(descriptor=os.memfd_create(NAME))
         with open(offer.descriptor, "wb", closefd=False) as file:
             file.write(np.array([offer.token, len(header)], np.int64).tobytes() + header)
             for name in list(arrays):
@@ -98,7 +99,10 @@ def _offered(graph: Graph) -> _Offer:
 
 def _opened(offer: _Offer) -> Graph:
     """Mapped: pages are shared until someone writes, which nobody does. Raises OSError where it is not this file."""
-    with open(f"/proc/{offer.process}/fd/{offer.descriptor}", "rb") as file:
+    path = f"/proc/{offer.process}/fd/{offer.descriptor}"
+    if not os.readlink(path).startswith(f"/memfd:{NAME}"):  # opening a pipe waits, and reading takes from it
+        raise OSError("another process has its number")
+    with open(path, "rb") as file:
         token, length = np.frombuffer(file.read(16).ljust(16, b"\0"), np.int64)
         if token != offer.token:
             raise OSError("another process has its number")

@@ -53,9 +53,11 @@ class TextTable:
         if tail not in get_args(Tail):
             raise UserError(f"tail is one of {', '.join(get_args(Tail))}, not {tail!r}")
         complete = len(graph.neighbours) == len(graph) * (len(graph) - 1)
-        neighbours, similarities = graph.neighbours, graph.similarities
-        if complete:  # the matrix stands for its lists; a slice of them would keep them whole
+        indptr, neighbours, similarities = graph.indptr, graph.neighbours, graph.similarities
+        mean, deviation = graph.background_mean, graph.background_std
+        if complete:  # the matrix stands for its lists, which a part of them, or of a file they share, would keep whole
             tail, neighbours, similarities = "none", np.empty(0, np.int32), np.empty(0, np.float16)
+            indptr, mean, deviation = indptr.copy(), mean.copy(), deviation.copy()
         coded = tail == "code"
         if coded and (graph.codes is None or graph.code_scale is None):
             raise UserError(
@@ -64,11 +66,11 @@ class TextTable:
         return cls(
             device=device,
             tail=tail,
-            indptr=torch.from_numpy(graph.indptr),
+            indptr=torch.from_numpy(indptr),
             neighbours=torch.from_numpy(neighbours),
             similarities=torch.from_numpy(similarities),
-            background_mean=torch.from_numpy(graph.background_mean),
-            background_std=torch.from_numpy(graph.background_std),
+            background_mean=torch.from_numpy(mean),
+            background_std=torch.from_numpy(deviation),
             codes=torch.from_numpy(graph.codes) if coded and graph.codes is not None else None,
             code_scale=torch.from_numpy(graph.code_scale) if coded and graph.code_scale is not None else None,
             matrix=_matrix(graph).to(device) if complete else None,

@@ -25,16 +25,16 @@ from eval.benchmarks.bench import Bench, ImageSet, Ints, Source, Summary, finger
 from eval.benchmarks.classes import Words, class_figures
 from eval.benchmarks.composites import VERSION, Box, ground, on_black, on_ground
 from eval.benchmarks.imagefolder import WORTH_A_BAR, Pictures, open_splits
-from shards.bars import bar, say
+from shards.bars import bar
 from shards.errors import UserError
 from trainer.augment import DECODERS_RAISE, BadImage, decode
 
-__all__ = ["VARIANTS", "open_backgrounds"]
+__all__ = ["VARIANTS", "open_backgrounds", "partners"]
 
 ABOUT = {
     "original": "the picture as it is",
     "mixed_same": "the object on the ground of another picture of its class",
-    "mixed_rand": "the object on the ground of a picture of another class",
+    "mixed_rand": "the object on the ground of a picture of a class at random",
     "only_fg": "the object on black",
     "only_bg_t": "the ground, the object's box filled with tiles of it: more is no better",
 }
@@ -50,7 +50,7 @@ def open_backgrounds(source: Source) -> Bench:
     """Raises UserError naming what is missing; pictures without a box, or with one that will not do, are left out."""
     train, test = open_splits(source.root)
     split = test.where.name.removesuffix(".tar")
-    boxes = _read_boxes(source.root / "boxes.csv")
+    boxes = _read_boxes(source.root / "boxes.csv", f"{split}/")
     rows, cuts, left_out = _usable(test, [boxes.get(f"{split}/{key}") for key in test.keys])
     if left_out["no box"] == len(test.keys):
         raise UserError(f"{source.root / 'boxes.csv'} names no picture of {split}: its paths must be {split}/CLASS/...")
@@ -60,13 +60,14 @@ def open_backgrounds(source: Source) -> Bench:
     left_out["the only one of its class"] = int((~several).sum())
     rows, cuts, shown = rows[several], cuts[several], replace(shown, labels=shown.labels[several])
     if len(np.unique(shown.labels)) < 2:
+        why = ", ".join(f"{reason} {count}" for reason, count in left_out.items() if count)
+        share = "; corners are pixels, not shares" if all(max(box) <= 1 for box in boxes.values()) else ""
         raise UserError(
             f"{test.where} has too few pictures whose box takes {LEAST:.0%} to {MOST:.0%} of them ({len(rows)} of "
-            f"{len(test.keys)}): two classes of two such are the least"
+            f"{len(test.keys)}; {why}): two classes of two such are the least{share}"
         )
-    say(f"{len(rows):,} of {len(test.keys):,} pictures have a usable box")
     task, (top1, *_), notes = class_figures(train.classified("train"), shown, WORDS)
-    same, other = _partners(shown.labels)
+    same, other = partners(shown.labels)
     scenes = _Scenes(test, rows, cuts, {"mixed_same": same, "mixed_rand": other})
     pictures = test.fingerprint(test.keys)
     columns = [
@@ -135,15 +136,18 @@ class _Scenes:
         return image, (left, top, right, bottom)
 
 
-def _read_boxes(path: Path) -> dict[str, Corners]:
-    """By path; of several boxes of one picture the one around all of them."""
+def _read_boxes(path: Path, within: str) -> dict[str, Corners]:
+    """Of paths that begin with `within`; of several boxes of one picture the one around all of them. Four empty fields
+    are no box."""
     boxes: dict[str, Corners] = {}
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = csv.DictReader(file)
+            lines = csv.DictReader(file, skipinitialspace=True)
             if missing := [name for name in HEAD if name not in (lines.fieldnames or [])]:
                 raise UserError(f"{path} has no column {missing[0]}: its first line must be {','.join(HEAD)}")
             for line in lines:
+                if not (line["path"] or "").startswith(within) or not any(line[name] for name in HEAD[1:]):
+                    continue
                 try:
                     box = [float(line[name]) for name in HEAD[1:]]
                 except (TypeError, ValueError):
@@ -176,13 +180,12 @@ def _usable(pictures: Pictures, boxes: list[Corners | None]) -> tuple[Ints, npt.
                 left_out["no box"] += 1
                 continue
             try:
-                with Image.open(BytesIO(pictures.read(row))) as picture:
-                    width, height = picture.size
-            except DECODERS_RAISE:
+                width, height = _size(pictures.read(row))
+            except (*DECODERS_RAISE, BadImage):
                 left_out["unreadable"] += 1
                 continue
-            left, right = np.clip([box[0], box[2] + 1], 0, width).round().astype(int).tolist()
-            top, bottom = np.clip([box[1], box[3] + 1], 0, height).round().astype(int).tolist()
+            left, right = np.clip(np.floor([box[0], box[2] + 1]), 0, width).astype(int).tolist()
+            top, bottom = np.clip(np.floor([box[1], box[3] + 1]), 0, height).astype(int).tolist()
             share = (right - left) * (bottom - top) / (width * height)
             if not LEAST <= share <= MOST:
                 left_out["too small" if share < LEAST else "too large"] += 1
@@ -192,17 +195,31 @@ def _usable(pictures: Pictures, boxes: list[Corners | None]) -> tuple[Ints, npt.
     return np.array(rows, np.int64), np.array(cuts, np.int64).reshape(-1, 4), left_out
 
 
-def _partners(labels: Ints) -> tuple[Ints, Ints]:
-    """[n], [n] for each picture another one of its class, each chosen once; and one of another class, at random."""
+def partners(labels: Ints) -> tuple[Ints, Ints]:
+    """[n], [n] for each picture another one of its class, each chosen once; and another one of a class at random.
+
+    Its own class among them, as in the challenge: a ground that is of any other would tell which class it is not.
+    """
     random = np.random.default_rng(0)
-    same = np.empty(len(labels), np.int64)
-    for label in np.unique(labels):
-        members = random.permutation(np.flatnonzero(labels == label))
-        same[members] = np.roll(members, 1)
-    other = random.integers(len(labels), size=len(labels))
-    while len(again := np.flatnonzero(labels[other] == labels)):
-        other[again] = random.integers(len(labels), size=len(again))
+    members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    same, other = np.empty(len(labels), np.int64), np.empty(len(labels), np.int64)
+    for own in members:
+        mixed = random.permutation(own)
+        same[mixed] = np.roll(mixed, 1)
+    for i, choice in enumerate(random.integers(len(members), size=len(labels)).tolist()):
+        others = members[choice][members[choice] != i]
+        other[i] = others[random.integers(len(others))]
     return same, other
+
+
+def _size(data: bytes) -> tuple[int, int]:
+    """(width, height), as a picture's first bytes say; of one that is too large for PIL, as it decodes."""
+    try:
+        with Image.open(BytesIO(data)) as picture:
+            return picture.size
+    except Image.DecompressionBombError:
+        height, width = decode(data).shape[:2]
+        return width, height
 
 
 def _png(image: npt.NDArray[np.uint8]) -> bytes:

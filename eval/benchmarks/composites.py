@@ -49,11 +49,12 @@ def _pasted(under: Image, image: Image, box: Box) -> Image:
 
 
 def _covering(image: Image, height: int, width: int) -> Image:
-    """Resized until it covers height x width, and its middle cut out."""
+    """Its middle part of that shape, resized. Cut first: resized whole, one of 4 x 40,000 would take gigabytes."""
     scale = max(height / image.shape[0], width / image.shape[1])
-    if scale != 1:
-        size = (max(width, round(image.shape[1] * scale)), max(height, round(image.shape[0] * scale)))
-        method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        image = np.asarray(cv2.resize(image, size, interpolation=method), np.uint8)
-    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
-    return image[top : top + height, left : left + width]
+    rows, columns = (
+        min(have, max(1, round(want / scale))) for have, want in zip(image.shape, (height, width), strict=False)
+    )
+    top, left = (image.shape[0] - rows) // 2, (image.shape[1] - columns) // 2
+    middle = image[top : top + rows, left : left + columns]
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(middle, (width, height), interpolation=method), np.uint8)

@@ -10,7 +10,7 @@ from eval.report.titles import TITLES
 
 __all__ = ["Verdict", "verdicts"]
 
-OBJECT = ("object", "mixed_same", "mixed_rand", "only_fg")
+OBJECT = ("original", "object", "mixed_same", "mixed_rand", "only_fg")
 ATTRIBUTES = ("colour", "texture")
 
 

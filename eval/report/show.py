@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from eval.report.table import difference_lines, heading, marks, plus_minus, runs_line, unreadable_lines
+from eval.report.table import difference_lines, heading, left_out_lines, marks, plus_minus, runs_line
 from eval.report.titles import TITLES
 
 __all__ = ["show_result", "show_rows"]
@@ -48,7 +48,7 @@ def show_result(result: dict[str, Any], path: Path) -> None:
                 f"{task}: {rate}{_value(chosen, 'weight_decay')}, {chosen['features']} features; "
                 f"{how if chosen['held_out'] else 'the only candidate'}"
             )
-    show_unreadable(console, unreadable_lines(result))
+    show_unreadable(console, left_out_lines(result))
     show_partial(console, result["partial"])
     console.print(f"written to {path}", soft_wrap=True, markup=False)
 

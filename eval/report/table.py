@@ -18,10 +18,10 @@ __all__ = [
     "difference_lines",
     "gather",
     "heading",
+    "left_out_lines",
     "marks",
     "plus_minus",
     "runs_line",
-    "unreadable_lines",
     "warnings",
 ]
 
@@ -133,19 +133,23 @@ def warnings(results: dict[str, Any]) -> list[tuple[str, str]]:
     return [(what, "; ".join(lines)) for what, lines in kinds.items() if lines]
 
 
-def unreadable_lines(evaluation: dict[str, Any]) -> list[str]:
-    """A line for each set of images of which some did not decode, and so had no say."""
-    return [
+def left_out_lines(evaluation: dict[str, Any]) -> list[str]:
+    """A line for each set of images of which some did not decode, and so had no say, and one for what the benchmark
+    does not show."""
+    lines = [
         f"{name}: {found['unreadable']:,} of {found['count']:,} pictures did not decode"
         for name, found in evaluation["pictures"].items()
         if found["unreadable"]
     ]
+    reasons = {why: count for why, count in evaluation["notes"].get("left_out", {}).items() if count}
+    words = ", ".join(f"{why} {count:,}" for why, count in reasons.items())
+    return [*lines, *([f"{sum(reasons.values()):,} test pictures ({words})"] if reasons else [])]
 
 
 def _unreadable(evaluated: list[dict[str, Any]], several: bool) -> list[str]:
     runs = [run for row in evaluated for run in row["runs"]]
     values = [(prefix, value) for run in runs for (prefix, _), value in run["evaluations"].items()]
-    return sorted({f"{prefix}/{line}" if several else line for prefix, v in values for line in unreadable_lines(v)})
+    return sorted({f"{prefix}/{line}" if several else line for prefix, v in values for line in left_out_lines(v)})
 
 
 def heading(results: dict[str, Any], method: str) -> str:

@@ -203,6 +203,9 @@ def test_a_suite_may_name_several_folders(
     (tmp_path / "mine.toml").write_text("benches = ['imagefolder', 'demo']")
     assert run_eval(call) == 2
     assert "say the folder, 'imagefolder:DIR'" in capsys.readouterr().err
+    (tmp_path / "mine.toml").write_text("benches = ['backgrounds', 'demo']")
+    assert run_eval(call) == 2
+    assert "say the folder, 'backgrounds:DIR'" in capsys.readouterr().err
 
 
 def test_own_data_has_no_published_figures_and_its_own_place(
