@@ -28,7 +28,7 @@ from pipeline.number import NAMES, number_samples
 from pipeline.packing import packed_order
 from pipeline.parallel import Workers
 from pipeline.scan.scan import NOT_OURS, SCAN_SCHEMA, Limits, check_room, scan
-from pipeline.settings import CAPTIONS, CLASSES, FILES, BuildSettings, deciding, forgiven, recorded
+from pipeline.settings import CAPTIONS, CLASSES, FILES, BuildSettings, deciding, forgiven, most_skipped, recorded
 from pipeline.skipped import SKIPPED, LeftOut, judge
 from pipeline.sources.captions import notes
 from pipeline.sources.class_names import ClassName
@@ -150,7 +150,7 @@ def _scan_all(source: Source, settings: BuildSettings, work: Path, workers: Work
     remedy = "check the source, or raise --max-skipped"
     if source.dataset.format in ("table", "coco"):
         remedy = "say below which folders the files lie (`images = [...]` in the data set file), " + remedy
-    budget, not_ours = SkipBudget(source.where, settings.max_skipped, remedy=remedy), 0
+    budget, not_ours = SkipBudget(source.where, most_skipped(source, settings), remedy=remedy), 0
     captions = Counter[str]()
     skips = list[LeftOut]()  # judged once all usable ones are counted: the bad ones may be the first
     for partition in source.partitions:

@@ -77,8 +77,9 @@ def build(
         typer.Option(help="Shrink images to this shorter side (JPEG, quality 95). Default: bytes as they are."),
     ] = None,
     max_skipped: Annotated[
-        float, typer.Option(help="Share of unusable samples that stops the build (ten are always let pass).")
-    ] = 0.05,
+        float | None,
+        typer.Option(help="Share of unusable samples that stops the build (ten are let pass). Default: DATASET's."),
+    ] = None,
     max_caption: Annotated[int, typer.Option(min=1, help="Characters; longer captions are cut.")] = 2000,
     max_pixels: Annotated[int, typer.Option(min=1, help="Images of more are skipped.")] = 100_000_000,
     max_bytes: Annotated[int, typer.Option(min=1, help="Encoded images of more are skipped.")] = 64 << 20,
@@ -110,7 +111,7 @@ def build(
     from pipeline.graph.build import build_graph, check_options
     from pipeline.packing import Packing
     from pipeline.scan.scan import Limits
-    from pipeline.settings import BuildSettings
+    from pipeline.settings import BuildSettings, most_skipped
     from pipeline.sources.datasets import load_dataset
     from pipeline.sources.find import open_source
     from shards.machine import cores
@@ -160,7 +161,7 @@ def build(
             code_dim=code_dim,
             processes=processes or cores(),
         )
-        print("\n".join(lines(cost, settings.max_skipped)))
+        print("\n".join(lines(cost, most_skipped(found, settings))))
         if there:
             print(f"{root}: the shards are there already; of these steps at most encoding and search are left")
             _say_left_out(root)

@@ -13,7 +13,7 @@ from pipeline.sources.source import Source
 from shards.errors import UserError
 from shards.manifest import Layout
 
-__all__ = ["CAPTIONS", "CLASSES", "FILES", "BuildSettings", "deciding", "forgiven", "recorded"]
+__all__ = ["CAPTIONS", "CLASSES", "FILES", "BuildSettings", "deciding", "forgiven", "most_skipped", "recorded"]
 
 FILES, CAPTIONS, CLASSES = "files_sha256", "captions_sha256", "classes_sha256"
 
@@ -29,8 +29,8 @@ class BuildSettings:
     """Samples a shard at most; in-place keeps the tars as they are."""
     image_size: int | None = None
     """Shrink images to this shorter side; None copies their bytes as they are."""
-    max_skipped: float = 0.05
-    """Share of unusable samples at which a build stops."""
+    max_skipped: float | None = None
+    """Share of unusable samples at which a build stops; None: the data set's."""
     limits: Limits = field(default_factory=Limits)
     packing: Packing | None = None
     """Of layout packed alone."""
@@ -43,7 +43,7 @@ class BuildSettings:
             raise UserError(f"a shard holds at least 1 sample, not {self.shard_size}")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"the seed must lie in 0..2**63 - 1, not {self.seed}")
-        if not 0 <= self.max_skipped <= 1:
+        if self.max_skipped is not None and not 0 <= self.max_skipped <= 1:
             raise UserError(f"--max-skipped is a share of the samples, 0..1, not {self.max_skipped}")
         if self.image_size is not None and self.image_size < 8:
             raise UserError(f"images of at least 8 pixels, not {self.image_size}")
@@ -51,6 +51,11 @@ class BuildSettings:
             raise UserError("layout in-place leaves the tars as they are: leave --image-size out, or use shuffled")
         if self.packing is not None:
             group_shards(1, self.packing.group_size, self.shard_size)
+
+
+def most_skipped(source: Source, settings: BuildSettings) -> float:
+    """Share of unusable samples at which a build stops."""
+    return source.dataset.max_skipped if settings.max_skipped is None else settings.max_skipped
 
 
 def recorded(source: Source, settings: BuildSettings) -> dict[str, Any]:
@@ -65,16 +70,18 @@ def recorded(source: Source, settings: BuildSettings) -> dict[str, Any]:
         **table.pop("limits"),
         **table.pop("packing"),
         **table,
+        "max_skipped": most_skipped(source, settings),
         "wnids": [name.folder for name in source.classes] if source.dataset.format == "imagefolder" else [],
     }
 
 
 def deciding(dataset: dict[str, Any]) -> dict[str, Any]:
-    """What of a data set's file decides the bytes: another description, or graph, is no other build."""
+    """What of a data set's file decides the bytes: another description, graph or budget is no other build."""
     return {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in dataset.items()
-        if key not in ("about", "graph") and not (key in ("label", "classes") and not value)  # unknown to older builds
+        if key not in ("about", "graph", "max_skipped")
+        and not (key in ("label", "classes") and not value)  # unknown to older builds
     }
 
 

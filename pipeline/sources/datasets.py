@@ -53,10 +53,14 @@ class Dataset:
     """imagefolder, and wherever `label` is given and `captions` is []: the text of a class."""
     graph: Literal["encoder", "class", "random", "none"] = "encoder"
     """The graph that a build makes."""
+    max_skipped: float = 0.05
+    """Share of unusable samples at which a build stops, unless it is told another."""
 
     def __post_init__(self) -> None:
         if self.name != Path(self.name).name or self.name[:1] in ("", "."):
             raise UserError(f"a data set's name is one plain folder name, not {self.name!r}")
+        if not 0 <= self.max_skipped <= 1:
+            raise UserError(f"data set {self.name}: max_skipped is a share, 0..1, not {self.max_skipped}")
         if any(not pattern or pattern.startswith("/") for pattern in self.files):
             raise UserError(f"data set {self.name}: files are patterns below SOURCE, such as *.csv, not {self.files}")
         if "{class}" not in self.caption:

@@ -234,6 +234,15 @@ def test_the_budget_is_a_share_of_all_wherever_the_bad_ones_lie(tmp_path: Path) 
     assert Manifest.load(out).skipped == {"undecodable image": 12}
     with pytest.raises(UserError, match="12 of the first 312 samples are unusable"):
         build(data_set(tmp_path / "mine.toml", format="imagefolder"), source, tmp_path / "less", max_skipped=0.03)
+    strict = data_set(tmp_path / "mine.toml", format="imagefolder", max_skipped=0.03)
+    with pytest.raises(UserError, match="12 of the first 312 samples are unusable"):
+        build(strict, source, tmp_path / "strict")
+    before = (out / "manifest.json").read_bytes()
+    assert build(strict, source, out) == out  # another budget is no other build
+    assert (out / "manifest.json").read_bytes() == before
+    build(strict, source, tmp_path / "strict", max_skipped=0.05)
+    with pytest.raises(UserError, match=r"data set mine: max_skipped is a share, 0\.\.1, not 5"):
+        build(data_set(tmp_path / "mine.toml", format="imagefolder", max_skipped=5), source, tmp_path / "none")
 
 
 def test_a_torn_tar_is_refused_and_replaced(tmp_path: Path) -> None:
