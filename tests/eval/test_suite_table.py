@@ -14,6 +14,7 @@ import pytest
 
 from eval.benchmarks.bench import Bench, Column, Summary, top
 from eval.evaluate import METHODS
+from eval.report.claims import verdicts
 from eval.report.markdown import markdown
 from eval.report.page import write_report
 from eval.report.published import FIGURES, published_rows
@@ -215,6 +216,15 @@ def simple(names: list[str], column: str = "object", *, hits: str = HALF, counte
 def page_of(table: dict[str, Any], tmp_path: Path) -> str:
     write_report(tmp_path / "r.html", table, curves={}, captions=None, images=[])
     return (tmp_path / "r.html").read_text()
+
+
+def test_a_claim_of_grounds_is_of_the_pictures_as_they_are_too() -> None:
+    figures = {"xclr": {"original": 20.0, "mixed_rand": 11.0}, "simclr": {"original": 90.0, "mixed_rand": 10.0}}
+    table: dict[str, Any] = {"methods": ["knn"], "columns": ["original", "mixed_rand"], "comparisons": []}
+    table["rows"] = [{"method": method, "knn": found, "runs": [0]} for method, found in figures.items()]
+    (verdict,) = verdicts(table)
+    assert len(verdict.failures) == 1
+    assert "original" in verdict.failures[0]
 
 
 def test_a_claim_holds_only_beyond_the_uncertainty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
