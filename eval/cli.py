@@ -156,7 +156,7 @@ def suite(
     partial: Partial = False,
     features: Cache = None,
 ) -> None:
-    """Several models on several benchmarks: results.json, .md, .csv and report.html. Run again, it goes on.
+    """Several models on several benchmarks: results.json, .md, .tex, .csv and report.html. Run again, it goes on.
 
     \b
     xclr-eval suite --config demo --out runs/demo                    what `make demo` ends with

@@ -29,6 +29,7 @@ from shards.bars import say
 from shards.errors import UserError
 
 __all__ = [
+    "DIGITS",
     "METHODS",
     "Method",
     "Settings",
@@ -39,6 +40,8 @@ __all__ = [
     "method_table",
     "wilson",
 ]
+
+DIGITS = 6  # behind the point, of percentages that are kept: what is shown is rounded once
 
 Method = Literal["linear_probe", "knn"]
 METHODS: tuple[Method, ...] = ("linear_probe", "knn")
@@ -243,10 +246,10 @@ def _figure(column: Column, hits: Floats, features: Features, bench: Bench, sett
         )
     if not len(counted):
         raise UserError(f"{bench.name}: {column.name} counts no image")
-    share = float(counted.mean())
+    share = float(counted.mean(dtype=float))
     return {
-        "accuracy": round(100 * share, 2),
-        "interval": [round(100 * end, 2) for end in wilson(share, len(counted))],
+        "accuracy": round(100 * share, DIGITS),
+        "interval": [round(100 * end, DIGITS) for end in wilson(share, len(counted))],
         "n": len(counted),
         "unreadable": unreadable,
         "expected": column.expected,
@@ -324,5 +327,5 @@ def _other_counts(bench: Bench, columns: dict[str, dict[str, Any]]) -> list[str]
 def _summary(summary: Summary, columns: dict[str, dict[str, Any]]) -> float:
     values: list[float] = [columns[name]["accuracy"] for name in summary.columns]
     if summary.kind == "difference":
-        return round(values[0] - values[1], 2)
-    return round(mean(values) if summary.kind == "mean" else stdev(values), 2)
+        return round(values[0] - values[1], DIGITS)
+    return round(mean(values) if summary.kind == "mean" else stdev(values), DIGITS)

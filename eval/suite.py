@@ -78,6 +78,8 @@ def load_suite(name: str) -> Suite:
     table["rows"] = tuple(from_table(Row, row, f"{where}, row {number}") for number, row in enumerate(rows, 1))
     if isinstance(against := table.get("against"), str):
         table["against"] = [against]
+    if isinstance(methods := table.get("methods"), list):  # as commands spell them, too
+        table["methods"] = [method.replace("-", "_") if isinstance(method, str) else method for method in methods]
     suite = from_table(Suite, {"name": path.stem, "title": path.stem, **table}, where)
     _check(suite)
     return suite

@@ -147,7 +147,7 @@ def _scan_all(source: Source, settings: BuildSettings, work: Path, workers: Work
         advance(len(source.partitions) - len(todo))
         for _ in workers.ordered(function, todo):
             advance(1)
-    remedy = "check the source, or raise --max-skipped"
+    remedy = "check the source, or raise --max-skipped (max_skipped in a data set file)"
     if source.dataset.format in ("table", "coco"):
         remedy = "say below which folders the files lie (`images = [...]` in the data set file), " + remedy
     budget, not_ours = SkipBudget(source.where, most_skipped(source, settings), remedy=remedy), 0

@@ -40,8 +40,15 @@ ABOUT = {
 }
 VARIANTS = tuple(ABOUT)
 LEAST, MOST = 0.04, 0.5  # of the picture's area: less shows no object at 64 pixels, more leaves too little ground
+OVER = 2  # pixels that a box may reach beyond its picture: of one of another size most reach further
+BEYOND, IN_SHARES = "with a box beyond their edges", "with a box in shares, not pixels"
 HEAD = ["path", "x0", "y0", "x1", "y1"]
-WORDS = Words(truth="the class of the folder", matched="classes are matched by folder name", needs="one folder each")
+WORDS = Words(
+    truth="the class of the folder",
+    matched="classes are matched by folder name",
+    needs="one folder each",
+    picture="picture with a usable box",
+)
 
 Corners = tuple[float, float, float, float]
 
@@ -50,21 +57,23 @@ def open_backgrounds(source: Source) -> Bench:
     """Raises UserError naming what is missing; pictures without a box, or with one that will not do, are left out."""
     train, test = open_splits(source.root)
     split = test.where.name.removesuffix(".tar")
-    boxes = _read_boxes(source.root / "boxes.csv", f"{split}/")
+    boxes, first = _read_boxes(source.root / "boxes.csv", f"{split}/")
     rows, cuts, left_out = _usable(test, [boxes.get(f"{split}/{key}") for key in test.keys])
-    if left_out["no box"] == len(test.keys):
-        raise UserError(f"{source.root / 'boxes.csv'} names no picture of {split}: its paths must be {split}/CLASS/...")
+    if left_out["without a box"] == len(test.keys):
+        raise UserError(
+            f"{source.root / 'boxes.csv'} names no picture of {split}: its paths must be {split}/CLASS/..., and the "
+            f"first is {first!r}"
+        )
     whole = test.classified("original")
     shown = replace(whole, labels=whole.labels[rows])
     several = np.isin(shown.labels, np.flatnonzero(np.bincount(shown.labels, minlength=1) > 1))
-    left_out["the only one of its class"] = int((~several).sum())
+    left_out["alone in their class"] = int((~several).sum())
     rows, cuts, shown = rows[several], cuts[several], replace(shown, labels=shown.labels[several])
     if len(np.unique(shown.labels)) < 2:
-        why = ", ".join(f"{reason} {count}" for reason, count in left_out.items() if count)
-        share = "; corners are pixels, not shares" if all(max(box) <= 1 for box in boxes.values()) else ""
+        why = ", ".join(f"{count} {reason}" for reason, count in left_out.items() if count)
         raise UserError(
             f"{test.where} has too few pictures whose box takes {LEAST:.0%} to {MOST:.0%} of them ({len(rows)} of "
-            f"{len(test.keys)}; {why}): two classes of two such are the least{share}"
+            f"{len(test.keys)}; {why}): two classes of two such are the least"
         )
     task, (top1, *_), notes = class_figures(train.classified("train"), shown, WORDS)
     same, other = partners(shown.labels)
@@ -90,7 +99,7 @@ def open_backgrounds(source: Source) -> Bench:
                 about="mixed_same minus mixed_rand: how much is owed to the ground",
             ),
         ),
-        notes={**notes, "boxes": str(source.root / "boxes.csv"), "left_out": left_out},
+        notes={**notes, "boxes": str(source.root / "boxes.csv"), "left_out": left_out, "test_pictures": len(test.keys)},
     )
 
 
@@ -136,17 +145,22 @@ class _Scenes:
         return image, (left, top, right, bottom)
 
 
-def _read_boxes(path: Path, within: str) -> dict[str, Corners]:
-    """Of paths that begin with `within`; of several boxes of one picture the one around all of them. Four empty fields
-    are no box."""
-    boxes: dict[str, Corners] = {}
+def _read_boxes(path: Path, within: str) -> tuple[dict[str, Corners], str]:
+    """Of paths that begin with `within`, and the first path that is there.
+
+    Of several boxes of one picture the one around all of them. Four empty fields are no box.
+    """
+    boxes, first = dict[str, Corners](), ""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             lines = csv.DictReader(file, skipinitialspace=True)
             if missing := [name for name in HEAD if name not in (lines.fieldnames or [])]:
-                raise UserError(f"{path} has no column {missing[0]}: its first line must be {','.join(HEAD)}")
+                found = ", ".join(lines.fieldnames or []) or "nothing"
+                raise UserError(f"{path} has no column {missing[0]} ({found}): its first line must be {','.join(HEAD)}")
             for line in lines:
-                if not (line["path"] or "").startswith(within) or not any(line[name] for name in HEAD[1:]):
+                first = first or line["path"]
+                line["path"] = (line["path"] or "").removeprefix("./")
+                if not line["path"].startswith(within) or not any(line[name] for name in HEAD[1:]):
                     continue
                 try:
                     box = [float(line[name]) for name in HEAD[1:]]
@@ -165,30 +179,38 @@ def _read_boxes(path: Path, within: str) -> dict[str, Corners]:
         ) from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
-    return boxes
+    return boxes, first
 
 
 def _usable(pictures: Pictures, boxes: list[Corners | None]) -> tuple[Ints, npt.NDArray[np.int64], dict[str, int]]:
     """Positions of the pictures whose box will do, their boxes [n, 4] within the picture, and why others are not."""
     rows, cuts = [], []
-    left_out = dict.fromkeys(("no box", "too small", "too large", "unreadable"), 0)
+    left_out = dict.fromkeys(
+        ("without a box", "with too small a box", "with too large a box", BEYOND, IN_SHARES, "unreadable"), 0
+    )
     slow = len(boxes) > WORTH_A_BAR[1]
     with bar("looking at sizes", len(boxes)) if slow else nullcontext(lambda _: None) as advance:
         for row, box in enumerate(boxes):
             advance(1)
             if box is None:
-                left_out["no box"] += 1
+                left_out["without a box"] += 1
                 continue
             try:
                 width, height = _size(pictures.read(row))
             except (*DECODERS_RAISE, BadImage):
                 left_out["unreadable"] += 1
                 continue
+            if max(box) <= 1 < min(width, height):
+                left_out[IN_SHARES] += 1
+                continue
+            if min(box) < -OVER or box[2] >= width + OVER or box[3] >= height + OVER:
+                left_out[BEYOND] += 1
+                continue
             left, right = np.clip(np.floor([box[0], box[2] + 1]), 0, width).astype(int).tolist()
             top, bottom = np.clip(np.floor([box[1], box[3] + 1]), 0, height).astype(int).tolist()
             share = (right - left) * (bottom - top) / (width * height)
             if not LEAST <= share <= MOST:
-                left_out["too small" if share < LEAST else "too large"] += 1
+                left_out["with too small a box" if share < LEAST else "with too large a box"] += 1
                 continue
             rows.append(row)
             cuts.append((left, top, right, bottom))

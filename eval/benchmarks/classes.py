@@ -42,6 +42,8 @@ class Words:
     """By what classes are matched."""
     needs: str
     """What a probe needs beyond a single class."""
+    picture: str = "picture"
+    """What a class of the test set may have none of."""
 
 
 def class_figures(train: Classified, test: Classified, words: Words) -> tuple[Task, tuple[Column, ...], dict[str, Any]]:
@@ -63,7 +65,7 @@ def class_figures(train: Classified, test: Classified, words: Words) -> tuple[Ta
     without = np.setdiff1d(np.arange(len(classes)), truth)
     if len(without):
         first = classes[without[0]]
-        say(f"{test.where} has no picture of {len(without)} of {len(classes)} classes, {first!r} among them")
+        say(f"{test.where} has no {words.picture} of {len(without)} of {len(classes)} classes, {first!r} among them")
     columns = [Column(name="top1", task="class", images=test.images, score=top(truth), about=words.truth)]
     if len(classes) >= TOP5_FROM:
         about = "among the five likeliest"

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eval.benchmarks.bench import Floats
-from eval.evaluate import METHODS, hits_of
+from eval.evaluate import DIGITS, METHODS, hits_of
 from eval.report.titles import TITLES
 
 __all__ = ["COMPARED", "RowHits", "compare_rows", "comparison_lines", "difference", "is_sure", "points"]
@@ -80,8 +80,8 @@ def compare_rows(
                     "row": more,
                     "less": less,
                     "runs": [len(later[0]), len(earlier[0])],
-                    "difference": round(value, 2),
-                    "interval": [round(value - reach, 2), round(value + reach, 2)],
+                    "difference": round(value, DIGITS),
+                    "interval": [round(value - reach, DIGITS), round(value + reach, DIGITS)],
                 }
             )
     return found, lost

@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from eval.report.table import heading, marks, runs_line
+from eval.report.table import difference_lines, heading, marks, runs_line, warnings
 from shards.atomic import atomic_file
 
 __all__ = ["latex", "write_latex"]
 
 MARKS = {"best": r"\textbf{%s}", "near": r"\textit{%s}", "": "%s"}
+SPREAD = r" {\scriptsize$\pm$%s}"
 SIGNS = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+SIGNS |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 SIGNS |= {sign: f"\\{sign}" for sign in "&%$#_{}"}
 
 
@@ -22,40 +24,40 @@ def write_latex(path: Path, results: dict[str, Any]) -> None:
 
 def latex(results: dict[str, Any]) -> str:
     r"""A tabular for each method; needs \usepackage{booktabs}. Intervals and comparisons are in results.md."""
-    parts = [f"% {_one_line(results['title'])}: \\usepackage{{booktabs}}"]
+    parts = [f"% {results['title']}: needs \\usepackage{{booktabs}}; letters beyond Latin need xelatex or lualatex"]
+    parts += [f"% {what}: {lines}" for what, lines in warnings(results)]
+    columns, rows = results["columns"], results["rows"]
     for method in results["methods"]:
-        runs = f"; {line}" if (line := runs_line(results)) else ""
-        columns = results["columns"]
-        parts += ["", f"% {_one_line(heading(results, method))}{runs}"]
-        if len(results["rows"]) > 1:
-            parts += ["% bold: the best of a column; italic: not surely below it"]
+        parts += ["", f"% {heading(results, method)}"]
+        parts += [f"% {line}" for line in (runs_line(results),) if line]
+        parts += ["% bold: the best of a column; italic: not surely below it"] * (len(rows) > 1)
         parts += [f"\\begin{{tabular}}{{l{'r' * len(columns)}}}", r"\toprule", _line(["", *map(_plain, columns)])]
-        parts += [
-            r"\midrule",
-            *(_line([_plain(row["method"]), *_cells(row, results, method)]) for row in results["rows"]),
-        ]
-        parts += [r"\bottomrule", r"\end{tabular}"]
-    return "\n".join([*parts, ""])
+        parts += [r"\midrule", *(_line([_plain(row["method"]), *_cells(row, results, method)]) for row in rows)]
+        images = [f"{rows[0]['details'][method][column]['n']:,}".replace(",", "{,}") for column in columns]
+        parts += [r"\midrule", _line(["images", *images]), r"\bottomrule", r"\end{tabular}"]
+    parts += ["", *(f"% {line}" for line in difference_lines(results))]
+    return "\n".join(" ".join(line.split()) for line in parts) + "\n"  # a comment ends with its line
 
 
 def _cells(row: dict[str, Any], results: dict[str, Any], method: str) -> list[str]:
-    cells, kinds = [], marks(results, row, method)
+    """Figures stand below each other, whether of one run or of several."""
+    cells, kinds, details = [], marks(results, row, method), row["details"][method]
     for column in results["columns"]:
-        known = row["details"][method][column]
         text = MARKS[kinds[column]] % f"{row[method][column]:.1f}"
-        cells.append(f"{text} {{\\scriptsize$\\pm${known['spread']:.1f}}}" if "spread" in known else text)
+        spreads = [other["details"][method][column].get("spread") for other in results["rows"]]
+        if "spread" in details[column]:
+            text += SPREAD % f"{details[column]['spread']:.1f}"
+        elif any(spread is not None for spread in spreads):
+            text += f"\\phantom{{{SPREAD % '0.0'}}}"
+        cells.append(text)
     return cells
 
 
 def _line(cells: list[str]) -> str:
-    return f"{' & '.join(cells)} \\\\"
+    """{} before a row that begins with a bracket or a star, which the rule or the line break above would take."""
+    return f"{{}}{' & '.join(cells)} \\\\"
 
 
 def _plain(name: str) -> str:
     """A text that commands nothing in TeX."""
-    return "".join(SIGNS.get(sign, sign) for sign in _one_line(name))
-
-
-def _one_line(text: str) -> str:
-    """A comment ends with its line."""
-    return " ".join(text.split())
+    return "".join(SIGNS.get(sign, sign) for sign in " ".join(name.split()))

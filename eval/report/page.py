@@ -127,7 +127,7 @@ def _columns(results: dict[str, Any]) -> str:
     widest = max((high - low) / 2 for low, high in every)
     about = {(name.rpartition("/")[2], detail["about"]): None for name, detail in details.items() if detail["about"]}
     words = "; ".join(f"{name}: {said}" for name, said in about)  # once, of however many benchmarks
-    runs = f" {line[0].upper()}{line[1:]}." if (line := runs_line(results)) else ""
+    runs = f" {escape(line[0].upper() + line[1:])}." if (line := runs_line(results)) else ""
     return (
         '<p class="soft">In bold the best of a column, shaded too what is not surely below it; the test pictures leave '
         f"a figure uncertain by up to &plusmn;{widest:.1f} (95%, Wilson score; hold the pointer over one).{runs} "

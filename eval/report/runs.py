@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import mean, stdev
 from typing import Any
 
-from eval.evaluate import hits_of, wilson
+from eval.evaluate import DIGITS, hits_of, wilson
 
 __all__ = ["mean_of_runs", "spread"]
 
@@ -22,16 +22,16 @@ def mean_of_runs(values: list[dict[str, Any]]) -> dict[str, Any]:
     columns = {}
     for name, column in values[0]["columns"].items():
         runs = [100 * float(hits_of(value["columns"][name]).mean(dtype=float)) for value in values]
-        interval = [round(100 * end, 2) for end in wilson(mean(runs) / 100, column["n"])]
-        columns[name] = {**column, "accuracy": round(mean(runs), 2), "interval": interval, "runs": runs}
+        interval = [round(100 * end, DIGITS) for end in wilson(mean(runs) / 100, column["n"])]
+        columns[name] = {**column, "accuracy": round(mean(runs), DIGITS), "interval": interval, "runs": runs}
     summaries = {}
     for name, summary in values[0]["summaries"].items():
         runs = [value["summaries"][name]["value"] for value in values]
-        summaries[name] = {**summary, "value": round(mean(runs), 2), "runs": runs}
+        summaries[name] = {**summary, "value": round(mean(runs), DIGITS), "runs": runs}
     partial = [line for value in values for line in value["partial"]]
     return {**values[0], "columns": columns, "summaries": summaries, "partial": partial}
 
 
 def spread(runs: list[float]) -> float:
     """Sample standard deviation of the figures of several runs."""
-    return round(stdev(runs), 2)
+    return round(stdev(runs), DIGITS)

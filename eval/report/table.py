@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from eval.benchmarks.bench import Bench
-from eval.evaluate import METHODS
+from eval.evaluate import DIGITS, METHODS
 from eval.report.compare import compare_rows, is_sure
 from eval.report.published import published_rows
 from eval.report.runs import mean_of_runs, spread
@@ -141,15 +141,17 @@ def left_out_lines(evaluation: dict[str, Any]) -> list[str]:
         for name, found in evaluation["pictures"].items()
         if found["unreadable"]
     ]
-    reasons = {why: count for why, count in evaluation["notes"].get("left_out", {}).items() if count}
-    words = ", ".join(f"{why} {count:,}" for why, count in reasons.items())
-    return [*lines, *([f"{sum(reasons.values()):,} test pictures ({words})"] if reasons else [])]
+    notes = evaluation.get("notes", {})
+    reasons = {why: count for why, count in sorted(notes.get("left_out", {}).items()) if count}
+    words = ", ".join(f"{count:,} {why}" for why, count in reasons.items())
+    of = notes.get("test_pictures", 0)
+    return [*lines, *([f"{sum(reasons.values()):,} of {of:,} test pictures ({words})"] if reasons else [])]
 
 
 def _unreadable(evaluated: list[dict[str, Any]], several: bool) -> list[str]:
     runs = [run for row in evaluated for run in row["runs"]]
     values = [(prefix, value) for run in runs for (prefix, _), value in run["evaluations"].items()]
-    return sorted({f"{prefix}/{line}" if several else line for prefix, v in values for line in left_out_lines(v)})
+    return sorted({f"{prefix}: {line}" if several else line for prefix, v in values for line in left_out_lines(v)})
 
 
 def heading(results: dict[str, Any], method: str) -> str:
@@ -195,7 +197,8 @@ def runs_line(results: dict[str, Any]) -> str:
         of = f"{few} runs{' each' * (len(counts) > 1)} of {', '.join(counts)}"
     else:
         of = f"{few} runs"
-    return f"mean of {of}, ± their standard deviation"
+    two = "; two runs say little of how far others lie apart" if 2 in counts.values() else ""
+    return f"mean of {of}, ± their standard deviation{two}"
 
 
 def difference_lines(results: dict[str, Any]) -> list[str]:
@@ -301,7 +304,7 @@ def _runs(figure: dict[str, Any]) -> dict[str, Any]:
     """The figures of several runs, and their deviation; nothing of one."""
     if "runs" not in figure:
         return {}
-    return {"runs": [round(value, 2) for value in figure["runs"]], "spread": spread(figure["runs"])}
+    return {"runs": [round(value, DIGITS) for value in figure["runs"]], "spread": spread(figure["runs"])}
 
 
 def _without_table(chosen: dict[str, Any]) -> dict[str, Any]:

@@ -156,7 +156,8 @@ def test_pictures_without_a_usable_box_are_counted(tmp_path: Path, capsys: pytes
     lines = (root / "boxes.csv").read_text().splitlines()
     box = ",".join(map(str, BOX))
     place = {line.split(",")[0]: i for i, line in enumerate(lines)}
-    lines[place["val/c0/0.png"]] = "val/c0/0.png,0,0,1,1"
+    lines[place["val/c0/0.png"]] = "val/c0/0.png,0,0,2,2"
+    lines[place["val/c3/0.png"]] = "val/c3/0.png,0.1,0.1,0.6,1"
     lines[place["val/c0/1.png"]] = "val/c0/1.png,-5,-5,40,18.2"
     lines[place["val/c0/2.png"]] = f"elsewhere.png,{box}"
     (root / "val/c0/3.png").write_bytes(b"no picture")
@@ -164,12 +165,13 @@ def test_pictures_without_a_usable_box_are_counted(tmp_path: Path, capsys: pytes
     (root / "boxes.csv").write_text("\n".join(lines))
     bench = opened(root)
     assert bench.notes["left_out"] == {
-        "no box": 1, "too small": 1, "too large": 2, "unreadable": 1, "the only one of its class": 1
+        "without a box": 1, "with too small a box": 1, "with too large a box": 1, "with a box beyond their edges": 1,
+        "with a box in shares, not pixels": 1, "unreadable": 1, "alone in their class": 1,
     }  # fmt: skip
-    assert len(bench.by_name["mixed_rand"]) == CLASSES * EACH - 6
+    assert len(bench.by_name["mixed_rand"]) == CLASSES * EACH - 7
     settings = Settings(features=tmp_path / "cache", knn=KNNConfig(k=3))
     show_result(evaluate(make_model(SIZE), bench, "knn", settings), tmp_path)
-    words = "6 test pictures (no box 1, too small 1, too large 2, unreadable 1, the only one of its class 1)"
+    words = "7 of 20 test pictures (1 alone in their class, 1 unreadable, 1 with a box beyond their edges, 1 with a"
     assert words in " ".join(capsys.readouterr().out.split())
 
 
@@ -177,6 +179,7 @@ def test_lines_of_other_pictures_are_not_looked_at(tmp_path: Path) -> None:
     root = folders(tmp_path)
     fingerprints = {name: images.fingerprint for name, images in opened(root).by_name.items()}
     text = (root / "boxes.csv").read_text().replace("path,x0,", "path, x0,", 1).replace(",17,", ", 17,")
+    text = text.replace("\nval/c1", "\n./val/c1")
     more = "train/c0/0.png,9,9,1,x\nval/gone.png,,,,\nval/gone.png,5,5,9,9\nval/c0/0.png,,,,\n,1,2,3,4\n"
     (root / "boxes.csv").write_text(f"{text}\n{more}")
     assert {name: images.fingerprint for name, images in opened(root).by_name.items()} == fingerprints
@@ -208,20 +211,23 @@ def written(text: str | bytes) -> Callable[[Path], Any]:
             without,
             r"there is no .*boxes.csv: a line path,x0,y0,x1,y1, then one for each picture, such as val/",
         ),
-        (written("path,x0,y0,x1\n"), "boxes.csv has no column y1: its first line must be path,x0,y0,x1,y1"),
-        (written(""), "boxes.csv has no column path"),
+        (written("path,x0,y0,x1\n"), r"no column y1 \(path, x0, y0, x1\): its first line must be path,x0,y0,x1,y1"),
+        (written(""), r"boxes.csv has no column path \(nothing\): "),
         (written("path,x0,y0,x1,y1\nval/c0/0.png,1,2,x,4\n"), "boxes.csv, line 2: x0, y0, x1, y1 must be numbers"),
         (written("path,x0,y0,x1,y1\nval/c0/0.png,1,2\n"), "boxes.csv, line 2: x0, y0, x1, y1 must be numbers"),
         (written("path,x0,y0,x1,y1\nval/c0/0.png,9,2,3,4\n"), "line 2: a box ends before it begins"),
         (written("path,x0,y0,x1,y1\nval/c0/0.png,nan,2,3,4\n"), "line 2: a box ends before it begins"),
-        (written("path,x0,y0,x1,y1\nc0/0.png,1,2,3,4\n"), "names no picture of val: its paths must be val/CLASS/"),
+        (
+            written("path,x0,y0,x1,y1\nc0/0.png,1,2,3,4\n"),
+            r"names no picture of val: its paths must be val/CLASS/\.\.\., .* is 'c0/0.png'",
+        ),
         (
             written("path,x0,y0,x1,y1\nval/c0/0.png,6,8,17,19\nval/c0/1.png,6,8,17,19\n"),
-            r"too few pictures .*\(2 of 20; no box 18\): two classes of two such are the least$",
+            r"too few pictures .*\(2 of 20; 18 without a box\): two classes of two such are the least$",
         ),
         (
             written("path,x0,y0,x1,y1\nval/c0/0.png,0.1,0.2,0.5,0.6\n"),
-            r"\(0 of 20; no box 19, too small 1\).*; corners are pixels, not shares",
+            r"\(0 of 20; 19 without a box, 1 with a box in shares, not pixels\)",
         ),
         (written(b"path,x0,y0,x1,y1\n\xff\xfe"), "boxes.csv cannot be read"),
     ],

@@ -121,7 +121,7 @@ def test_each_pair_is_compared_on_each_column() -> None:
     by = {(f["row"], f["less"], f["column"], f["method"]): f for f in found}
     one = by["b", "a", "top1", "knn"]
     value, reach = difference(RowHits.of([np.array(HALF)]), RowHits.of([np.array(WRONG)]))
-    assert one["interval"] == [round(100 * (value - reach), 2), round(100 * (value + reach), 2)]
+    assert one["interval"] == pytest.approx([100 * (value - reach), 100 * (value + reach)], abs=1e-5)
     assert (one["difference"], one["runs"]) == (50, [1, 1])
     assert is_sure(one)
     assert not is_sure({"interval": [-1, 2]})

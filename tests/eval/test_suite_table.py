@@ -172,7 +172,7 @@ def test_published_figures_stand_beside_and_say_what_they_are(tmp_path: Path) ->
     assert "| *SupCon on ImageNet, published* | 74.3 |  |  |  | ~45.3 |" in text
     assert "| resnet50 | **70.0** (69.0-71.0) |" in text
     assert "**PARTIAL, not comparable:** mit-states: images: 3 of 4" in text
-    assert "**LEFT OUT:** mit-states/train: 7 of 1,000 pictures did not decode\n" in text
+    assert "**LEFT OUT:** mit-states: train: 7 of 1,000 pictures did not decode\n" in text
     assert "- gap (imagenet, linear probe; difference): mine 60.0, resnet50 70.0\n" in text
     assert "f" * 64 in text
     write_report(tmp_path / "report.html", table, curves={}, captions=None, images=[])
@@ -181,7 +181,7 @@ def test_published_figures_stand_beside_and_say_what_they_are(tmp_path: Path) ->
     assert "<td>74.3</td>" in page
     assert ".abreast.named > .soft { overflow-wrap: anywhere; }" in page  # else long names run under the pictures
     assert "PARTIAL, not comparable" in page
-    assert "LEFT OUT: mit-states/train: 7 of 1,000 pictures did not decode<" in page
+    assert "LEFT OUT: mit-states: train: 7 of 1,000 pictures did not decode<" in page
     assert "<p>gap (imagenet, kNN; difference): mine 60.0, resnet50 70.0</p>" in page
     assert "approximate" in page
 
