@@ -371,6 +371,7 @@ def test_claims_are_read_off_the_figures() -> None:
         ("benches = ['demo']\nagainst = 5", "against is a list, not 5"),
         ("benches = ['demo']\nmethods = []", "methods is of one or both of linear_probe, knn"),
         ("benches = ['demo']\nmethods = ['knn', 'knn']", "methods is of one or both"),
+        ("benches = ['demo']\nmethods = ['linear-probe', 'linear_probe']", "methods is of one or both"),
         ("benches = ['demo']\nmethods = ['svm']", r"methods\[0\] is one of linear_probe, knn, not 'svm'"),
         ("benches = ['demo']\nrows = [{method='a',checkpoint='b'},{method='a',checkpoint='c'}]", "two rows .* 'a'"),
         ("benches = [", r"cannot read .*mine\.toml as TOML"),

@@ -240,6 +240,10 @@ def test_a_claim_holds_only_beyond_the_uncertainty(tmp_path: Path, capsys: pytes
     )
     table["rows"][0]["runs"] *= 2
     assert "each beyond its uncertainty.<" in page_of(table, tmp_path)
+    hostile = simple(["<b>simclr", "xclr"])
+    hostile["rows"][0]["runs"] *= 2
+    assert "<b>simclr" not in page_of(hostile, tmp_path)
+    assert "Mean of 2 runs of &lt;b&gt;simclr" in page_of(hostile, tmp_path)
     lost = simple(["simclr", "xclr"], counted="all but one")
     assert lost["comparisons"] == []
     assert len(lost["uncompared"]) == 4
