@@ -21,9 +21,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from eval.benchmarks.bench import Bench, ImageSet, Ints, Source, Summary, fingerprint
-from eval.benchmarks.classes import Words, class_figures
+from eval.benchmarks.bench import BG_GAP, Bench, ImageSet, Ints, Source, fingerprint
+from eval.benchmarks.classes import class_figures
 from eval.benchmarks.composites import VERSION, Box, ground, on_black, on_ground
+from eval.benchmarks.imagefolder import WORDS as FOLDERS
 from eval.benchmarks.imagefolder import WORTH_A_BAR, Pictures, open_splits
 from shards.bars import bar
 from shards.errors import UserError
@@ -43,12 +44,7 @@ LEAST, MOST = 0.04, 0.5  # of the picture's area: less shows no object at 64 pix
 OVER = 2  # pixels that a box may reach beyond its picture: of one of another size most reach further
 BEYOND, IN_SHARES = "with a box beyond their edges", "with a box in shares, not pixels"
 HEAD = ["path", "x0", "y0", "x1", "y1"]
-WORDS = Words(
-    truth="the class of the folder",
-    matched="classes are matched by folder name",
-    needs="one folder each",
-    picture="picture with a usable box",
-)
+WORDS = replace(FOLDERS, picture="picture with a usable box")
 
 Corners = tuple[float, float, float, float]
 
@@ -91,14 +87,7 @@ def open_backgrounds(source: Source) -> Bench:
         ),
         tasks=(task,),
         columns=tuple(columns),
-        summaries=(
-            Summary(
-                name="bg_gap",
-                kind="difference",
-                columns=("mixed_same", "mixed_rand"),
-                about="mixed_same minus mixed_rand: how much is owed to the ground",
-            ),
-        ),
+        summaries=(BG_GAP,),
         notes={**notes, "boxes": str(source.root / "boxes.csv"), "left_out": left_out, "test_pictures": len(test.keys)},
     )
 

@@ -30,6 +30,7 @@ import numpy.typing as npt
 from shards.errors import UserError
 
 __all__ = [
+    "BG_GAP",
     "LEFT_OUT",
     "Absent",
     "Bench",
@@ -154,6 +155,14 @@ class Summary:
     kind: Literal["difference", "mean", "deviation"]
     columns: tuple[str, ...]
     about: str = ""
+
+
+BG_GAP = Summary(
+    name="bg_gap",
+    kind="difference",
+    columns=("mixed_same", "mixed_rand"),
+    about="mixed_same minus mixed_rand: how much is owed to the ground",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

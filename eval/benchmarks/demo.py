@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.benchmarks.bench import Absent, Bench, Column, ImageSet, Source, Summary, Task, fingerprint, top
+from eval.benchmarks.bench import BG_GAP, Absent, Bench, Column, ImageSet, Source, Task, fingerprint, top
 from shards.errors import UserError
 from shards.manifest import Manifest
 from shards.reader import TEST, Shards, is_finished, test_folder
@@ -72,14 +72,7 @@ def open_demo(source: Source) -> Bench:
             Task(name=head, images="train", labels=labels["train"][head], classes=names[head]) for head in HEADS
         ),
         columns=tuple(columns),
-        summaries=(
-            Summary(
-                name="bg_gap",
-                kind="difference",
-                columns=("mixed_same", "mixed_rand"),
-                about="mixed_same minus mixed_rand: how much is owed to the ground",
-            ),
-        ),
+        summaries=(BG_GAP,),
         notes={"train": str(train), "test": str(test)},
     )
 

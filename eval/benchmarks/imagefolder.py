@@ -25,6 +25,7 @@ from shards.pictures import is_image
 from shards.tar import class_images, compression, scan
 
 __all__ = [
+    "WORDS",
     "WORTH_A_BAR",
     "Pictures",
     "contents",
