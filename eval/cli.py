@@ -12,8 +12,11 @@ import typer
 from eval.benchmarks.registry import BENCHES
 from shards.bars import say
 from shards.errors import UserError, run_cli
+from shards.reader import training_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from eval.benchmarks.bench import Bench as OpenBench
     from eval.evaluate import Method, Settings
     from eval.models.model import Model
@@ -184,6 +187,62 @@ def suite(
     )
 
 
+@app.command()
+def similarity(
+    checkpoint: Annotated[
+        list[str] | None,
+        typer.Option(help="As for linear-probe; several, to be compared with the first. Default: the newest run."),
+    ] = None,
+    untrained: Annotated[bool, typer.Option("--untrained", help="The first's initial weights as well.")] = False,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Shards, training or test ones. Default: those that the first was trained on."),
+    ] = None,
+    graph: Annotated[
+        str | None, typer.Option(help="Name of the graph. Default: the one trained with, or the only one.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=3, max=5000, help="Pictures, drawn at random.")] = 2000,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The page, FILE.html; FILE.json beside it. Default: RUN/eval/similarity-NAME.html."),
+    ] = None,
+    features: Cache = None,
+) -> None:
+    """Do the similarities of pictures follow the graph's? A page of rank correlations, curves and matrices.
+
+    \b
+    xclr-eval similarity                                                   the newest run, on its own shards
+    xclr-eval similarity --checkpoint runs/simclr --checkpoint runs/xclr --untrained
+    xclr-eval similarity --checkpoint runs/xclr --data data/mine-test      on pictures that it was not trained on
+
+    Test shards without a graph go by that of the training shards beside them, for the texts that both have.
+    """
+    from eval.features import features_root
+    from eval.models.open import open_models
+    from eval.report.show import show_similarity
+    from eval.report.similarity import write_similarity
+    from eval.similarity import as_table, compare_models, open_pictures
+    from shards.atomic import write_json
+
+    models = open_models(checkpoint or [None], untrained=untrained)
+    first = next(iter(models.values()))
+    root = data or first.shards
+    if root is None:
+        raise UserError("the first checkpoint does not say which shards it was trained on: give --data")
+    page = out or _similarity_out(list(models.values()), root)
+    if page.suffix != ".html":
+        raise UserError(f"--out {page}: the page's name ends in .html")
+    table = page.with_suffix(".json")
+    _check_writable(table, {"shards", "graph", "models"})
+    if page.exists() and not table.exists():
+        raise UserError(f"{page} is there and no earlier result: choose another --out, or delete it")
+    pictures = open_pictures(root, graph or _trained_with(models.values(), root), samples)
+    compared = compare_models(models, pictures, features or features_root())
+    write_similarity(page, pictures, compared)
+    write_json(table, as_table(pictures, compared))
+    show_similarity(pictures, compared, page)
+
+
 @app.command(name="list")
 def list_() -> None:
     """What of the benchmarks and runs is on this machine, and where to get what is missing."""
@@ -223,6 +282,20 @@ def _run(
     result = evaluate(model, opened, method, settings)
     write_json(path, {"hash": name, **result})
     show_result(result, path)
+
+
+def _trained_with(models: Iterable[Model], root: Path) -> str | None:
+    """The graph that the first of them was trained with that was trained with any, of these very shards."""
+    ours = {root.resolve(), training_folder(root).resolve()}
+    named = (model for model in models if model.graph and model.shards and model.shards.resolve() in ours)
+    return next((model.graph for model in named), None)
+
+
+def _similarity_out(models: list[Model], root: Path) -> Path:
+    """In the run's folder where there is one run; else in runs/eval."""
+    folders = {model.folder for model in models}
+    folder = folders.pop() if len(folders) == 1 else None
+    return (folder / "eval" if folder else Path("runs/eval")) / f"similarity-{root.resolve().name}.html"
 
 
 def _check_writable(path: Path, keys: set[str]) -> None:

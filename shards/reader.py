@@ -13,7 +13,7 @@ from shards.index import Index, read_index, read_texts
 from shards.manifest import Manifest
 from shards.tar import Sample, samples
 
-__all__ = ["TEST", "Shards", "is_finished", "latest_shards", "test_folder"]
+__all__ = ["TEST", "Shards", "is_finished", "latest_shards", "test_folder", "training_folder"]
 
 # A process may hold 1024 files by default; a window of shards is far smaller than this.
 MAX_OPEN_TARS = 128
@@ -150,6 +150,11 @@ def test_folder(train: Path) -> Path:
     """Where the test shards of a folder of training shards lie."""
     named = train if train.name not in ("", "..") else Path(os.path.abspath(train))
     return named.with_name(named.name + TEST)
+
+
+def training_folder(test: Path) -> Path:
+    """Where the training shards of a folder of test shards lie; of others, themselves."""
+    return test.with_name(test.name.removesuffix(TEST)) if test.name.removesuffix(TEST) else test
 
 
 def latest_shards(data: Path = Path("data")) -> Path:

@@ -23,7 +23,7 @@ from torch import nn
 from shards.atomic import atomic_file, sha256_file
 from shards.config import from_table
 from shards.errors import UserError
-from trainer.model import build_encoder, feature_dim
+from trainer.model import Encoder, build_encoder, feature_dim
 from trainer.own import is_own, short
 from trainer.recipe import Recipe
 
@@ -34,6 +34,7 @@ __all__ = [
     "checkpoints",
     "find_checkpoint",
     "load_backbone",
+    "load_encoder",
     "read_checkpoint",
     "write_best",
     "write_checkpoint",
@@ -44,7 +45,7 @@ UNREADABLE = (
     RuntimeError, pickle.UnpicklingError, LookupError, EOFError, ValueError, zipfile.BadZipFile, zlib.error,
     lzma.LZMAError,
 )  # fmt: skip
-PREFIX = "backbone."
+IMAGE_SIDE = ("backbone.", "projector.")  # a checkpoint of clip has a text tower beside
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +186,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def load_backbone(path: Path, *, untrained: bool = False, own: str | None = None) -> tuple[nn.Module, BackboneInfo]:
-    """The backbone of a checkpoint in eval mode, on the CPU: [n, 3, size, size] -> [n, feature_dim].
+    """The backbone of a checkpoint in eval mode, on the CPU: [n, 3, size, size] -> [n, feature_dim]."""
+    encoder, info = load_encoder(path, untrained=untrained, own=own)
+    return encoder.backbone, info
+
+
+def load_encoder(path: Path, *, untrained: bool = False, own: str | None = None) -> tuple[Encoder, BackboneInfo]:
+    """Backbone and projector of a checkpoint in eval mode, on the CPU; no text tower.
 
     untrained: the same architecture at the initial weights of that very run. own: FILE.py:FUNCTION of a run that
     trained such a network. Raises UserError where one is needed: a checkpoint has no code run that it names itself.
@@ -203,9 +210,9 @@ def load_backbone(path: Path, *, untrained: bool = False, own: str | None = None
     model = replace(model, backbone=own or model.backbone)
     encoder = build_encoder(model, recipe.augment.image_size, recipe.seed)
     if not untrained:
-        names = [name for name in state["encoder"] if name.startswith(PREFIX)]
+        weights = {name: value for name, value in state["encoder"].items() if name.startswith(IMAGE_SIDE)}
         try:
-            encoder.backbone.load_state_dict({name.removeprefix(PREFIX): state["encoder"][name] for name in names})
+            encoder.load_state_dict(weights)
         except RuntimeError as error:
             raise UserError(f"{path} does not fit {model.backbone}: {str(error).splitlines()[-1].strip()}") from None
     info = BackboneInfo(
@@ -220,4 +227,4 @@ def load_backbone(path: Path, *, untrained: bool = False, own: str | None = None
         sha256=sha256_file(path),
         recipe=recipe,
     )
-    return encoder.backbone.eval(), info
+    return encoder.eval(), info

@@ -54,6 +54,8 @@ class Model:
     """What it was trained on."""
     graph: str | None = None
     """The graph it was trained with, by name; None: the only one."""
+    projector: nn.Module | None = None
+    """[n, feature_dim] -> [n, dim], what the loss compared; None where it is not known any more."""
 
 
 def model_of(

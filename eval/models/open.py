@@ -10,7 +10,7 @@ FILE.py:FUNCTION@runs/NAME       that network with the weights of a checkpoint o
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,10 +20,10 @@ from safetensors import SafetensorError, safe_open
 from eval.models.model import Model, Transform, model_of
 from eval.models.own import open_own
 from shards.errors import UserError
-from trainer.checkpoint import NotRead, checkpoints, find_checkpoint, load_backbone, run_of
+from trainer.checkpoint import NotRead, checkpoints, find_checkpoint, load_encoder, run_of
 from trainer.own import is_own
 
-__all__ = ["open_checkpoint", "open_model"]
+__all__ = ["open_checkpoint", "open_model", "open_models"]
 
 
 OWN = "give --checkpoint FILE.py:FUNCTION, a function that builds the network and loads them (docs/evaluation.md)"
@@ -60,11 +60,29 @@ def open_model(spec: str | None, *, untrained: bool = False) -> Model:
     return open_checkpoint(path, untrained=untrained)
 
 
+def open_models(specs: Sequence[str | None], *, untrained: bool = False) -> dict[str, Model]:
+    """Models by what a table calls them: their runs' names, where these tell them apart. Raises UserError.
+
+    untrained: the initial weights of the first as well, behind all.
+    """
+    models = [open_model(spec) for spec in specs]
+    names = [model.folder.name if model.folder else model.name for model in models]
+    if len(set(names)) < len(names):
+        names = [str(spec) for spec in specs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise UserError(f"{twice} is given twice: leave one of them out")
+    named = dict(zip(names, models, strict=True))
+    if untrained:
+        named["untrained" if "untrained" not in named else "initial weights"] = open_model(specs[0], untrained=True)
+    return named
+
+
 def open_checkpoint(path: Path | None, *, untrained: bool = False, own: str | None = None) -> Model:
     """A checkpoint of xclr-train, a run folder, or (None) the newest run. Raises UserError."""
     file = find_checkpoint(path)
     try:
-        network, info = load_backbone(file, untrained=untrained, own=own)
+        encoder, info = load_encoder(file, untrained=untrained, own=own)
     except NotRead:
         raise
     except UserError as error:
@@ -76,12 +94,13 @@ def open_checkpoint(path: Path | None, *, untrained: bool = False, own: str | No
         "objective": info.objective,
         "step": info.step,
     }
-    model = model_of(network, info.model, transform, about, config=None if own else "")
+    model = model_of(encoder.backbone, info.model, transform, about, config=None if own else "")
     return replace(
         model,
         folder=run_of(file),
         shards=Path(info.recipe.data.shards) if info.recipe.data.shards else None,
         graph=info.recipe.data.graph or None,
+        projector=encoder.projector,
     )
 
 

@@ -10,10 +10,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from eval.report.similarity import figures
 from eval.report.table import difference_lines, heading, left_out_lines, marks, plus_minus, runs_line
 from eval.report.titles import TITLES
+from eval.similarity import Compared, Pictures
 
-__all__ = ["show_result", "show_rows"]
+__all__ = ["show_result", "show_rows", "show_similarity"]
 
 
 MARKS = {"best": "bold", "near": "italic", "": "none"}
@@ -90,6 +92,24 @@ def show_rows(results: dict[str, Any], path: Path) -> None:
         soft_wrap=True,
         markup=False,
     )
+
+
+def show_similarity(pictures: Pictures, compared: Compared, path: Path) -> None:
+    """One line a model and what of it is looked at."""
+    console = Console(highlight=False)
+    graph = f"graph {pictures.graph}" + ("" if pictures.graph_of == pictures.shards else f" of {pictures.graph_of}")
+    title = (
+        f"Rank correlation with {graph}: {pictures.shards}, {compared.pictures:,} pictures, {compared.pairs:,} pairs"
+    )
+    console.print(f"[italic]{escape(title)}[/italic]", soft_wrap=True)
+    head, rows = figures(compared)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for number, name in enumerate(head):
+        table.add_column(escape(name), justify="left" if number < 2 else "right")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console.print(table)
+    console.print(f"written to {path} and {path.with_suffix('.json').name}", soft_wrap=True, markup=False)
 
 
 def _tables(results: dict[str, Any], method: str, console: Console) -> list[Table]:

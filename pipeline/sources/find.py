@@ -123,8 +123,9 @@ def _files(dataset: Dataset, path: Path) -> tuple[list[Path], Path]:
 
 
 def _folders(dataset: Dataset, path: Path) -> Source:
-    """SOURCE/train/CLASS/..., SOURCE/train.tar, SOURCE/CLASS/..., or a tar itself."""
-    for place in (path / dataset.split, path / f"{dataset.split}.tar", path):
+    """SOURCE/train/CLASS/..., SOURCE/train.tar, SOURCE/CLASS/..., or a tar itself. `val` does for test."""
+    splits = [dataset.split, *(["val"] if dataset.split == "test" else [])]
+    for place in (*(path / name for split in splits for name in (split, f"{split}.tar")), path):
         if place.is_dir():
             folders = sorted(folder for folder in place.iterdir() if _is_class(folder))
             if folders:
@@ -139,6 +140,7 @@ def _folders(dataset: Dataset, path: Path) -> Source:
             )
     raise UserError(
         f"{path} holds no class folders: expected {dataset.split}/CLASS/*.jpg, {dataset.split}.tar or CLASS/"
+        + (" (or val for test)" if len(splits) > 1 else "")
     )
 
 

@@ -1,0 +1,205 @@
+"""The page of `xclr-eval similarity`: how far models follow the graph, in numbers, curves and matrices of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from itertools import takewhile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from eval.benchmarks.bench import Ints
+from eval.similarity import PLACES, Compared, Correlation, Doubles, Followed, Pictures, Place, difference
+from shards.page import COLOURS, data_uri, legend, line_chart, table, write_page
+
+__all__ = ["figures", "groups_of", "write_similarity"]
+
+GROUPS, SIZE = 5, 5  # of texts that matrices show
+LABEL = 30  # letters of a text
+SIDE, LEFT, CELLS = 480, 190, 280  # units of a matrix's view box: its width, that of labels, that of cells
+STYLE = """
+.matrices { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1.5rem; }
+.matrices image { image-rendering: pixelated; }
+"""
+WORDS = {
+    "projections": "projections, which the loss compared",
+    "features": "features, which are kept",
+}
+
+
+def write_similarity(path: Path, pictures: Pictures, compared: Compared) -> None:
+    title = f"{pictures.shards.name or pictures.shards}, graph {pictures.graph}"
+    held_out = (
+        "of a test split, which no model was trained on"
+        if pictures.split == "test"
+        else "of training shards: a model trained on them has seen these very pairs (NAME-test has others)"
+    )
+    head, rows = figures(compared)
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="soft">{escape(str(pictures.shards))}. Do the similarities of pictures follow the graph\'s?</p>',
+        table(head, rows),
+        "<p class=\"soft\">Spearman's rank correlation between the graph's similarity and the cosine of what a model "
+        f"makes of two pictures: 1 ranks all pairs as the graph does, 0 is no relation. {compared.pairs:,} pairs of "
+        f"{compared.pictures:,} pictures {held_out}, whose texts differ ({len(compared.texts):,} texts); pairs of "
+        "texts go by the mean of their pictures, which evens out what single pictures differ in. "
+        "\N{PLUS-MINUS SIGN} is half of the 95 % interval, were other texts drawn. Same text: how far pictures of one "
+        "text stand above the mean of pairs of different texts, in standard deviations.</p>",
+        *_notes(pictures, compared),
+        "<h2>How near pictures are, by how near their texts are</h2>",
+        _curves(compared),
+        "<h2>Some texts</h2>",
+        _matrices(pictures, compared),
+    ]
+    write_page(path, title, parts, STYLE)
+
+
+def figures(compared: Compared) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table: of each model, of what it projects and of its features."""
+    places = [place for place in PLACES if any(place in model.pairs for model in compared.models)]
+    texts = any(model.texts for model in compared.models)
+    same = any(model.same for model in compared.models)
+    several = len(compared.models) > 1
+    head = ["", "of its", "pairs of pictures"]
+    head += [f"over {compared.models[0].name}"] if several else []
+    head += ["pairs of texts"] if texts else []
+    head += ["same text"] if same else []
+    rows = []
+    for model in compared.models:
+        for place in places:
+            if place not in model.pairs:
+                continue
+            row = [model.name, place, _plus_minus(model.pairs[place])]
+            if several:
+                row.append(_over(model, compared.models[0], place))
+            if texts:
+                row.append(_plus_minus(model.texts[place]) if place in model.texts else "")
+            if same:
+                row.append(f"{model.same[place]:+.2f}" if place in model.same else "")
+            rows.append(row)
+    return head, rows
+
+
+def _plus_minus(found: Correlation) -> str:
+    reach = found.reach
+    return f"{found.value:.3f}" + ("" if reach is None else f" \N{PLUS-MINUS SIGN}{reach:.3f}")
+
+
+def _over(model: Followed, first: Followed, place: Place) -> str:
+    if model is first or place not in first.pairs:
+        return ""
+    value, reach = difference(model.pairs[place], first.pairs[place])
+    return f"{value:+.3f}" + ("" if reach is None else f" \N{PLUS-MINUS SIGN}{reach:.3f}")
+
+
+def _notes(pictures: Pictures, compared: Compared) -> list[str]:
+    lost = len(pictures.images) - compared.pictures
+    notes = []
+    if pictures.unknown:
+        notes.append(
+            f"{pictures.unknown:,} more pictures were drawn and left out: {pictures.graph_of} has no text like theirs."
+        )
+    if lost:
+        notes.append(f"{lost:,} pictures do not decode and are left out.")
+    return [f'<p class="soft">{escape(note)}</p>' for note in notes]
+
+
+def _curves(compared: Compared) -> str:
+    """A chart of each place: the models that have it."""
+    colours = {model.name: i % COLOURS for i, model in enumerate(compared.models, 1)}
+    charts = []
+    for place in PLACES:
+        series = {model.name: model.curve[place] for model in compared.models if place in model.curve}
+        if not series:
+            continue
+        chart = line_chart(
+            series, x_title="similarity by the graph", y_title="standard deviations", colours=colours, low_x=None
+        )
+        shown = {name: colours[name] for name in series}
+        charts.append(
+            f"<figure>{chart}{legend(shown)}<figcaption>Of {WORDS[place]}: mean cosine of pairs, in standard "
+            "deviations above that of all pairs, over the graph's similarity. Far right lie the few pairs of nearest "
+            "texts (a thousandth). A model that follows the graph rises all the way.</figcaption></figure>"
+        )
+    return f'<div class="charts">{"".join(charts)}</div>'
+
+
+def _matrices(pictures: Pictures, compared: Compared) -> str:
+    chosen = groups_of(compared.similarity)
+    labels = _labels([pictures.captions[i] for i in compared.texts[chosen].tolist()])
+    cut = np.ix_(chosen, chosen)
+    shown = [_matrix("the graph", "", compared.similarity[cut], labels)]
+    for model in compared.models:
+        place = next(place for place in PLACES if place in model.between)
+        shown.append(_matrix(model.name, place, model.between[place][cut], labels))
+    return (
+        f'<p class="soft">{len(chosen)} texts, in groups that the graph calls near. A cell is the mean over pairs of '
+        "pictures of the two texts, on the diagonal of different pictures of one (blank where there is one alone). "
+        "Each matrix has colours of its own, from its least to its largest value off the diagonal: what counts is "
+        "whether the blocks and the bands between them are the graph's.</p>"
+        f'<div class="matrices">{"".join(shown)}</div>'
+    )
+
+
+def groups_of(similarity: Doubles) -> Ints:
+    """Texts to show, group by group: near ones together, groups unlike each other. All where there are few."""
+    t = len(similarity)
+    near = np.where(np.eye(t, dtype=bool), -np.inf, similarity)
+    size = min(SIZE, t)
+    tight = np.sort(near, axis=1)[:, ::-1][:, : max(1, size - 1)].mean(axis=1)
+    free = np.ones(t, bool)
+    reached = np.full(t, np.min(similarity))
+    chosen: list[int] = []
+    for _ in range(GROUPS):
+        if not free.any():
+            break
+        seed = int(np.argmax(np.where(free, tight - reached, -np.inf)))
+        free[seed] = False
+        others = np.flatnonzero(free)
+        group = [seed, *others[np.argsort(-near[seed, others], kind="stable")][: size - 1].tolist()]
+        free[group] = False
+        chosen += group
+        reached = np.maximum(reached, similarity[group].max(axis=0))
+    return np.array(chosen, np.int64)
+
+
+def _labels(texts: Sequence[str]) -> list[str]:
+    """First captions, without the words that all begin with ("a photo of a"), cut to LABEL letters."""
+    first = [text.split("\n")[0] for text in texts]
+    words = [text.split(" ") for text in first]
+    alike = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*words, strict=False)))
+    if len(first) > 1 and alike < min(map(len, words)):
+        first = [" ".join(text[alike:]) for text in words]
+    return [text if len(text) <= LABEL else f"{text[: LABEL - 1]}\N{HORIZONTAL ELLIPSIS}" for text in first]
+
+
+def _matrix(name: str, place: str, values: Doubles, labels: Sequence[str]) -> str:
+    off = values[~np.eye(len(values), dtype=bool)]
+    low, high = float(np.nanmin(off)), float(np.nanmax(off))
+    cell = CELLS / len(labels)
+    words = "".join(
+        f'<text x="{LEFT - 6}" y="{cell * (i + 0.5) + 4:.1f}" text-anchor="end">{escape(label)}</text>'
+        for i, label in enumerate(labels)
+    )
+    image = (
+        f'<image x="{LEFT}" y="0" width="{CELLS}" height="{CELLS}" href="{_pixels(values, low, high)}" '
+        'preserveAspectRatio="none"/>'
+    )
+    of = f", {place}" if place else ""
+    return (
+        f'<figure><svg class="chart" viewBox="0 0 {SIDE} {CELLS}" role="img" aria-label="{escape(name)}">{words}{image}'
+        f"</svg><figcaption><b>{escape(name)}</b>{of}: {low:.2f} to {high:.2f}</figcaption></figure>"
+    )
+
+
+def _pixels(values: Doubles, low: float, high: float) -> str:
+    """A PNG of a pixel a value, as a data: URI; NaN is transparent."""
+    known = np.isfinite(values)
+    scaled = np.clip((np.where(known, values, low) - low) / ((high - low) or 1), 0, 1)
+    grey: npt.NDArray[np.uint8] = np.round(255 * scaled).astype(np.uint8)
+    colours = cv2.applyColorMap(grey, cv2.COLORMAP_VIRIDIS)
+    _, data = cv2.imencode(".png", np.dstack([colours, np.where(known, 255, 0).astype(np.uint8)]))
+    return data_uri(data.tobytes(), "image/png")
