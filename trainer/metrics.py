@@ -35,7 +35,7 @@ SHOWN = {
 }
 SECTIONS = {  # TensorBoard shows one for each word before the slash; what stands nowhere here is of the target's block
     "train": ("loss", "lr", "epoch"),
-    "features": ("knn", "knn_similarity", "rankme", "mean_cosine"),
+    "features": ("knn", "knn_similarity", "graph_correlation", "rankme", "mean_cosine"),
     "data": ("samples_per_s", "data_wait", "bad_images"),
 }
 SECTION = {name: section for section, names in SECTIONS.items() for name in names}

@@ -1,8 +1,8 @@
 """Does the encoder learn? Nearest neighbours among a fixed sample of the training images, as the run goes on.
 
 With labels: accuracy of a weighted kNN vote. Without: how much more similar the captions of an image and of its
-nearest image are than those of random pairs. Both leave the image itself out; both watch training data, so they say
-whether a run is alive, not how well it will score.
+nearest image are than those of random pairs. Of a graph with codes: how far the order of all pairs follows the graph's.
+All leave the image itself out and watch training data, so they say whether a run is alive, not how well it will score.
 """
 
 from __future__ import annotations
@@ -57,10 +57,13 @@ class Monitor:
         if graph is not None and graph.codes is not None and graph.code_scale is not None:
             codes = graph.codes[texts].astype(np.float32) * graph.code_scale[texts, None]
             self.codes = torch.from_numpy(codes)
+        pairs = torch.triu_indices(len(texts), len(texts), 1)
+        self.pairs = pairs[:, torch.from_numpy(texts[pairs[0]] != texts[pairs[1]])]
 
     @torch.no_grad()
     def measure(self, encoder: Encoder, device: torch.device) -> dict[str, float]:
-        """knn (labelled) or knn_similarity (captioned), and RankMe, the effective rank of the features."""
+        """knn (labelled) or knn_similarity (captioned); RankMe, the effective rank of the features; graph_correlation,
+        Spearman's, of the features' cosines with the codes' similarities, over pairs of different texts."""
         training = encoder.training
         encoder.eval()
         parts = []
@@ -82,6 +85,10 @@ class Monitor:
             n = len(self.codes)
             random = (self.codes.sum(0).square().sum() - self.codes.square().sum()) / (n * (n - 1))
             values["knn_similarity"] = float(near - random)
+        if self.codes is not None and self.pairs.shape[1] > 1:
+            one, other = self.pairs
+            ranked = [_ranks(x[one, other]) for x in (similarity, self.codes @ self.codes.T)]
+            values["graph_correlation"] = float(torch.corrcoef(torch.stack(ranked))[0, 1].nan_to_num())
         return values
 
 
@@ -94,6 +101,13 @@ def _pool(shards: Shards) -> npt.NDArray[np.int64]:
         return np.arange(len(shards))
     sizes = np.cumsum([shard.samples for shard in shards.manifest.shards])
     return np.arange(int(sizes[min(int(np.searchsorted(sizes, SAMPLES)), len(sizes) - 1)]))
+
+
+def _ranks(x: torch.Tensor) -> torch.Tensor:
+    """Of each value among all, [n] float64; equal ones share the mean of theirs."""
+    _, inverse, counts = torch.unique(x, return_inverse=True, return_counts=True)
+    ranks: torch.Tensor = (counts.cumsum(0) - (counts - 1) / 2).double()[inverse]
+    return ranks
 
 
 def _rankme(features: torch.Tensor) -> float:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from scipy.stats import spearmanr  # type: ignore[import-untyped]
 from torch.nn import functional
 
 from shards.errors import UserError
@@ -16,9 +18,9 @@ from tests.make import make_shards
 from tests.trainer.test_loop import ALONE, recipe
 from trainer import setup
 from trainer.clip import clip_loss
-from trainer.data import make_loader, to_views
+from trainer.data import Batch, make_loader, to_views
 from trainer.model import build_encoder
-from trainer.monitor import _rankme
+from trainer.monitor import Monitor, _rankme
 from trainer.optim import make_optimiser
 from trainer.recipe import ModelConfig, OptimiserConfig, Recipe, TextConfig
 from trainer.step import Outcome, Stepper, synchronised
@@ -59,6 +61,26 @@ def test_siblings_are_no_sign_of_a_collapse() -> None:
 def test_features_that_are_all_alike_have_rank_one() -> None:
     assert _rankme(torch.zeros(20, 4)) == _rankme(torch.ones(20, 4)) == 1.0
     assert _rankme(torch.randn(2000, 4)) == pytest.approx(4, abs=0.1)
+
+
+def test_the_correlation_with_the_graph_is_spearmans(tmp_path: Path) -> None:
+    """Of features, over pairs of different texts; many similarities are equal."""
+    shards = Shards.open(make_shards(tmp_path / "made", (40,), classes=5))
+    graph = shards.graph()
+    monitor, built = Monitor(shards, graph, 32, 0), build_encoder(recipe(shards.root).model, 32, 0)
+    found = monitor.measure(built, torch.device("cpu"))["graph_correlation"]
+    views = to_views(Batch(monitor.images, *[torch.zeros(40, dtype=torch.int64)] * 3), torch.device("cpu"))
+    with torch.no_grad():
+        features = torch.nn.functional.normalize(built.eval().features(views), dim=1)
+    assert graph.codes is not None
+    assert graph.code_scale is not None
+    text = shards.index.text_id
+    codes = torch.from_numpy(graph.codes[text] * graph.code_scale[text, None])
+    pairs = [(i, j) for i, j in combinations(range(40), 2) if text[i] != text[j]]
+    values = [[float(x[i] @ x[j]) for i, j in pairs] for x in (features, codes)]
+    assert found == pytest.approx(spearmanr(*values).statistic, abs=1e-4)
+    alone = Monitor(Shards.open(make_shards(tmp_path / "one", (9,), classes=1, graph=False)), graph, 32, 0)
+    assert "graph_correlation" not in alone.measure(built, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("objective", ["xclr", "clip"])
