@@ -14,6 +14,7 @@ import errno
 import os
 import sys
 from collections import Counter
+from collections.abc import Callable
 from textwrap import shorten
 from typing import NoReturn
 
@@ -112,11 +113,16 @@ PLACE = {
 """What to do about a path that the system refuses, whichever command met it."""
 
 
-def run_cli(app: typer.Typer) -> None:
-    """Run a command line. What the user can mend becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
+def run_cli(app: typer.Typer, *, say: Callable[[str], bool] = lambda line: True) -> None:
+    """Run a command line. What the user can mend becomes one line on stderr and exit code 2, Ctrl-C exit code 130.
+
+    say: whether this process is to say it, and not another of the same command.
+    """
     try:
         code = app(standalone_mode=False)
     except UserError as error:
+        if not say(str(error)):
+            sys.exit(error.code)
         _end(str(error), error.code)
     except BrokenPipeError:  # `xclr-... | head`: the reader has left, which is no error of the user's
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

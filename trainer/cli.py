@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -362,7 +363,14 @@ def _objective_line(recipe: Recipe, shards: Shards, run: Path) -> str:
 
 
 def main() -> None:
-    run_cli(app)
+    def say(line: str) -> bool:
+        if "RANK" not in os.environ:
+            return True
+        from trainer.launch import first_to_say  # with PyTorch
+
+        return first_to_say(line)
+
+    run_cli(app, say=say)
 
 
 if __name__ == "__main__":

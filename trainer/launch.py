@@ -13,6 +13,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from datetime import timedelta
+from hashlib import sha256
 
 import torch
 import torch.distributed as dist
@@ -24,7 +26,7 @@ from trainer.plan import check_share
 from trainer.signals import heeded
 from trainer.world import LoaderGone, PeerGone
 
-__all__ = ["BY_HAND", "INTERRUPTED", "launch", "ranks_wanted", "stop_without_launcher"]
+__all__ = ["BY_HAND", "INTERRUPTED", "first_to_say", "launch", "ranks_wanted", "stop_without_launcher"]
 
 BY_HAND = 130  # 128 + SIGINT
 INTERRUPTED = 143  # 128 + SIGTERM: what schedulers take for "was told to stop", and requeue
@@ -32,6 +34,7 @@ FINAL = (0, UserError.code, BY_HAND, INTERRUPTED)  # done, something to be mende
 RESTARTS = 3  # of all ranks, when one dies; only where they go on from a checkpoint
 TO_STOP = 240.0  # seconds after a rank has stopped: another may be writing the checkpoint
 TO_FAIL = 30.0  # after one has died: others may wait for it in vain
+TO_ASK = timedelta(seconds=5)
 LIFELINE = "XCLR_LIFELINE"  # environment: a pipe's end at which a rank sees that the launcher is gone
 
 
@@ -111,6 +114,22 @@ def _run(command: Sequence[str], count: int, threads: str) -> tuple[int, int]:
     finally:
         os.close(theirs)
         os.close(ours)
+
+
+def first_to_say(line: str) -> bool:
+    """Whether no other rank of this start has this line to say: of eight GPUs' ranks all find the same misspelt model.
+
+    True as well where there is no other rank, or no store that could be asked.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return True
+    key = f"said/{os.environ.get('TORCHELASTIC_RESTART_COUNT')}/{sha256(line.encode()).hexdigest()}"
+    try:
+        where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(*where, is_master=False, timeout=TO_ASK)  # type: ignore[attr-defined]
+        return bool(store.add(key, 1) == 1)
+    except (LookupError, ValueError, RuntimeError):
+        return True
 
 
 def stop_without_launcher() -> None:

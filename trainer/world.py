@@ -92,7 +92,7 @@ def join_world(device: str = "auto") -> Iterator[World]:
         # error would be told after it.
         _abort(backend)
         if isinstance(error, RuntimeError) and any(words in str(error) for words in GONE):
-            raise PeerGone(f"rank {rank} ends because another rank did, which says why") from None
+            raise PeerGone("this rank ends because another did, which says why") from None
         raise
     except BaseException:  # SystemExit after a signal, which all ranks heed together
         dist.destroy_process_group()
