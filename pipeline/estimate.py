@@ -39,8 +39,8 @@ BESIDE = 2500, 4096
 class Cost:
     """Bytes and seconds."""
 
-    files: int
-    source_bytes: int
+    source: str
+    """What there is to read."""
     probe: str
     """What was looked at."""
     samples: Range
@@ -98,9 +98,7 @@ def estimate(
     unusable = sum(count for reason, count in found.skipped.items() if reason != NOT_OURS)
     spooled = sum(max(p.bytes, 0) for p in source.partitions if p.url)
     return Cost(
-        files=len(source.tables) or len({p.url or str(p.path) for p in source.partitions}),
-        source_bytes=sum(path.stat().st_size for path in source.tables)
-        or sum(max(p.bytes, 0) for p in source.partitions),
+        source=_source_line(source),
         probe=f"{partition.name}: {rows:,} samples, scanned in {seconds:.1f} s",
         samples=samples,
         texts=texts,
@@ -125,7 +123,7 @@ def lines(cost: Cost, max_skipped: float) -> list[str]:
     if cost.skipped > max_skipped:
         unusable += f": A BUILD MAY STOP FOR IT (--max-skipped {max_skipped:g})"
     rows = {
-        "source": f"{cost.files:,} files, {size(cost.source_bytes)}",
+        "source": cost.source,
         "looked at": cost.probe,
         "samples": f"{cost.samples.as_count()}; {unusable}",
         **({"labels": cost.labels} if cost.labels else {}),
@@ -138,6 +136,15 @@ def lines(cost: Cost, max_skipped: float) -> list[str]:
         "in all": cost.total.as_time(),
     }
     return [*(f"{name:10} {value}" for name, value in rows.items()), "dry run: nothing was built"]
+
+
+def _source_line(source: Source) -> str:
+    folders = [p for p in source.partitions if not p.url and p.path.is_dir()]
+    if folders:  # their files are counted, not measured: that would be a look at each of a million
+        return f"{len(folders):,} folders, {sum(p.stop for p in folders):,} files"
+    files = len(source.tables) or len({p.url or str(p.path) for p in source.partitions})
+    held = sum(path.stat().st_size for path in source.tables) or sum(max(p.bytes, 0) for p in source.partitions)
+    return f"{files:,} files, {size(held)}"
 
 
 def _probe(source: Source, limits: Limits, spool: Path) -> tuple[Partition, Scan, float]:

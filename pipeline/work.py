@@ -24,6 +24,7 @@ __all__ = ["WORK", "alone", "differing", "disk_errors", "holds_nothing", "mapped
 TRIES = 100
 WORK = ".work"  # below the folder that is being made; holds what a stopped run had finished
 BEGUN = {"lock", "settings.json", "encoding.json"}  # what a run writes there before it computes anything
+MOST_TOLD = 3  # entries of a list that a message repeats
 
 
 @contextmanager
@@ -107,6 +108,8 @@ def differing(found: dict[str, Any], wanted: dict[str, Any], forgiven: Set[str] 
 
 
 def _told(value: object) -> object:
+    if isinstance(value, list) and len(value) > MOST_TOLD:  # ImageNet has a thousand classes
+        return f"[{', '.join(map(repr, value[:MOST_TOLD]))}, and {len(value) - MOST_TOLD:,} more]"
     return "none" if value is None or value in ("", []) else value
 
 

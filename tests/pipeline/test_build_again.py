@@ -91,6 +91,14 @@ def test_a_table_that_is_mended_after_a_stop_is_read_anew(tmp_path: Path, monkey
         build(mine, tmp_path / "in", tmp_path / "out")
 
 
+def test_long_lists_are_told_in_part(tmp_path: Path) -> None:
+    """Of ImageNet's thousand classes a message names three."""
+    mine = data_set(tmp_path / "mine.toml", format="imagefolder")
+    out = build(mine, class_folders(tmp_path / "in", ["0", "1", "2", "3", "4"]), tmp_path / "out")
+    with pytest.raises(UserError, match=r"wnids \['0', '1', '2', and 2 more\], not \['a', 'b'\]: choose another"):
+        build(mine, class_folders(tmp_path / "other", ["a", "b"]), out)
+
+
 def test_other_class_names_are_another_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, names = class_folders(tmp_path / "in", ["0", "1", "2"]), tmp_path / "in" / "classes.tsv"
     mine = data_set(tmp_path / "mine.toml", format="imagefolder")

@@ -20,7 +20,7 @@ from pipeline.costs import costs_path, read_costs
 from pipeline.estimate import Cost, estimate, lines
 from pipeline.graph.build import build_graph
 from pipeline.graph.estimate import _search_probe
-from pipeline.ranges import Range
+from pipeline.ranges import Range, size
 from pipeline.scan.samples import Limits
 from pipeline.search.plan import LARGE, SMALL
 from pipeline.settings import BuildSettings
@@ -148,13 +148,14 @@ def test_the_first_partition_may_be_empty_and_tables_count_once(tmp_path: Path) 
     (source / "train" / "a").mkdir()
     cost = cost_of(data_set(tmp_path / "mine.toml", format="imagefolder"), source, tmp_path / "out")
     assert cost.samples.low <= 60 <= cost.samples.high
+    assert cost.source == "3 folders, 60 files"
     pictures(tmp_path / "t", [f"{i}.jpg" for i in range(10)])
     table = tmp_path / "t" / "t.csv"
     table.write_text("".join(["image,caption\n", *(f"{i}.jpg,{i}\n" for i in range(10))]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.sources.find.TABLE_PART", 20)
         found = cost_of(data_set(tmp_path / "table.toml", format="table"), tmp_path / "t", tmp_path / "out")
-    assert (found.files, found.source_bytes) == (1, table.stat().st_size)
+    assert found.source == f"1 files, {size(table.stat().st_size)}"
     assert found.samples.low <= 10 <= found.samples.high
 
 
