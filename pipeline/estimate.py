@@ -139,6 +139,8 @@ def lines(cost: Cost, max_skipped: float) -> list[str]:
 
 
 def _source_line(source: Source) -> str:
+    if source.dataset.format == "demo":
+        return "generated"
     folders = [p for p in source.partitions if not p.url and p.path.is_dir()]
     if folders:  # their files are counted, not measured: that would be a look at each of a million
         return f"{len(folders):,} folders, {sum(p.stop for p in folders):,} files"
