@@ -12,16 +12,16 @@ import typer
 from eval.benchmarks.registry import BENCHES
 from shards.bars import say
 from shards.errors import UserError, run_cli
-from shards.reader import training_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from eval.benchmarks.bench import Bench as OpenBench
     from eval.evaluate import Method, Settings
     from eval.models.model import Model
+    from eval.similarity import Pictures
 
 __all__ = ["app", "main"]
+
+MOST = 5000  # pictures of `similarity`: their pairs take 3 GB
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
@@ -201,10 +201,10 @@ def similarity(
     graph: Annotated[
         str | None, typer.Option(help="Name of the graph. Default: the one trained with, or the only one.")
     ] = None,
-    samples: Annotated[int, typer.Option(min=3, max=5000, help="Pictures, drawn at random.")] = 2000,
+    samples: Annotated[int, typer.Option(min=3, max=MOST, help="Pictures, drawn at random.")] = 2000,
     out: Annotated[
         Path | None,
-        typer.Option(help="The page, FILE.html; FILE.json beside it. Default: RUN/eval/similarity-NAME.html."),
+        typer.Option(help="The page, FILE.html; FILE.json beside it. Default: RUN/eval/similarity-DATA-GRAPH.html."),
     ] = None,
     features: Cache = None,
 ) -> None:
@@ -221,7 +221,7 @@ def similarity(
     from eval.models.open import open_models
     from eval.report.show import show_similarity
     from eval.report.similarity import write_similarity
-    from eval.similarity import as_table, compare_models, open_pictures
+    from eval.similarity import as_table, compare_models, open_pictures, similarity_hash
     from shards.atomic import write_json
 
     models = open_models(checkpoint or [None], untrained=untrained)
@@ -229,17 +229,18 @@ def similarity(
     root = data or first.shards
     if root is None:
         raise UserError("the first checkpoint does not say which shards it was trained on: give --data")
-    page = out or _similarity_out(list(models.values()), root)
-    if page.suffix != ".html":
-        raise UserError(f"--out {page}: the page's name ends in .html")
-    table = page.with_suffix(".json")
+    if out and out.suffix != ".html":
+        raise UserError(f"--out {out}: the page's name ends in .html")
+    pictures = open_pictures(root, graph, samples, models.values())
+    name = similarity_hash(models, pictures)
+    table = out.with_suffix(".json") if out else _free(_similarity_out(list(models.values()), pictures), name)
+    page = table.with_suffix(".html")
     _check_writable(table, {"shards", "graph", "models"})
     if page.exists() and not table.exists():
         raise UserError(f"{page} is there and no earlier result: choose another --out, or delete it")
-    pictures = open_pictures(root, graph or _trained_with(models.values(), root), samples)
     compared = compare_models(models, pictures, features or features_root())
+    write_json(table, {"hash": name, **as_table(pictures, compared)})
     write_similarity(page, pictures, compared)
-    write_json(table, as_table(pictures, compared))
     show_similarity(pictures, compared, page)
 
 
@@ -284,25 +285,19 @@ def _run(
     show_result(result, path)
 
 
-def _trained_with(models: Iterable[Model], root: Path) -> str | None:
-    """The graph that the first of them was trained with that was trained with any, of these very shards."""
-    ours = {root.resolve(), training_folder(root).resolve()}
-    named = (model for model in models if model.graph and model.shards and model.shards.resolve() in ours)
-    return next((model.graph for model in named), None)
-
-
-def _similarity_out(models: list[Model], root: Path) -> Path:
+def _similarity_out(models: list[Model], pictures: Pictures) -> Path:
     """In the run's folder where there is one run; else in runs/eval."""
     folders = {model.folder for model in models}
     folder = folders.pop() if len(folders) == 1 else None
-    return (folder / "eval" if folder else Path("runs/eval")) / f"similarity-{root.resolve().name}.html"
+    name = f"similarity-{pictures.shards.resolve().name}-{pictures.graph}.json"
+    return (folder / "eval" if folder else Path("runs/eval")) / name
 
 
 def _check_writable(path: Path, keys: set[str]) -> None:
     """Raises UserError where the file cannot be made, or is there and no earlier result, which has these keys."""
     folder = path.parent
     if path.is_dir():
-        raise UserError(f"--out {path} is a folder: give the name of a .json file")
+        raise UserError(f"{path} is a folder, where the result would be written: choose another --out")
     if path.exists() and not (path.is_file() and _may_be_replaced(path, keys)):
         raise UserError(
             f"{path} is there and no earlier result, which it would replace: choose another --out, or delete it"

@@ -1,8 +1,8 @@
 """Do similarities of pictures follow the graph's? What X-CLR trains, looked at: the paper's figure 4, with numbers.
 
-For pairs of pictures whose texts differ, G_ij, as training reads it, is held against the cosine of what a model makes
-of the two: of its features, and of its projections, which are what the loss compared. The figure is Spearman's rank
-correlation over all pairs, the usual comparison of two similarity matrices (Kriegeskorte et al. 2008,
+For pairs of pictures whose texts differ, G_ij, by the graph's lists and codes, is held against the cosine of what a
+model makes of the two: of its features, and of its projections, which are what the loss compared. The figure is
+Spearman's rank correlation over all pairs, the usual comparison of two similarity matrices (Kriegeskorte et al. 2008,
 doi.org/10.3389/neuro.06.004.2008), since no encoder's cosines have the scale of another's.
 
 Pairs share pictures and pictures share texts, so pairs are not independent: intervals are of the texts drawn anew,
@@ -11,7 +11,9 @@ by a jackknife that leaves out a twentieth of them at a time. Models are compare
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from hashlib import sha256
 from math import sqrt
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +25,7 @@ import torch
 from eval.benchmarks.bench import ImageSet, Ints, fingerprint
 from eval.features import extract
 from eval.models.model import Model
+from shards.bars import bar
 from shards.errors import UserError
 from shards.graph import Graph
 from shards.reader import Shards, is_finished, training_folder
@@ -30,7 +33,6 @@ from trainer.block import SimilarityBlock
 from trainer.table import TextTable
 
 __all__ = [
-    "MOST",
     "PLACES",
     "Compared",
     "Correlation",
@@ -41,21 +43,26 @@ __all__ = [
     "as_table",
     "compare_models",
     "correlation",
+    "curve",
     "difference",
+    "groups_of",
     "open_pictures",
     "ranks",
+    "similarity_hash",
 ]
 
 Place = Literal["projections", "features"]
 PLACES: tuple[Place, ...] = ("projections", "features")
 
 Doubles = npt.NDArray[np.float64]
-MOST = 5000  # pictures: their pairs take 3 GB
 SEED = 0  # of the choice of pictures, and of the parts of the jackknife
 PARTS = 20
-FEWEST = 4  # texts, for an interval
+FEWEST = 10  # texts, for an interval: of four it was five times the deviation (simulated, 2026-11)
 SHARES = (0, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99, 99.5, 99.9, 100)  # percent of pairs: the curve's bins
+MANY = 0.001  # of the pairs: so many of the largest similarity are a bin of their own
 MEAN = 1e6  # tau_s at which a background is its mean
+ALIKE = 1e-9  # standard deviation of cosines: less is rounding
+GROUPS, SIZE = 5, 5  # of texts that matrices show
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +88,7 @@ class Pictures:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Correlation:
     value: float
+    """NaN where a model makes the same of all pictures."""
     parts: Doubles
     """[parts] the same without each part of the texts; empty where there are too few for an interval."""
 
@@ -95,6 +103,8 @@ class Followed:
     """How far one model's similarities follow the graph's."""
 
     name: str
+    about: dict[str, object]
+    """Model.about."""
     pairs: dict[Place, Correlation]
     """Over pairs of pictures of different texts."""
     texts: dict[Place, Correlation]
@@ -103,51 +113,57 @@ class Followed:
     """(mean G, mean cosine) of the pairs of each bin; cosines in standard deviations above the mean of all pairs."""
     same: dict[Place, float]
     """The same of pairs of pictures of one text. Empty where there are none."""
-    between: dict[Place, Doubles]
-    """[t, t] mean cosine of the pictures of two texts, in the order of Compared.texts; NaN within a text of one."""
+    shown: dict[Place, Doubles]
+    """Mean cosine of the pictures of two texts, of Compared.shown; NaN within a text of one picture."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
     texts: Ints
     """[t] the texts of the pictures that all models could read."""
+    shown: Ints
+    """Texts of the matrices, group by group."""
     similarity: Doubles
-    """[t, t] of them."""
+    """G of those."""
     pictures: int
     pairs: int
     """Of different texts."""
+    most: float
+    """The largest correlation that a model can have: below 1 where the graph calls pairs alike, which no model does."""
     models: list[Followed]
 
 
-def open_pictures(root: Path, graph: str | None, count: int) -> Pictures:
-    """`count` random samples of finished shards. Raises UserError, also where their texts are in no graph."""
+def open_pictures(root: Path, graph: str | None, count: int, models: Iterable[Model] = ()) -> Pictures:
+    """`count` random samples of finished shards. Raises UserError, also where their texts are in no graph.
+
+    graph: without a name that which one of the models was trained with, else the only one.
+    """
     if not is_finished(root):
         raise UserError(
             f"{root} has no manifest.json, so its shards are not finished, or none: give --data a folder of shards"
         )
     shards = Shards.open(root)
-    source, translated = _graph_source(shards)
-    name = source.graph_name(graph)
+    source = _graph_source(shards)
+    name = source.graph_name(graph or _trained_with(models, source.root))
     found = source.graph(name)
     captions = source.texts()
     drawn: Ints = np.sort(np.random.default_rng(SEED).permutation(len(shards))[:count]).astype(np.int64)
     text = shards.index.text_id[drawn].astype(np.int64)
-    if translated:
-        place = {caption: i for i, caption in enumerate(captions)}
-        own = shards.texts()
+    if source is not shards:
+        place, own = {caption: i for i, caption in enumerate(captions)}, shards.texts()
         text = np.array([place.get(own[i], -1) for i in text.tolist()], np.int64)
     rows, text = drawn[text >= 0], text[text >= 0]
     if len(np.unique(text)) < 3:
         known = f"of {len(drawn):,} pictures of {root} that were drawn only {len(rows):,} have a text of {source.root}"
         raise UserError(
-            f"{known}: make a graph of their own texts with `xclr-shards graph {root}`"
-            if translated
-            else f"{root} has fewer than three texts among {len(drawn):,} pictures: there are no pairs to rank"
+            f"{root} has fewer than three texts among {len(drawn):,} pictures: there are no pairs to rank"
+            if source is shards
+            else f"{known}: make a graph of their own texts with `xclr-shards graph {root}`"
         )
     files = shards.manifest.files
     paths = [path for shard in shards.manifest.shards for path in (shard.tar, f"index/{shard.name}.parquet")]
     images = ImageSet(
-        name=f"{len(rows):,} pictures of {root.name or root}",
+        name=f"{len(rows):,} pictures of {root.resolve().name}",
         keys=shards.index.key.take(rows).to_pylist(),
         read=lambda i: shards.image(int(rows[i])),
         fingerprint=fingerprint(["some", str(rows.tolist()), *(files[path].sha256 for path in paths)]),
@@ -165,16 +181,22 @@ def open_pictures(root: Path, graph: str | None, count: int) -> Pictures:
     )
 
 
-def _graph_source(shards: Shards) -> tuple[Shards, bool]:
-    """Whose graph is looked into, and whether texts are to be found there by what they say."""
+def _graph_source(shards: Shards) -> Shards:
+    """Whose graph is looked into: of test shards without one, that of the training shards beside them."""
     train = training_folder(shards.root)
     if shards.graph_names() or train == shards.root or not is_finished(train):
-        return shards, False
-    return Shards.open(train), True
+        return shards
+    return Shards.open(train)
+
+
+def _trained_with(models: Iterable[Model], root: Path) -> str | None:
+    """The graph of these shards that the first of them was trained with that says one."""
+    known = (model for model in models if model.graph and model.shards and model.shards.resolve() == root.resolve())
+    return next((model.graph for model in known), None)
 
 
 def _similarities(graph: Graph, text: Ints) -> Doubles:
-    """[n, n] as training reads them; where nothing is known of pairs but their text's background, its mean."""
+    """[n, n] by lists and codes; without codes, where a pair is not listed, the mean of the two texts' backgrounds."""
     table = TextTable.from_graph(graph, torch.device("cpu"), "background" if graph.codes is None else "code")
     block = SimilarityBlock.of_texts(torch.from_numpy(text), table, tau_s=MEAN)
     g: Doubles = block.similarities(0, len(text)).double().numpy()
@@ -184,35 +206,44 @@ def _similarities(graph: Graph, text: Ints) -> Doubles:
 def compare_models(models: dict[str, Model], pictures: Pictures, features: Path) -> Compared:
     """All models on the same pairs: of pictures that every one could decode. Raises UserError."""
     found = {name: extract(model, pictures.images, features) for name, model in models.items()}
-    rows: Ints = np.flatnonzero(np.all([values.ok for values in found.values()], axis=0)).astype(np.int64)
-    text, g = pictures.text[rows], pictures.similarity[np.ix_(rows, rows)]
-    texts, inverse = np.unique(text, return_inverse=True)
+    good: Ints = np.flatnonzero(np.all([values.ok for values in found.values()], axis=0)).astype(np.int64)
+    rows = good[np.argsort(pictures.text[good], kind="stable")]
+    texts, inverse = np.unique(pictures.text[rows], return_inverse=True)
     if len(texts) < 3:
         raise UserError(f"{pictures.shards}: fewer than three texts have a picture that decodes")
-    first = np.unique(text, return_index=True)[1]
-    apart = inverse[:, None] != inverse
-    if np.ptp(g[apart]) == 0:
+    g = pictures.similarity[np.ix_(rows, rows)]
+    judge = _Judge(g, inverse)
+    if judge.most == 0:
         raise UserError(
             f"{pictures.graph_of}, graph {pictures.graph}, calls all pairs of different texts alike, so there is no "
             "order to follow: name another with --graph"
         )
-    between = g[np.ix_(first, first)]
-    judge = _Judge(g, between, inverse)
     made = []
-    for name, model in models.items():
-        values = {"features": found[name].rows(rows)}
-        if model.projector is not None:
-            values["projections"] = _projections(model.projector, values["features"])
-        unit = {place: _unit(values[place]) for place in PLACES if place in values}
-        made.append(judge.follow(name, {place: x @ x.T for place, x in unit.items()}))
-    pairs = int(np.triu(apart).sum())
-    return Compared(texts=texts, similarity=between, pictures=len(rows), pairs=pairs, models=made)
+    with bar("pairs", len(models)) as advance:
+        for name, model in models.items():
+            values = {"features": found[name].rows(rows)}
+            if model.projector is not None:
+                values["projections"] = _projections(name, model.projector, values["features"])
+            unit = {place: _unit(values[place]) for place in PLACES if place in values}
+            made.append(judge.follow(name, model.about, {place: x @ x.T for place, x in unit.items()}))
+            advance(1)
+    return Compared(
+        texts=texts,
+        shown=texts[judge.shown],
+        similarity=judge.between[np.ix_(judge.shown, judge.shown)],
+        pictures=len(rows),
+        pairs=int(judge.apart.sum()) // 2,
+        most=judge.most,
+        models=made,
+    )
 
 
-def _projections(projector: torch.nn.Module, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def _projections(name: str, projector: torch.nn.Module, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     place = next(projector.parameters()).device
     with torch.inference_mode():
         made: npt.NDArray[np.float32] = projector.eval()(torch.from_numpy(features).to(place)).float().cpu().numpy()
+    if not np.isfinite(made).all():
+        raise UserError(f"{name} gives projections that are no numbers: its weights are damaged, or training diverged")
     return made
 
 
@@ -223,47 +254,78 @@ def _unit(x: npt.NDArray[np.float32]) -> Doubles:
 
 
 class _Judge:
-    """Holds models' cosines against the graph, whose ranks are found once."""
+    """Holds models' cosines against the graph, whose ranks are found once. Pictures are sorted by their texts."""
 
-    def __init__(self, g: Doubles, between: Doubles, inverse: Ints) -> None:
-        """g: [n, n] of pictures. between: [t, t] of texts. inverse: [n] place of a picture's text among those."""
-        n, t = len(g), len(between)
+    def __init__(self, g: Doubles, inverse: Ints) -> None:
+        """g: [n, n] of pictures. inverse: [n] place of a picture's text among the t that there are, rising."""
         self.g, self.inverse = g, inverse
+        self.first = np.flatnonzero(np.diff(inverse, prepend=-1))
+        self.count = np.bincount(inverse)
+        t = len(self.count)
         self.apart = inverse[:, None] != inverse
-        self.within = ~self.apart & ~np.eye(n, dtype=bool)
         self.others = ~np.eye(t, dtype=bool)
-        self.member = np.zeros((n, t))
-        self.member[np.arange(n), inverse] = 1
-        self.count = self.member.sum(axis=0)
-        self.part = np.random.default_rng(SEED).permutation(t) % min(PARTS, t)
+        self.between = g[np.ix_(self.first, self.first)]
+        self.shown = groups_of(self.between)
+        self.part = np.random.default_rng(SEED).permutation(t) % PARTS if t >= FEWEST else np.zeros(t, np.int64)
         self.ranked = ranks(g, self.apart)
         several = np.median(self.count) > 1
-        self.ranked_texts = ranks(between, self.others) if several else None
+        self.ranked_texts = ranks(self.between, self.others) if several else None
+        pairs = float(self.apart.sum()) / 2
+        # Against the variance of ranks of which no two are equal: what a model reaches that breaks ties at random.
+        spread = float((self.ranked**2).sum()) / 2 / pairs
+        self.most = sqrt(12 * spread / (pairs**2 - 1)) if pairs > 1 else 0.0
 
-    def follow(self, name: str, cosines: dict[Place, Doubles]) -> Followed:
-        followed = Followed(name=name, pairs={}, texts={}, curve={}, same={}, between={})
+    def follow(self, name: str, about: dict[str, object], cosines: dict[Place, Doubles]) -> Followed:
+        followed = Followed(name=name, about=about, pairs={}, texts={}, curve={}, same={}, shown={})
         for place, cosine in cosines.items():
-            mean = self._between(cosine)
-            followed.between[place] = mean
-            part = self.part[self.inverse]
-            followed.pairs[place] = correlation(self.ranked, ranks(cosine, self.apart), self.apart, part)
+            values = cosine[self.apart]
+            centre, spread = float(values.mean()), float(values.std())
+            if spread < ALIKE:
+                cosine, spread = np.full_like(cosine, centre), 1.0  # what is left is rounding
+            mean, within = self._between(cosine)
+            followed.shown[place] = mean[np.ix_(self.shown, self.shown)]
+            ranked = ranks(cosine, self.apart)
+            followed.pairs[place] = correlation(self.ranked, ranked, self.apart, self.part[self.inverse])
             if self.ranked_texts is not None:
                 ranked = ranks(mean, self.others)
                 followed.texts[place] = correlation(self.ranked_texts, ranked, self.others, self.part)
-            values = cosine[self.apart]
-            centre, spread = values.mean(), values.std() or 1.0
-            followed.curve[place] = _curve(self.g[self.apart], (values - centre) / spread)
-            if self.within.any():
-                followed.same[place] = float((cosine[self.within].mean() - centre) / spread)
+            followed.curve[place] = curve(self.g[self.apart], (cosine[self.apart] - centre) / spread)
+            if within is not None:
+                followed.same[place] = (within - centre) / spread
         return followed
 
-    def _between(self, cosine: Doubles) -> Doubles:
-        """[t, t] means over the pairs of different pictures."""
-        own = np.diag(np.diag(cosine))
-        pairs = np.outer(self.count, self.count) - np.diag(self.count)
+    def _between(self, cosine: Doubles) -> tuple[Doubles, float | None]:
+        """[t, t] means over pairs of different pictures, NaN within a text of one; and the mean of all within texts."""
+        sums = np.add.reduceat(np.add.reduceat(cosine, self.first, axis=0), self.first, axis=1)
+        np.fill_diagonal(sums, np.diag(sums) - np.add.reduceat(np.diag(cosine), self.first))
+        pairs = np.outer(self.count, self.count)
+        np.fill_diagonal(pairs, self.count * (self.count - 1))
+        within = float(np.trace(sums)) / int(np.trace(pairs)) if np.trace(pairs) else None
         with np.errstate(invalid="ignore"):
-            means: Doubles = (self.member.T @ (cosine - own) @ self.member) / pairs  # NaN within a text of one picture
-        return means
+            means: Doubles = np.where(pairs > 0, sums, np.nan) / pairs
+        return means, within
+
+
+def groups_of(similarity: Doubles) -> Ints:
+    """Texts to show, group by group: near ones together, groups unlike each other. All where there are few."""
+    t = len(similarity)
+    near = np.where(np.eye(t, dtype=bool), -np.inf, similarity)
+    size = min(SIZE, t)
+    tight = np.sort(near, axis=1)[:, ::-1][:, : max(1, size - 1)].mean(axis=1)
+    free = np.ones(t, bool)
+    reached = np.full(t, np.min(similarity))
+    chosen: list[int] = []
+    for _ in range(GROUPS):
+        if not free.any():
+            break
+        seed = int(np.argmax(np.where(free, tight - reached, -np.inf)))
+        free[seed] = False
+        others = np.flatnonzero(free)
+        group = [seed, *others[np.argsort(-near[seed, others], kind="stable")][: size - 1].tolist()]
+        free[group] = False
+        chosen += group
+        reached = np.maximum(reached, similarity[group].max(axis=0))
+    return np.array(chosen, np.int64)
 
 
 def ranks(values: Doubles, use: npt.NDArray[np.bool_]) -> Doubles:
@@ -281,7 +343,8 @@ def ranks(values: Doubles, use: npt.NDArray[np.bool_]) -> Doubles:
 def correlation(one: Doubles, other: Doubles, use: npt.NDArray[np.bool_], part: Ints) -> Correlation:
     """Spearman's of two `ranks` over the pairs of `use`, and the same without the rows and columns of each part.
 
-    part: [n] of each row, 0, 1, ... Ranks stay those among all pairs, so that a part costs a few sums.
+    part: [n] of each row, 0, 1, ...; with one part alone there is no interval. Ranks stay those among all pairs, so
+    that a part costs a few sums.
     """
     parts = int(part.max()) + 1
     member = np.zeros((len(part), parts))
@@ -290,7 +353,7 @@ def correlation(one: Doubles, other: Doubles, use: npt.NDArray[np.bool_], part: 
     products = (use.astype(np.float64), one, other, one * one, other * other, one * other)
     sums = np.stack([member.T @ product @ member for product in products])
     value = _pearson(sums.sum(axis=(1, 2)))
-    if parts < FEWEST:
+    if parts == 1:
         return Correlation(value=value, parts=np.zeros(0))
     each = np.arange(parts)
     left = sums.sum(axis=(1, 2))[:, None] - sums.sum(axis=1) - sums.sum(axis=2) + sums[:, each, each]
@@ -322,10 +385,14 @@ def _reach(parts: Doubles) -> float | None:
     return float(student.ppf(0.975, count - 1)) * error
 
 
-def _curve(g: Doubles, cosine: Doubles) -> list[tuple[float, float]]:
-    """Means of both in bins of G that hold SHARES of the pairs; equal ones share a bin."""
-    edges = np.unique(np.percentile(g, SHARES))
-    which = np.clip(np.searchsorted(edges, g, side="right") - 1, 0, max(0, len(edges) - 2))
+def curve(g: Doubles, cosine: Doubles) -> list[tuple[float, float]]:
+    """Means of both in bins of G that hold SHARES of the pairs; of few different values each is a bin."""
+    edges = np.unique(g)
+    last = len(edges) - 1
+    if len(edges) > len(SHARES):
+        edges = np.unique(np.percentile(g, SHARES))
+        last = len(edges) - (1 if (g == edges[-1]).mean() > MANY else 2)
+    which = np.clip(np.searchsorted(edges, g, side="right") - 1, 0, last)
     points = []
     for number in np.unique(which):
         here = which == number
@@ -333,16 +400,27 @@ def _curve(g: Doubles, cosine: Doubles) -> list[tuple[float, float]]:
     return points
 
 
+def similarity_hash(models: dict[str, Model], pictures: Pictures) -> str:
+    """Equal for equal models, pictures and graph."""
+    graph = sha256(pictures.similarity.tobytes()).hexdigest()
+    return fingerprint(
+        [*(f"{name} {model.sha256}" for name, model in models.items()), pictures.images.fingerprint, graph]
+    )
+
+
 def as_table(pictures: Pictures, compared: Compared) -> dict[str, Any]:
     """Plain values, for JSON."""
+    first = compared.models[0]
 
     def of(found: Followed, place: Place) -> dict[str, Any]:
-        table: dict[str, Any] = {"pairs": _figure(found.pairs[place])}
+        table: dict[str, Any] = {"pairs": _figure(found.pairs[place].value, found.pairs[place].reach)}
+        if found is not first and place in first.pairs:
+            table[f"pairs_over_{first.name}"] = _figure(*difference(found.pairs[place], first.pairs[place]))
         if place in found.texts:
-            table["texts"] = _figure(found.texts[place])
-        table["curve"] = [[round(g, 6), round(c, 6)] for g, c in found.curve[place]]
+            table["texts"] = _figure(found.texts[place].value, found.texts[place].reach)
+        table["curve"] = [[_rounded(g), _rounded(c)] for g, c in found.curve[place]]
         if place in found.same:
-            table["same_text"] = round(found.same[place], 6)
+            table["same_text"] = _rounded(found.same[place])
         return table
 
     return {
@@ -350,15 +428,24 @@ def as_table(pictures: Pictures, compared: Compared) -> dict[str, Any]:
         "split": pictures.split,
         "graph": pictures.graph,
         "graph_of": str(pictures.graph_of),
+        "seed": SEED,
         "pictures": compared.pictures,
+        "pictures_sha256": pictures.images.fingerprint,
         "left_out": len(pictures.images) - compared.pictures,
         "unknown_texts": pictures.unknown,
         "texts": len(compared.texts),
         "pairs": compared.pairs,
-        "models": {found.name: {place: of(found, place) for place in found.pairs} for found in compared.models},
+        "largest_possible": _rounded(compared.most),
+        "models": {
+            found.name: {"about": found.about, **{place: of(found, place) for place in found.pairs}}
+            for found in compared.models
+        },
     }
 
 
-def _figure(found: Correlation) -> dict[str, float | None]:
-    reach = found.reach
-    return {"spearman": round(found.value, 6), "half_interval": None if reach is None else round(reach, 6)}
+def _figure(value: float, reach: float | None) -> dict[str, float | None]:
+    return {"spearman": _rounded(value), "half_interval": _rounded(reach)}
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None or not np.isfinite(value) else round(value, 6)

@@ -154,7 +154,9 @@ def test_folder(train: Path) -> Path:
 
 def training_folder(test: Path) -> Path:
     """Where the training shards of a folder of test shards lie; of others, themselves."""
-    return test.with_name(test.name.removesuffix(TEST)) if test.name.removesuffix(TEST) else test
+    named = test if test.name not in ("", "..") else Path(os.path.abspath(test))
+    name = named.name.removesuffix(TEST)
+    return named.with_name(name) if name not in ("", named.name) else test
 
 
 def latest_shards(data: Path = Path("data")) -> Path:

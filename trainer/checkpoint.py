@@ -23,7 +23,7 @@ from torch import nn
 from shards.atomic import atomic_file, sha256_file
 from shards.config import from_table
 from shards.errors import UserError
-from trainer.model import Encoder, build_encoder, feature_dim
+from trainer.model import build_encoder, feature_dim
 from trainer.own import is_own, short
 from trainer.recipe import Recipe
 
@@ -45,7 +45,7 @@ UNREADABLE = (
     RuntimeError, pickle.UnpicklingError, LookupError, EOFError, ValueError, zipfile.BadZipFile, zlib.error,
     lzma.LZMAError,
 )  # fmt: skip
-IMAGE_SIDE = ("backbone.", "projector.")  # a checkpoint of clip has a text tower beside
+BACKBONE, PROJECTOR = "backbone.", "projector."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,15 +187,18 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def load_backbone(path: Path, *, untrained: bool = False, own: str | None = None) -> tuple[nn.Module, BackboneInfo]:
     """The backbone of a checkpoint in eval mode, on the CPU: [n, 3, size, size] -> [n, feature_dim]."""
-    encoder, info = load_encoder(path, untrained=untrained, own=own)
-    return encoder.backbone, info
+    backbone, _, info = load_encoder(path, untrained=untrained, own=own)
+    return backbone, info
 
 
-def load_encoder(path: Path, *, untrained: bool = False, own: str | None = None) -> tuple[Encoder, BackboneInfo]:
-    """Backbone and projector of a checkpoint in eval mode, on the CPU; no text tower.
+def load_encoder(
+    path: Path, *, untrained: bool = False, own: str | None = None
+) -> tuple[nn.Module, nn.Module | None, BackboneInfo]:
+    """Backbone and projector, [n, feature_dim] -> [n, dim], of a checkpoint in eval mode, on the CPU.
 
-    untrained: the same architecture at the initial weights of that very run. own: FILE.py:FUNCTION of a run that
-    trained such a network. Raises UserError where one is needed: a checkpoint has no code run that it names itself.
+    None where somebody took the projector out. untrained: the same architecture at the initial weights of that very
+    run. own: FILE.py:FUNCTION of a run that trained such a network. Raises UserError where one is needed: a checkpoint
+    has no code run that it names itself.
     """
     state = read_checkpoint(path)
     recipe = from_table(Recipe, json.loads(state["recipe"]), where=str(path))
@@ -210,9 +213,11 @@ def load_encoder(path: Path, *, untrained: bool = False, own: str | None = None)
     model = replace(model, backbone=own or model.backbone)
     encoder = build_encoder(model, recipe.augment.image_size, recipe.seed)
     if not untrained:
-        weights = {name: value for name, value in state["encoder"].items() if name.startswith(IMAGE_SIDE)}
+        weights = state["encoder"]
         try:
-            encoder.load_state_dict(weights)
+            encoder.backbone.load_state_dict(_part(weights, BACKBONE))
+            if projector := _part(weights, PROJECTOR):
+                encoder.projector.load_state_dict(projector)
         except RuntimeError as error:
             raise UserError(f"{path} does not fit {model.backbone}: {str(error).splitlines()[-1].strip()}") from None
     info = BackboneInfo(
@@ -227,4 +232,10 @@ def load_encoder(path: Path, *, untrained: bool = False, own: str | None = None)
         sha256=sha256_file(path),
         recipe=recipe,
     )
-    return encoder.eval(), info
+    encoder.eval()
+    known = untrained or any(name.startswith(PROJECTOR) for name in state["encoder"])
+    return encoder.backbone, encoder.projector if known else None, info
+
+
+def _part(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

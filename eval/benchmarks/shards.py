@@ -20,7 +20,7 @@ from eval.benchmarks.bench import Bench, ImageSet, Ints, Source, fingerprint
 from eval.benchmarks.classes import Classified, Words, class_figures
 from shards.bars import say
 from shards.errors import UserError
-from shards.reader import TEST, Shards, is_finished, test_folder
+from shards.reader import TEST, Shards, is_finished, test_folder, training_folder
 
 __all__ = ["open_labelled"]
 
@@ -73,11 +73,11 @@ def _training(folder: Path) -> Shards:
     """Raises UserError for a test split."""
     shards = Shards.open(folder)
     if shards.manifest.split == "test":
-        name = folder.name.removesuffix(TEST)
-        train = folder.with_name(name) if name not in ("", folder.name) else None
+        train = training_folder(folder)
         raise UserError(
             f"{folder} is a test split by its manifest.json, and no head is trained on one: give --data "
-            f"{train or 'the training shards'}, whose test shards are {test_folder(train or Path('NAME'))}"
+            f"{train if train != folder else 'the training shards'}, whose test shards are "
+            f"{test_folder(train if train != folder else Path('NAME'))}"
         )
     shards.check_sizes()
     return shards

@@ -66,10 +66,11 @@ def open_models(specs: Sequence[str | None], *, untrained: bool = False) -> dict
     untrained: the initial weights of the first as well, behind all.
     """
     models = [open_model(spec) for spec in specs]
-    names = [model.folder.name if model.folder else model.name for model in models]
+    names = [model.folder.resolve().name if model.folder else model.name for model in models]
     if len(set(names)) < len(names):
         names = [str(spec) for spec in specs]
-    twice = next((name for name in names if names.count(name) > 1), None)
+    places = [Path(spec).resolve() if spec else None for spec in specs]
+    twice = next((name for name, place in zip(names, places, strict=True) if places.count(place) > 1), None)
     if twice:
         raise UserError(f"{twice} is given twice: leave one of them out")
     named = dict(zip(names, models, strict=True))
@@ -82,7 +83,7 @@ def open_checkpoint(path: Path | None, *, untrained: bool = False, own: str | No
     """A checkpoint of xclr-train, a run folder, or (None) the newest run. Raises UserError."""
     file = find_checkpoint(path)
     try:
-        encoder, info = load_encoder(file, untrained=untrained, own=own)
+        backbone, projector, info = load_encoder(file, untrained=untrained, own=own)
     except NotRead:
         raise
     except UserError as error:
@@ -94,13 +95,13 @@ def open_checkpoint(path: Path | None, *, untrained: bool = False, own: str | No
         "objective": info.objective,
         "step": info.step,
     }
-    model = model_of(encoder.backbone, info.model, transform, about, config=None if own else "")
+    model = model_of(backbone, info.model, transform, about, config=None if own else "")
     return replace(
         model,
         folder=run_of(file),
         shards=Path(info.recipe.data.shards) if info.recipe.data.shards else None,
         graph=info.recipe.data.graph or None,
-        projector=encoder.projector,
+        projector=projector,
     )
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from eval.report.similarity import figures
+from eval.report.similarity import figures, notes
 from eval.report.table import difference_lines, heading, left_out_lines, marks, plus_minus, runs_line
 from eval.report.titles import TITLES
 from eval.similarity import Compared, Pictures
@@ -105,10 +105,12 @@ def show_similarity(pictures: Pictures, compared: Compared, path: Path) -> None:
     head, rows = figures(compared)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for number, name in enumerate(head):
-        table.add_column(escape(name), justify="left" if number < 2 else "right")
+        table.add_column(escape(name), justify="left" if number < 2 else "right", overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))
     console.print(table)
+    for note in notes(pictures, compared):
+        console.print(note, soft_wrap=True, markup=False)
     console.print(f"written to {path} and {path.with_suffix('.json').name}", soft_wrap=True, markup=False)
 
 

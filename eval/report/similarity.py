@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from itertools import takewhile
+from itertools import accumulate, takewhile
 from pathlib import Path
+from unicodedata import east_asian_width
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from eval.benchmarks.bench import Ints
 from eval.similarity import PLACES, Compared, Correlation, Doubles, Followed, Pictures, Place, difference
 from shards.page import COLOURS, data_uri, legend, line_chart, table, write_page
 
-__all__ = ["figures", "groups_of", "write_similarity"]
+__all__ = ["figures", "notes", "write_similarity"]
 
-GROUPS, SIZE = 5, 5  # of texts that matrices show
 LABEL = 30  # letters of a text
 SIDE, LEFT, CELLS = 480, 190, 280  # units of a matrix's view box: its width, that of labels, that of cells
+REACHED = 0.999  # largest possible figure: what is above is as good as 1
 STYLE = """
 .matrices { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1.5rem; }
 .matrices image { image-rendering: pixelated; }
@@ -33,7 +33,7 @@ WORDS = {
 def write_similarity(path: Path, pictures: Pictures, compared: Compared) -> None:
     title = f"{pictures.shards.name or pictures.shards}, graph {pictures.graph}"
     held_out = (
-        "of a test split, which no model was trained on"
+        "of a test split, which xclr-train does not train on"
         if pictures.split == "test"
         else "of training shards: a model trained on them has seen these very pairs (NAME-test has others)"
     )
@@ -48,7 +48,7 @@ def write_similarity(path: Path, pictures: Pictures, compared: Compared) -> None
         "texts go by the mean of their pictures, which evens out what single pictures differ in. "
         "\N{PLUS-MINUS SIGN} is half of the 95 % interval, were other texts drawn. Same text: how far pictures of one "
         "text stand above the mean of pairs of different texts, in standard deviations.</p>",
-        *_notes(pictures, compared),
+        *(f'<p class="soft">{escape(note)}</p>' for note in notes(pictures, compared)),
         "<h2>How near pictures are, by how near their texts are</h2>",
         _curves(compared),
         "<h2>Some texts</h2>",
@@ -85,6 +85,8 @@ def figures(compared: Compared) -> tuple[list[str], list[list[str]]]:
 
 def _plus_minus(found: Correlation) -> str:
     reach = found.reach
+    if not np.isfinite(found.value):
+        return "all alike"
     return f"{found.value:.3f}" + ("" if reach is None else f" \N{PLUS-MINUS SIGN}{reach:.3f}")
 
 
@@ -92,19 +94,27 @@ def _over(model: Followed, first: Followed, place: Place) -> str:
     if model is first or place not in first.pairs:
         return ""
     value, reach = difference(model.pairs[place], first.pairs[place])
+    if not np.isfinite(value):
+        return ""
     return f"{value:+.3f}" + ("" if reach is None else f" \N{PLUS-MINUS SIGN}{reach:.3f}")
 
 
-def _notes(pictures: Pictures, compared: Compared) -> list[str]:
+def notes(pictures: Pictures, compared: Compared) -> list[str]:
+    """What a reader of the figures has to know besides."""
     lost = len(pictures.images) - compared.pictures
-    notes = []
+    found = []
     if pictures.unknown:
-        notes.append(
+        found.append(
             f"{pictures.unknown:,} more pictures were drawn and left out: {pictures.graph_of} has no text like theirs."
         )
     if lost:
-        notes.append(f"{lost:,} pictures do not decode and are left out.")
-    return [f'<p class="soft">{escape(note)}</p>' for note in notes]
+        found.append(f"{lost:,} pictures do not decode and are left out.")
+    if compared.most < REACHED:
+        found.append(
+            f"The graph calls many pairs alike, which no model does: the largest figure of pairs of pictures that can "
+            f"be reached here is {compared.most:.3f}, so figures of different graphs are not to be compared."
+        )
+    return found
 
 
 def _curves(compared: Compared) -> str:
@@ -122,48 +132,24 @@ def _curves(compared: Compared) -> str:
         charts.append(
             f"<figure>{chart}{legend(shown)}<figcaption>Of {WORDS[place]}: mean cosine of pairs, in standard "
             "deviations above that of all pairs, over the graph's similarity. Far right lie the few pairs of nearest "
-            "texts (a thousandth). A model that follows the graph rises all the way.</figcaption></figure>"
+            "texts. A model that follows the graph rises all the way.</figcaption></figure>"
         )
     return f'<div class="charts">{"".join(charts)}</div>'
 
 
 def _matrices(pictures: Pictures, compared: Compared) -> str:
-    chosen = groups_of(compared.similarity)
-    labels = _labels([pictures.captions[i] for i in compared.texts[chosen].tolist()])
-    cut = np.ix_(chosen, chosen)
-    shown = [_matrix("the graph", "", compared.similarity[cut], labels)]
+    labels = _labels([pictures.captions[i] for i in compared.shown.tolist()])
+    shown = [_matrix("the graph", "", compared.similarity, labels)]
     for model in compared.models:
-        place = next(place for place in PLACES if place in model.between)
-        shown.append(_matrix(model.name, place, model.between[place][cut], labels))
+        place = next(place for place in PLACES if place in model.shown)
+        shown.append(_matrix(model.name, place, model.shown[place], labels))
     return (
-        f'<p class="soft">{len(chosen)} texts, in groups that the graph calls near. A cell is the mean over pairs of '
+        f'<p class="soft">{len(labels)} texts, in groups that the graph calls near. A cell is the mean over pairs of '
         "pictures of the two texts, on the diagonal of different pictures of one (blank where there is one alone). "
         "Each matrix has colours of its own, from its least to its largest value off the diagonal: what counts is "
         "whether the blocks and the bands between them are the graph's.</p>"
         f'<div class="matrices">{"".join(shown)}</div>'
     )
-
-
-def groups_of(similarity: Doubles) -> Ints:
-    """Texts to show, group by group: near ones together, groups unlike each other. All where there are few."""
-    t = len(similarity)
-    near = np.where(np.eye(t, dtype=bool), -np.inf, similarity)
-    size = min(SIZE, t)
-    tight = np.sort(near, axis=1)[:, ::-1][:, : max(1, size - 1)].mean(axis=1)
-    free = np.ones(t, bool)
-    reached = np.full(t, np.min(similarity))
-    chosen: list[int] = []
-    for _ in range(GROUPS):
-        if not free.any():
-            break
-        seed = int(np.argmax(np.where(free, tight - reached, -np.inf)))
-        free[seed] = False
-        others = np.flatnonzero(free)
-        group = [seed, *others[np.argsort(-near[seed, others], kind="stable")][: size - 1].tolist()]
-        free[group] = False
-        chosen += group
-        reached = np.maximum(reached, similarity[group].max(axis=0))
-    return np.array(chosen, np.int64)
 
 
 def _labels(texts: Sequence[str]) -> list[str]:
@@ -173,7 +159,15 @@ def _labels(texts: Sequence[str]) -> list[str]:
     alike = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*words, strict=False)))
     if len(first) > 1 and alike < min(map(len, words)):
         first = [" ".join(text[alike:]) for text in words]
-    return [text if len(text) <= LABEL else f"{text[: LABEL - 1]}\N{HORIZONTAL ELLIPSIS}" for text in first]
+    return [_cut(text) for text in first]
+
+
+def _cut(text: str) -> str:
+    """To LABEL letters; those of East Asian scripts are as wide as two."""
+    ends = list(accumulate(2 if east_asian_width(letter) in "FW" else 1 for letter in text))
+    if not ends or ends[-1] <= LABEL:
+        return text
+    return f"{text[: sum(end < LABEL for end in ends)]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def _matrix(name: str, place: str, values: Doubles, labels: Sequence[str]) -> str:

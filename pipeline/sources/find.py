@@ -25,6 +25,7 @@ from pipeline.sources.columns import columns, holds_images
 from pipeline.sources.datasets import Dataset
 from pipeline.sources.remote import RemoteFile, find
 from pipeline.sources.source import Partition, Source, check_unpacked
+from shards.bars import say
 from shards.errors import TornTar, UserError, first_line
 from shards.remote import is_remote, shown
 from shards.tar import Member, class_images
@@ -32,6 +33,7 @@ from shards.tar import scan as scan_tar
 
 __all__ = ["open_source"]
 
+SPLITS = {"train", "val", "test"}  # folders of these names alone are no classes
 DEMO_RANGE = 1000  # pictures a partition: half a second of drawing
 TABLE_PART = 4 << 20  # bytes of a table a partition: some 40,000 images, whose headers take some ten seconds
 GROUP_PART = 256 << 20  # bytes of parquet with images a partition
@@ -126,22 +128,27 @@ def _folders(dataset: Dataset, path: Path) -> Source:
     """SOURCE/train/CLASS/..., SOURCE/train.tar, SOURCE/CLASS/..., or a tar itself. `val` does for test."""
     splits = [dataset.split, *(["val"] if dataset.split == "test" else [])]
     for place in (*(path / name for split in splits for name in (split, f"{split}.tar")), path):
-        if place.is_dir():
-            folders = sorted(folder for folder in place.iterdir() if _is_class(folder))
-            if folders:
-                names = class_names([folder.name for folder in folders], names_file(path), dataset.caption)
-                return Source(
-                    dataset=dataset, where=str(path), partitions=_partitions(folders, place), classes=tuple(names)
-                )
-        elif place.is_file():
+        if place in (path / "val", path / "val.tar") and place.exists():
+            say(f"{path} has no test/ of class folders and no test.tar: its test split is {place.name}")
+        if place.is_file():
             names = class_names(_tar_classes(place), names_file(place.parent), dataset.caption)
             return Source(
                 dataset=dataset, where=str(path), partitions=_partitions([place], place.parent), classes=tuple(names)
+            )
+        folders = _class_folders(place) if place.is_dir() and (place == path or _is_class(place)) else []
+        if folders and not (place == path and {folder.name for folder in folders} <= SPLITS):
+            names = class_names([folder.name for folder in folders], names_file(path), dataset.caption)
+            return Source(
+                dataset=dataset, where=str(path), partitions=_partitions(folders, place), classes=tuple(names)
             )
     raise UserError(
         f"{path} holds no class folders: expected {dataset.split}/CLASS/*.jpg, {dataset.split}.tar or CLASS/"
         + (" (or val for test)" if len(splits) > 1 else "")
     )
+
+
+def _class_folders(place: Path) -> list[Path]:
+    return sorted(folder for folder in place.iterdir() if _is_class(folder))
 
 
 def _is_class(folder: Path) -> bool:

@@ -100,7 +100,7 @@ def test_results_lie_beside_the_checkpoint_and_a_second_call_says_it_reuses(
     assert f"{run}, step " in said
     capsys.readouterr()
     assert run_eval([*call, "--out", str(tmp_path)]) == 2
-    assert f"--out {tmp_path} is a folder: give the name of a .json file" in capsys.readouterr().err
+    assert f"{tmp_path} is a folder, where the result would be written" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["def pix(): ...", '{"bench": "mine"}', "5", '["bench", "method"]'])

@@ -14,6 +14,8 @@ from pipeline.scan.scan import Limits
 from pipeline.sources.datasets import load_dataset
 from shards.errors import UserError
 from shards.manifest import Manifest
+from shards.reader import Shards
+from tests.eval.make_folders import as_tars, make_folders
 from tests.pipeline.building import build, contents
 from tests.pipeline.sources import data_set, img2dataset, pictures
 
@@ -111,6 +113,31 @@ def test_every_format_has_a_test_split(format_: str, tmp_path: Path) -> None:
     assert not any("train" in pattern for pattern in mine.patterns)
     for pattern in mine.patterns:
         list(tmp_path.glob(pattern))  # no invalid one
+
+
+def test_a_test_split_of_class_folders_may_be_called_val(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = make_folders(tmp_path / "in", classes=3)
+    (source / "classes.tsv").write_text("class0\tcat\nclass1\tdog\nclass2\tant\n")
+    mine = data_set(tmp_path / "mine-test.toml", format="imagefolder", split="test", graph="none")
+    shards = Shards.open(build(mine, source, tmp_path / "mine-test"))
+    assert (len(shards), shards.manifest.split, sorted(shards.manifest.classes)) == (15, "test", ["ant", "cat", "dog"])
+    assert "its test split is val\n" in capsys.readouterr().err
+    tars = as_tars(source, tmp_path / "tars")
+    (tars / "train.tar").unlink()
+    assert len(Shards.open(build(mine, tars, tmp_path / "of-tar"))) == 15
+    make_folders(source / "test", classes=2, train=2)  # test/train/..., test/val/...: two classes of those names
+    assert len(Shards.open(build(mine, source, tmp_path / "again"))) == 2 * 2 + 2 * 5
+
+
+def test_folders_of_other_splits_are_no_classes(tmp_path: Path) -> None:
+    source = make_folders(tmp_path / "in", classes=3)
+    mine = data_set(tmp_path / "mine-test.toml", format="imagefolder", split="test", graph="none")
+    (source / "val").rename(tmp_path / "val")
+    with pytest.raises(UserError, match=r"holds no class folders: expected test/CLASS.* \(or val for test\)"):
+        build(mine, source, tmp_path / "out")
+    classes = source / "train"  # SOURCE/CLASS, with shards that were built beside the classes
+    build(mine, classes, classes / "val")
+    assert len(Shards.open(build(mine, classes, tmp_path / "out"))) == 36
 
 
 def test_a_null_caption_beside_a_tar_is_no_caption(tmp_path: Path) -> None:

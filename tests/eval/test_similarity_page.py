@@ -1,0 +1,183 @@
+"""`xclr-eval similarity`: a user's commands, and what the page shows."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from eval.models.open import open_models
+from eval.report.similarity import _labels, _pixels, figures, write_similarity
+from eval.similarity import groups_of
+from shards.graph import write_graph
+from shards.manifest import Manifest
+from tests.eval.make_folders import make_model
+from tests.eval.runs import run_eval
+from tests.eval.test_similarity import compared, made, some_pictures, unit
+from tests.make import make_graph, make_shards
+
+__all__ = ["made"]
+
+
+def test_commands_of_a_user(made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(made)
+    both = ["similarity", "--checkpoint", "runs/simclr", "--checkpoint", "runs/xclr"]
+    assert run_eval([*both, "--untrained"]) == 0
+    shown = capsys.readouterr().out
+    assert "runs/eval/similarity-made-made.html" in shown
+    assert "over simclr" in " ".join(shown.split())
+    page = (made / "runs/eval/similarity-made-made.html").read_text()
+    assert page.count("<image ") == 4
+    assert all(name in page for name in ("simclr", "xclr", "untrained", ">3<"))
+    table = json.loads((made / "runs/eval/similarity-made-made.json").read_text())
+    assert set(table["models"]) == {"simclr", "xclr", "untrained"}
+    assert set(table["models"]["xclr"]) == {"about", "projections", "features"}
+    assert (table["pictures"], table["texts"], table["graph"], table["split"]) == (32, 8, "made", "train")
+    assert run_eval([*both, "--untrained"]) == 0  # features are kept, the page is made again
+    assert run_eval(["similarity", "--checkpoint", "runs/xclr"]) == 0
+    assert (made / "runs/xclr/eval/similarity-made-made.html").is_file()
+    alone = json.loads((made / "runs/xclr/eval/similarity-made-made.json").read_text())
+    assert alone["models"]["xclr"]["features"]["pairs"] == table["models"]["xclr"]["features"]["pairs"]
+    assert alone["models"]["xclr"]["about"]["objective"] == "xclr"
+    assert run_eval(["similarity", "--samples", "12", "--out", "p.html"]) == 0  # the newest run
+    assert json.loads((made / "p.json").read_text())["pictures"] == 12
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--checkpoint", "runs/xclr", "--checkpoint", "runs/xclr"], "runs/xclr is given twice"),
+        (["--checkpoint", "runs/xclr", "--graph", "other"], "has no graph 'other', only made"),
+        (["--checkpoint", "runs/xclr", "--data", "runs"], "runs has no manifest.json"),
+        (["--checkpoint", "runs/xclr", "--out", "page.json"], "ends in .html"),
+        (["--checkpoint", "runs/xclr", "--out", "there.html"], "there.html is there and no earlier result"),
+        (["--checkpoint", "runs/xclr", "--out", "theirs.html"], "theirs.json is there and no earlier result"),
+        (["--checkpoint", "timm:test_vit", "--untrained"], "does not say which shards"),
+        (["--checkpoint", "runs/xclr", "--samples", "2"], "--samples"),
+    ],
+)
+def test_mistakes_are_one_line(
+    made: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(made)
+    (made / "there.html").write_text("mine")
+    (made / "theirs.json").write_text("{}")
+    monkeypatch.setattr("eval.models.rivals.open_timm", lambda *_, **__: make_model())
+    assert run_eval(["similarity", *arguments]) != 0
+    error = capsys.readouterr().err
+    assert message in " ".join(error.split())
+    assert "Traceback" not in error
+    assert (made / "there.html").read_text() == "mine"
+    assert (made / "theirs.json").read_text() == "{}"
+
+
+def test_the_page_is_of_what_was_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts 0 to 9 have no picture here, and of 40 others 25 are shown: those that the graph's groups name."""
+    rng = np.random.default_rng(11)
+    vectors, inverse = unit(rng, 50), np.repeat(np.arange(10, 50), 2)
+    found = compared(monkeypatch, vectors, inverse, {"b<b>": vectors[inverse], "other": unit(rng, 80)})
+    pictures = replace(some_pictures(vectors, inverse), unknown=7, graph_of=Path("data/y"))
+    write_similarity(tmp_path / "p.html", pictures, found)
+    page = (tmp_path / "p.html").read_text()
+    assert "b&lt;b&gt;" in page
+    assert "<b>b<b>" not in page
+    assert "of a test split, which xclr-train does not train on" in page
+    assert "7 more pictures were drawn and left out: data/y has no text like theirs" in page
+    labels = [int(n) for n in re.findall(r'text-anchor="end">(\d+)</text>', page.split("<b>the graph</b>")[0])][-25:]
+    assert labels == found.shown.tolist()
+    assert min(labels) >= 10
+    assert labels == (10 + groups_of((vectors @ vectors.T)[10:, 10:])).tolist()
+    write_similarity(tmp_path / "p.html", replace(pictures, split="train", unknown=0), found)
+    assert "a model trained on them has seen these very pairs" in (tmp_path / "p.html").read_text()
+    assert "left out" not in (tmp_path / "p.html").read_text()
+    drawn = re.findall(r'class="line s(\d+)"[^>]*><title>([^<]*)', page)
+    assert drawn == [("1", "b&lt;b&gt;"), ("2", "other")]
+    assert re.findall(r'<i class="s(\d+)"></i>([^<]*)', page) == drawn
+
+
+def test_near_texts_are_bright(tmp_path: Path) -> None:
+    values = np.array([[np.nan, 0.2, 0.9], [0.2, 0.5, 0.4], [0.9, 0.4, 1.5]])
+    uri = _pixels(values, 0.2, 0.9)
+    pixels = cv2.imdecode(np.frombuffer(base64.b64decode(uri.split(",")[1]), np.uint8), cv2.IMREAD_UNCHANGED)
+    light = pixels[..., :3].astype(int).sum(axis=2)
+    assert pixels[0, 0, 3] == 0  # unknown
+    assert (pixels[..., 3] == 255).sum() == 8
+    assert light[0, 1] < light[1, 2] < light[0, 2] == light[2, 2]  # what is above the scale is at its end
+
+
+def test_the_graph_of_the_training_is_taken(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several graphs that which a model was trained with; where none says so, the user must."""
+    root = tmp_path / "data/made"
+    make_shards(root, classes=8)
+    write_graph(
+        root, "other", make_graph(8, seed=5), np.zeros(8, np.int32), [s.name for s in Manifest.load(root).shards]
+    )
+    monkeypatch.chdir(tmp_path)
+    models = {
+        name: replace(make_model(), shards=root, graph=graph, folder=tmp_path / name)
+        for name, graph in (("simclr", None), ("xclr", "other"))
+    }
+    monkeypatch.setattr("eval.models.open.open_model", lambda spec, **_: models[spec])
+    assert run_eval(["similarity", "--checkpoint", "simclr", "--checkpoint", "xclr"]) == 0
+    assert json.loads((tmp_path / "runs/eval/similarity-made-other.json").read_text())["graph"] == "other"
+    assert run_eval(["similarity", "--checkpoint", "simclr"]) != 0
+    assert run_eval(["similarity", "--checkpoint", "simclr", "--graph", "made"]) == 0
+    make_shards(tmp_path / "data/made-test", classes=8, split="test")  # its own graph is called otherwise
+    assert run_eval(["similarity", "--checkpoint", "xclr", "--data", "data/made-test"]) == 0
+    assert json.loads((tmp_path / "xclr/eval/similarity-made-test-made.json").read_text())["graph"] == "made"
+
+
+def test_another_comparison_stands_beside_the_first(
+    made: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for names in (["xclr", "simclr"], ["simclr", "xclr"], ["xclr", "simclr"]):
+        assert run_eval(["similarity", *(f"--checkpoint={made}/runs/{name}" for name in names)]) == 0
+    first, second = sorted(tmp_path.glob("runs/eval/similarity-made-made*.json"), key=lambda path: len(path.name))
+    assert first.name == "similarity-made-made.json"
+    assert second.with_suffix(".html").is_file()
+
+
+def test_rows_are_called_by_what_tells_them_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = {"a/x": Path("a/x"), "b/x": Path("b/x"), "b/y": Path("b/y"), "timm:n": None}
+    monkeypatch.setattr("eval.models.open.open_model", lambda spec, **_: replace(make_model(), folder=folders[spec]))
+    assert list(open_models(["a/x", "b/y", "timm:n"])) == ["x", "y", "colours"]
+    assert list(open_models(["a/x", "b/x"], untrained=True)) == ["a/x", "b/x", "untrained"]
+
+
+def test_matrices_show_groups_that_are_near() -> None:
+    """Five of eight clusters of seven texts: five texts of each, cluster by cluster."""
+    rng = np.random.default_rng(4)
+    vectors = np.repeat(unit(rng, 8, 16), 7, axis=0) + 0.02 * rng.normal(size=(56, 16))
+    mixed = rng.permutation(56)
+    chosen = groups_of((vectors @ vectors.T)[np.ix_(mixed, mixed)])
+    clusters = (mixed[chosen] // 7).reshape(5, 5)
+    assert (clusters == clusters[:, :1]).all()
+    assert len(set(clusters[:, 0])) == 5
+    few = vectors[::7][:4]
+    assert sorted(groups_of(few @ few.T).tolist()) == [0, 1, 2, 3]
+
+
+def test_labels_leave_out_what_all_begin_with() -> None:
+    assert _labels(["a photo of a cat", "a photo of a dog\nmore"]) == ["cat", "dog"]
+    assert _labels(["a cat", "a cat that sleeps"]) == ["a cat", "a cat that sleeps"]
+    assert _labels(["x" * 40]) == ["x" * 29 + "\N{HORIZONTAL ELLIPSIS}"]
+
+
+def test_a_model_without_a_projector_has_features_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(6)
+    found = compared(monkeypatch, unit(rng, 12), np.arange(12), {"a": unit(rng, 12), "b": unit(rng, 12)})
+    head, rows = figures(found)
+    assert head == ["", "of its", "pairs of pictures", "over a"]
+    assert [row[:2] for row in rows] == [["a", "features"], ["b", "features"]]
+    assert rows[0][3] == ""
