@@ -221,7 +221,7 @@ def test_a_model_that_makes_the_same_of_all_has_no_figure(monkeypatch: pytest.Mo
 def test_the_table_says_what_the_page_says(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(10)
     vectors, inverse = unit(rng, 30), np.repeat(np.arange(30), 2)
-    models = {"a": vectors[inverse], "b": vectors[inverse] + rng.normal(size=(60, 6))}
+    models = {name: vectors[inverse] + noise * rng.normal(size=(60, 6)) for name, noise in (("a", 0.3), ("b", 0.5))}
     found = compared(monkeypatch, vectors, inverse, models)
     over = as_table(some_pictures(vectors, inverse), found)["models"]["b"]["features"]["pairs_over_a"]
     value, reach = difference(found.models[1].pairs["features"], found.models[0].pairs["features"])
