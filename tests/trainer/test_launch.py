@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from shards.errors import UserError
 from tests import forked
@@ -176,9 +177,14 @@ def test_a_line_is_said_once_a_start(capfd: pytest.CaptureFixture[str], monkeypa
     for _ in range(2):  # another start says it again
         assert _run(of_each(program, program), 2, "1") == (0, 0)
         assert sorted(capfd.readouterr().out.split()) == ["0", "1", "all"]
-    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")  # a store that is gone
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", "1")
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("MASTER_PORT", str(store.port))
+    for start in ("0", "1"):  # torchrun keeps its store
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", start)
+        assert [launch_module.first_to_say("all") for _ in range(3)] == [True, False, False]
+    monkeypatch.setenv("MASTER_PORT", "1")  # a store that is gone
     monkeypatch.setattr(launch_module, "TO_ASK", timedelta(seconds=0.2))
     assert launch_module.first_to_say("all")
 
