@@ -84,20 +84,29 @@ def join_world(device: str = "auto") -> Iterator[World]:
     backend = "nccl" if world.device.type == "cuda" else "gloo"
     store, _, _ = next(iter(rendezvous("env://", rank, size, timeout=TIMEOUT)))
     store = dist.PrefixStore(_start_of(store, rank, size), store)  # type: ignore[attr-defined]
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+    try:
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+    except RuntimeError as error:  # the other was there already, and found at once what ends it
+        raise _gone(error) or error from None
     try:
         yield world
     except Exception as error:
         # Of one rank, it may be: what waits for the others, as NCCL's farewell does, would wait until TIMEOUT, and the
         # error would be told after it.
         _abort(backend)
-        if isinstance(error, RuntimeError) and any(words in str(error) for words in GONE):
-            raise PeerGone("this rank ends because another did, which says why") from None
+        if gone := _gone(error):
+            raise gone from None
         raise
     except BaseException:  # SystemExit after a signal, which all ranks heed together
         dist.destroy_process_group()
         raise
     dist.destroy_process_group()
+
+
+def _gone(error: Exception) -> PeerGone | None:
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in GONE):
+        return PeerGone("this rank ends because another did, which says why")
+    return None
 
 
 def _abort(backend: str) -> None:

@@ -20,7 +20,9 @@ from tests import forked
 from tests.make import make_shards
 from tests.trainer.test_loop import SIZES, command, lines_of
 from trainer import launch as launch_module
+from trainer import world as world_module
 from trainer.launch import BY_HAND, INTERRUPTED, _run, _without_ranks, launch, ranks_wanted
+from trainer.world import PeerGone, join_world
 
 CALM = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); import time; time.sleep(60)"
 
@@ -167,12 +169,32 @@ def test_another_rank_s_store_is_met(capfd: pytest.CaptureFixture[str]) -> None:
     assert sorted(capfd.readouterr().out.split("\n")) == ["", "0 2", "1 2"]
 
 
+@pytest.mark.parametrize(
+    ("words", "kind"), [("Connection closed by peer [127.0.0.1]:1", PeerGone), ("no such device", RuntimeError)]
+)
+def test_a_rank_that_leaves_while_ranks_meet(words: str, kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It found at once what ends it, and says so; the others have no error of their own."""
+
+    def meet(*_: object, **__: object) -> None:
+        raise RuntimeError(f"Gloo connectFullMesh failed with {words}")
+
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(world_module, "rendezvous", lambda *_, **__: iter([(dist.HashStore(), 1, 2)]))
+    monkeypatch.setattr(world_module, "_start_of", lambda *_: "x")
+    monkeypatch.setattr(dist, "init_process_group", meet)
+    with pytest.raises(kind) as raised, join_world("cpu"):
+        pass
+    assert type(raised.value) is kind
+
+
 def test_a_line_is_said_once_a_start(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     program = (
-        "from trainer.launch import first_to_say; from trainer.world import join_world; rank = os.environ['RANK']\n"
+        "import torch; from trainer.launch import first_to_say; from trainer.world import join_world\n"
+        "rank = os.environ['RANK']\n"
         "for line in ('all', rank):\n"
         "    if first_to_say(line): os.write(1, f'{line} '.encode())\n"
-        "with join_world('cpu'): pass"
+        "with join_world('cpu') as world: torch.distributed.barrier()"
     )
     for _ in range(2):  # another start says it again
         assert _run(of_each(program, program), 2, "1") == (0, 0)
