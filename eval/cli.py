@@ -223,12 +223,17 @@ def similarity(
     from eval.report.similarity import write_similarity
     from eval.similarity import as_table, compare_models, open_pictures, similarity_hash
     from shards.atomic import write_json
+    from shards.reader import is_finished
 
     models = open_models(checkpoint or [None], untrained=untrained)
     first = next(iter(models.values()))
     root = data or first.shards
     if root is None:
         raise UserError("the first checkpoint does not say which shards it was trained on: give --data")
+    if not is_finished(root):
+        whose = "" if data else ", which the first checkpoint was trained on,"
+        what = "has no manifest.json, so its shards are not finished, or none" if root.is_dir() else "is no folder here"
+        raise UserError(f"{root}{whose} {what}: give --data a folder of shards")
     if out and out.suffix != ".html":
         raise UserError(f"--out {out}: the page's name ends in .html")
     pictures = open_pictures(root, graph, samples, models.values())
@@ -236,7 +241,7 @@ def similarity(
     table = out.with_suffix(".json") if out else _free(_similarity_out(list(models.values()), pictures), name)
     page = table.with_suffix(".html")
     _check_writable(table, {"shards", "graph", "models"})
-    if page.exists() and not table.exists():
+    if page.is_dir() or (page.exists() and page.stat().st_size and not table.exists()):
         raise UserError(f"{page} is there and no earlier result: choose another --out, or delete it")
     compared = compare_models(models, pictures, features or features_root())
     write_json(table, {"hash": name, **as_table(pictures, compared)})

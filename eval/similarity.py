@@ -28,7 +28,7 @@ from eval.models.model import Model
 from shards.bars import bar
 from shards.errors import UserError
 from shards.graph import Graph
-from shards.reader import Shards, is_finished, training_folder
+from shards.reader import TEST, Shards, is_finished, training_folder
 from trainer.block import SimilarityBlock
 from trainer.table import TextTable
 
@@ -82,7 +82,7 @@ class Pictures:
     similarity: Doubles
     """[n, n] G; 1 within a text."""
     unknown: int
-    """Pictures that were drawn and left out: no text of the graph is theirs."""
+    """Of the shards' pictures, how many no text of the graph is theirs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,37 +128,36 @@ class Compared:
     pictures: int
     pairs: int
     """Of different texts."""
+    same: int
+    """Pairs of one text."""
     most: float
     """The largest correlation that a model can have: below 1 where the graph calls pairs alike, which no model does."""
     models: list[Followed]
 
 
 def open_pictures(root: Path, graph: str | None, count: int, models: Iterable[Model] = ()) -> Pictures:
-    """`count` random samples of finished shards. Raises UserError, also where their texts are in no graph.
+    """`count` random samples of finished shards whose text is in the graph. Raises UserError.
 
     graph: without a name that which one of the models was trained with, else the only one.
     """
-    if not is_finished(root):
-        raise UserError(
-            f"{root} has no manifest.json, so its shards are not finished, or none: give --data a folder of shards"
-        )
     shards = Shards.open(root)
     source = _graph_source(shards)
     name = source.graph_name(graph or _trained_with(models, source.root))
     found = source.graph(name)
     captions = source.texts()
-    drawn: Ints = np.sort(np.random.default_rng(SEED).permutation(len(shards))[:count]).astype(np.int64)
-    text = shards.index.text_id[drawn].astype(np.int64)
+    text = shards.index.text_id.astype(np.int64)
     if source is not shards:
-        place, own = {caption: i for i, caption in enumerate(captions)}, shards.texts()
-        text = np.array([place.get(own[i], -1) for i in text.tolist()], np.int64)
-    rows, text = drawn[text >= 0], text[text >= 0]
+        place = {caption: i for i, caption in enumerate(captions)}
+        text = np.array([place.get(caption, -1) for caption in shards.texts()], np.int64)[text]
+    pool = np.flatnonzero((text >= 0) & _whole(shards))
+    rows: Ints = np.sort(np.random.default_rng(SEED).permutation(pool)[:count]).astype(np.int64)
+    unknown, text = int((text < 0).sum()), text[rows]
     if len(np.unique(text)) < 3:
-        known = f"of {len(drawn):,} pictures of {root} that were drawn only {len(rows):,} have a text of {source.root}"
+        few = f"{root} has fewer than three texts among {len(rows):,} pictures"
         raise UserError(
-            f"{root} has fewer than three texts among {len(drawn):,} pictures: there are no pairs to rank"
-            if source is shards
-            else f"{known}: make a graph of their own texts with `xclr-shards graph {root}`"
+            f"{few} (of {unknown:,} others {source.root} has no text): make a graph of them, `xclr-shards graph {root}`"
+            if unknown
+            else f"{few}: there are no pairs to rank"
         )
     files = shards.manifest.files
     paths = [path for shard in shards.manifest.shards for path in (shard.tar, f"index/{shard.name}.parquet")]
@@ -177,8 +176,16 @@ def open_pictures(root: Path, graph: str | None, count: int, models: Iterable[Mo
         text=text,
         captions=captions,
         similarity=_similarities(found, text),
-        unknown=len(drawn) - len(rows),
+        unknown=unknown,
     )
+
+
+def _whole(shards: Shards) -> npt.NDArray[np.bool_]:
+    """[samples] whether a picture shows what its text says: of the demo's test split the originals, since of the other
+    variants one has lost its object, and all would count a scene several times."""
+    if shards.manifest.dataset != f"demo{TEST}":
+        return np.ones(len(shards), bool)
+    return np.array([key.endswith("-original") for key in shards.index.key.to_pylist()])
 
 
 def _graph_source(shards: Shards) -> Shards:
@@ -233,6 +240,7 @@ def compare_models(models: dict[str, Model], pictures: Pictures, features: Path)
         similarity=judge.between[np.ix_(judge.shown, judge.shown)],
         pictures=len(rows),
         pairs=int(judge.apart.sum()) // 2,
+        same=int((judge.count * (judge.count - 1)).sum()) // 2,
         most=judge.most,
         models=made,
     )
@@ -435,6 +443,7 @@ def as_table(pictures: Pictures, compared: Compared) -> dict[str, Any]:
         "unknown_texts": pictures.unknown,
         "texts": len(compared.texts),
         "pairs": compared.pairs,
+        "pairs_of_one_text": compared.same,
         "largest_possible": _rounded(compared.most),
         "models": {
             found.name: {"about": found.about, **{place: of(found, place) for place in found.pairs}}

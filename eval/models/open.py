@@ -75,7 +75,8 @@ def open_models(specs: Sequence[str | None], *, untrained: bool = False) -> dict
         raise UserError(f"{twice} is given twice: leave one of them out")
     named = dict(zip(names, models, strict=True))
     if untrained:
-        named["untrained" if "untrained" not in named else "initial weights"] = open_model(specs[0], untrained=True)
+        free = next(name for name in ("untrained", "initial weights", f"{specs[0]}, untrained") if name not in named)
+        named[free] = open_model(specs[0], untrained=True)
     return named
 
 

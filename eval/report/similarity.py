@@ -17,11 +17,12 @@ from shards.page import COLOURS, data_uri, legend, line_chart, table, write_page
 
 __all__ = ["figures", "notes", "write_similarity"]
 
-LABEL = 30  # letters of a text
+LABEL = 26  # letters of a text
 SIDE, LEFT, CELLS = 480, 190, 280  # units of a matrix's view box: its width, that of labels, that of cells
 REACHED = 0.999  # largest possible figure: what is above is as good as 1
 STYLE = """
-.matrices { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1.5rem; }
+.matrices { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1.5rem;
+  margin-top: 1rem; }
 .matrices image { image-rendering: pixelated; }
 """
 WORDS = {
@@ -31,30 +32,54 @@ WORDS = {
 
 
 def write_similarity(path: Path, pictures: Pictures, compared: Compared) -> None:
-    title = f"{pictures.shards.name or pictures.shards}, graph {pictures.graph}"
-    held_out = (
-        "of a test split, which xclr-train does not train on"
-        if pictures.split == "test"
-        else "of training shards: a model trained on them has seen these very pairs (NAME-test has others)"
-    )
+    name = pictures.shards.resolve().name
+    of = "" if pictures.graph_of == pictures.shards else f" of {pictures.graph_of.resolve().name}"
+    title = f"{name}, graph {pictures.graph}{of}"
     head, rows = figures(compared)
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="soft">{escape(str(pictures.shards))}. Do the similarities of pictures follow the graph\'s?</p>',
         table(head, rows),
-        "<p class=\"soft\">Spearman's rank correlation between the graph's similarity and the cosine of what a model "
-        f"makes of two pictures: 1 ranks all pairs as the graph does, 0 is no relation. {compared.pairs:,} pairs of "
-        f"{compared.pictures:,} pictures {held_out}, whose texts differ ({len(compared.texts):,} texts); pairs of "
-        "texts go by the mean of their pictures, which evens out what single pictures differ in. "
-        "\N{PLUS-MINUS SIGN} is half of the 95 % interval, were other texts drawn. Same text: how far pictures of one "
-        "text stand above the mean of pairs of different texts, in standard deviations.</p>",
-        *(f'<p class="soft">{escape(note)}</p>' for note in notes(pictures, compared)),
+        *(f'<p class="soft">{escape(line)}</p>' for line in [_words(pictures, compared), *notes(pictures, compared)]),
+        table(["", "checkpoint", "step"], [_of_what(model) for model in compared.models]),
         "<h2>How near pictures are, by how near their texts are</h2>",
         _curves(compared),
         "<h2>Some texts</h2>",
         _matrices(pictures, compared),
     ]
     write_page(path, title, parts, STYLE)
+
+
+def _words(pictures: Pictures, compared: Compared) -> str:
+    """What the table's columns are."""
+    held_out = (
+        "of a test split, which xclr-train does not train on"
+        if pictures.split == "test"
+        else "of a training split (models that were trained on them have seen these very pictures)"
+    )
+    words = (
+        "Spearman's rank correlation between the graph's similarity of two pictures and the cosine of what a model "
+        f"makes of them: 1 ranks all pairs as the graph does, 0 is no relation. {compared.pairs:,} pairs of different "
+        f"texts, of {compared.pictures:,} pictures {held_out} and {len(compared.texts):,} texts. "
+        "\N{PLUS-MINUS SIGN} is half of the 95 % interval, were other texts drawn."
+    )
+    if any(model.texts for model in compared.models):
+        words += (
+            " Pairs of texts: of the mean cosine of their pictures, which evens out what single pictures differ in, "
+            "the more so the more pictures a text has; compare it at equally many alone."
+        )
+    if compared.same:
+        words += (
+            f" Same text: how far the {compared.same:,} pairs of one text stand above the mean of pairs of different "
+            "texts, in standard deviations."
+        )
+    return words
+
+
+def _of_what(model: Followed) -> list[str]:
+    about = model.about
+    step = about.get("step")
+    return [model.name, str(about.get("checkpoint", about.get("model", ""))), "" if step is None else f"{step:,}"]
 
 
 def figures(compared: Compared) -> tuple[list[str], list[list[str]]]:
@@ -105,7 +130,7 @@ def notes(pictures: Pictures, compared: Compared) -> list[str]:
     found = []
     if pictures.unknown:
         found.append(
-            f"{pictures.unknown:,} more pictures were drawn and left out: {pictures.graph_of} has no text like theirs."
+            f"Of {pictures.unknown:,} more pictures of {pictures.shards} the graph of {pictures.graph_of} has no text."
         )
     if lost:
         found.append(f"{lost:,} pictures do not decode and are left out.")
@@ -183,9 +208,10 @@ def _matrix(name: str, place: str, values: Doubles, labels: Sequence[str]) -> st
         'preserveAspectRatio="none"/>'
     )
     of = f", {place}" if place else ""
+    digits = 2 if high - low > 0.05 else 4
     return (
         f'<figure><svg class="chart" viewBox="0 0 {SIDE} {CELLS}" role="img" aria-label="{escape(name)}">{words}{image}'
-        f"</svg><figcaption><b>{escape(name)}</b>{of}: {low:.2f} to {high:.2f}</figcaption></figure>"
+        f"</svg><figcaption><b>{escape(name)}</b>{of}: {low:.{digits}f} to {high:.{digits}f}</figcaption></figure>"
     )
 
 

@@ -33,6 +33,7 @@ from eval.similarity import (
 from shards.errors import UserError
 from shards.graph import Graph, write_graph
 from shards.reader import Shards
+from tests.eval.demo_shards import make_demo
 from tests.eval.make_folders import make_model
 from tests.eval.runs import train_run
 from tests.make import make_graph, make_shards
@@ -318,9 +319,11 @@ def test_test_shards_go_by_the_graph_beside_them(tmp_path: Path) -> None:
 
 
 def test_texts_that_no_graph_has_are_named(tmp_path: Path) -> None:
-    make_shards(tmp_path / "mine", classes=4)
-    other = make_shards(tmp_path / "mine-test", classes=2, graph=False, split="test")  # two of the four texts
-    with pytest.raises(UserError, match=r"of 32 pictures of .*mine-test that were drawn only 32 .* `xclr-shards graph"):
+    make_shards(tmp_path / "mine", classes=2)
+    other = make_shards(tmp_path / "mine-test", classes=6, graph=False, split="test")
+    with pytest.raises(
+        UserError, match=r"three texts among \d+ .*\(of \d+ others .*/mine has no .* `xclr-shards graph"
+    ):
         open_pictures(other, None, 100)
     with pytest.raises(UserError, match="fewer than three texts"):
         open_pictures(make_shards(tmp_path / "two", classes=2), None, 100)
@@ -331,3 +334,12 @@ def test_texts_that_no_graph_has_are_named(tmp_path: Path) -> None:
 def test_a_graph_that_calls_all_alike_has_no_order(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="calls all pairs of different texts alike"):
         compared(monkeypatch, np.eye(6), np.repeat(np.arange(6), 2), {"m": np.ones((12, 6))})
+
+
+def test_of_the_demo_s_test_scenes_the_originals_are_taken(tmp_path: Path) -> None:
+    """One of the variants shows a ground without the object that the caption names."""
+    _, test = make_demo(tmp_path, 3, 8)
+    names = [shard.name for shard in Shards.open(test).manifest.shards]
+    write_graph(test, "own", make_graph(Shards.open(test).manifest.texts), np.zeros(8, np.int32), names)
+    pictures = open_pictures(test, None, 5000)
+    assert sorted(pictures.images.keys) == [f"{i:06d}-original" for i in range(8)]

@@ -15,6 +15,7 @@ import pytest
 from eval.models.open import open_models
 from eval.report.similarity import _labels, _pixels, figures, write_similarity
 from eval.similarity import groups_of
+from shards.errors import UserError
 from shards.graph import write_graph
 from shards.manifest import Manifest
 from tests.eval.make_folders import make_model
@@ -92,14 +93,19 @@ def test_the_page_is_of_what_was_compared(tmp_path: Path, monkeypatch: pytest.Mo
     assert "b&lt;b&gt;" in page
     assert "<b>b<b>" not in page
     assert "of a test split, which xclr-train does not train on" in page
-    assert "7 more pictures were drawn and left out: data/y has no text like theirs" in page
+    assert "Of 7 more pictures of data/x the graph of data/y has no text." in page
+    assert "<h1>x, graph g of y</h1>" in page
+    assert ("Pairs of texts:" in page, "the 40 pairs of one text" in page) == (True, True)
     labels = [int(n) for n in re.findall(r'text-anchor="end">(\d+)</text>', page.split("<b>the graph</b>")[0])][-25:]
     assert labels == found.shown.tolist()
     assert min(labels) >= 10
     assert labels == (10 + groups_of((vectors @ vectors.T)[10:, 10:])).tolist()
     write_similarity(tmp_path / "p.html", replace(pictures, split="train", unknown=0), found)
-    assert "a model trained on them has seen these very pairs" in (tmp_path / "p.html").read_text()
-    assert "left out" not in (tmp_path / "p.html").read_text()
+    assert "models that were trained on them have seen these very pictures" in (tmp_path / "p.html").read_text()
+    assert "has no text" not in (tmp_path / "p.html").read_text()
+    alone = compared(monkeypatch, vectors, np.arange(50), {"m": vectors})
+    write_similarity(tmp_path / "p.html", pictures, alone)
+    assert not any(words in (tmp_path / "p.html").read_text() for words in ("Pairs of texts", "Same text"))
     drawn = re.findall(r'class="line s(\d+)"[^>]*><title>([^<]*)', page)
     assert drawn == [("1", "b&lt;b&gt;"), ("2", "other")]
     assert re.findall(r'<i class="s(\d+)"></i>([^<]*)', page) == drawn
@@ -153,6 +159,15 @@ def test_rows_are_called_by_what_tells_them_apart(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("eval.models.open.open_model", lambda spec, **_: replace(make_model(), folder=folders[spec]))
     assert list(open_models(["a/x", "b/y", "timm:n"])) == ["x", "y", "colours"]
     assert list(open_models(["a/x", "b/x"], untrained=True)) == ["a/x", "b/x", "untrained"]
+    folders |= {
+        "./a/x": Path("a/x"),
+        "c/untrained": Path("c/untrained"),
+        "c/initial weights": Path("c/initial weights"),
+    }
+    several = open_models(["a/x", "c/untrained", "c/initial weights"], untrained=True)
+    assert list(several) == ["x", "untrained", "initial weights", "a/x, untrained"]
+    with pytest.raises(UserError, match="x is given twice"):
+        open_models(["a/x", "./a/x"])
 
 
 def test_matrices_show_groups_that_are_near() -> None:
@@ -171,7 +186,11 @@ def test_matrices_show_groups_that_are_near() -> None:
 def test_labels_leave_out_what_all_begin_with() -> None:
     assert _labels(["a photo of a cat", "a photo of a dog\nmore"]) == ["cat", "dog"]
     assert _labels(["a cat", "a cat that sleeps"]) == ["a cat", "a cat that sleeps"]
-    assert _labels(["x" * 40]) == ["x" * 29 + "\N{HORIZONTAL ELLIPSIS}"]
+    assert _labels(["x" * 40]) == ["x" * 25 + "\N{HORIZONTAL ELLIPSIS}"]
+
+
+def test_wide_letters_count_twice() -> None:
+    assert _labels(["\u72ac" * 14]) == ["\u72ac" * 12 + "\N{HORIZONTAL ELLIPSIS}"]
 
 
 def test_a_model_without_a_projector_has_features_alone(monkeypatch: pytest.MonkeyPatch) -> None:
