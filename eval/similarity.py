@@ -149,9 +149,10 @@ def open_pictures(root: Path, graph: str | None, count: int, models: Iterable[Mo
     if source is not shards:
         place = {caption: i for i, caption in enumerate(captions)}
         text = np.array([place.get(caption, -1) for caption in shards.texts()], np.int64)[text]
-    pool = np.flatnonzero((text >= 0) & _whole(shards))
+    whole = _whole(shards)
+    pool = np.flatnonzero((text >= 0) & whole)
     rows: Ints = np.sort(np.random.default_rng(SEED).permutation(pool)[:count]).astype(np.int64)
-    unknown, text = int((text < 0).sum()), text[rows]
+    unknown, text = int(((text < 0) & whole).sum()), text[rows]
     if len(np.unique(text)) < 3:
         few = f"{root} has fewer than three texts among {len(rows):,} pictures"
         raise UserError(
