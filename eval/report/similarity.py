@@ -60,7 +60,7 @@ def _words(pictures: Pictures, compared: Compared) -> str:
     words = (
         "Spearman's rank correlation between the graph's similarity of two pictures and the cosine of what a model "
         f"makes of them: 1 ranks all pairs as the graph does, 0 is no relation. {compared.pairs:,} pairs of different "
-        f"texts, of {compared.pictures:,} pictures {held_out} and {len(compared.texts):,} texts. "
+        f"texts, of {compared.pictures:,} pictures with {len(compared.texts):,} texts {held_out}. "
         "\N{PLUS-MINUS SIGN} is half of the 95 % interval, were other texts drawn."
     )
     if any(model.texts for model in compared.models):
