@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from eval.benchmarks.bench import Bench as OpenBench
     from eval.evaluate import Method, Settings
     from eval.models.model import Model
-    from eval.similarity import Pictures
+    from eval.similarity.pictures import Pictures
 
 __all__ = ["app", "main"]
 
@@ -221,7 +221,9 @@ def similarity(
     from eval.models.open import open_models
     from eval.report.show import show_similarity
     from eval.report.similarity import write_similarity
-    from eval.similarity import as_table, compare_models, open_pictures, similarity_hash
+    from eval.similarity.compare import compare_models, similarity_hash
+    from eval.similarity.pictures import open_pictures
+    from eval.similarity.table import as_table
     from shards.atomic import write_json
     from shards.reader import is_finished
 

@@ -13,7 +13,8 @@ from rich.table import Table
 from eval.report.similarity import figures, notes
 from eval.report.table import difference_lines, heading, left_out_lines, marks, plus_minus, runs_line
 from eval.report.titles import TITLES
-from eval.similarity import Compared, Pictures
+from eval.similarity.compare import Compared
+from eval.similarity.pictures import Pictures
 
 __all__ = ["show_result", "show_rows", "show_similarity"]
 

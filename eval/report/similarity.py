@@ -12,7 +12,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from eval.similarity import PLACES, Compared, Correlation, Doubles, Followed, Pictures, Place, difference
+from eval.similarity.compare import PLACES, Compared, Followed, Place
+from eval.similarity.pictures import Pictures
+from eval.similarity.rank import Correlation, Doubles, difference
 from shards.page import COLOURS, data_uri, legend, line_chart, table, write_page
 
 __all__ = ["figures", "notes", "write_similarity"]

@@ -13,23 +13,15 @@ import torch
 from scipy.stats import spearmanr
 from torch import nn
 
-import eval.similarity as module
+import eval.similarity.compare as module
 from eval.benchmarks.bench import ImageSet, Ints
 from eval.features import Features, extract
 from eval.models.open import open_model
 from eval.report.similarity import figures, notes
-from eval.similarity import (
-    Compared,
-    Doubles,
-    Pictures,
-    as_table,
-    compare_models,
-    correlation,
-    curve,
-    difference,
-    open_pictures,
-    ranks,
-)  # fmt: skip
+from eval.similarity.compare import Compared, compare_models
+from eval.similarity.pictures import Pictures, open_pictures
+from eval.similarity.rank import Doubles, correlation, curve, difference, ranks
+from eval.similarity.table import as_table
 from shards.errors import UserError
 from shards.graph import Graph, write_graph
 from shards.reader import Shards
@@ -209,8 +201,8 @@ def test_equal_similarities_bound_the_figure(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_model_that_makes_the_same_of_all_has_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is left of its spread is rounding."""
     rng = np.random.default_rng(9)
-    vectors, inverse = unit(rng, 30), np.repeat(np.arange(30), 2)
-    same = np.full((60, 384), 0.1234567) + 1e-9 * rng.normal(size=(60, 384))
+    vectors, inverse = unit(rng, 30), np.repeat(np.arange(30), np.tile([2, 3, 5], 10))
+    same = np.full((100, 384), 0.1234567) + 1e-9 * rng.normal(size=(100, 384))
     found = compared(monkeypatch, vectors, inverse, {"good": vectors[inverse], "same": same})
     _, rows = figures(found)
     assert rows[1][2:] == ["all alike", "", "all alike", "+0.00"]

@@ -14,7 +14,7 @@ import pytest
 
 from eval.models.open import open_models
 from eval.report.similarity import _labels, _pixels, figures, write_similarity
-from eval.similarity import groups_of
+from eval.similarity.compare import groups_of
 from shards.errors import UserError
 from shards.graph import write_graph
 from shards.manifest import Manifest
