@@ -91,7 +91,7 @@ def figures(compared: Compared) -> tuple[list[str], list[list[str]]]:
     same = any(model.same for model in compared.models)
     several = len(compared.models) > 1
     head = ["", "of its", "pairs of pictures"]
-    head += [f"over {compared.models[0].name}"] if several else []
+    head += ["over the first"] if several else []
     head += ["pairs of texts"] if texts else []
     head += ["same text"] if same else []
     rows = []

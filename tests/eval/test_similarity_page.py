@@ -32,7 +32,7 @@ def test_commands_of_a_user(made: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert run_eval([*both, "--untrained"]) == 0
     shown = capsys.readouterr().out
     assert "runs/eval/similarity-made-made.html" in shown
-    assert "over simclr" in " ".join(shown.split())
+    assert "over the first" in " ".join(shown.split())
     page = (made / "runs/eval/similarity-made-made.html").read_text()
     assert page.count("<image ") == 4
     assert all(name in page for name in ("simclr", "xclr", "untrained", ">3<"))
@@ -197,6 +197,6 @@ def test_a_model_without_a_projector_has_features_alone(monkeypatch: pytest.Monk
     rng = np.random.default_rng(6)
     found = compared(monkeypatch, unit(rng, 12), np.arange(12), {"a": unit(rng, 12), "b": unit(rng, 12)})
     head, rows = figures(found)
-    assert head == ["", "of its", "pairs of pictures", "over a"]
+    assert head == ["", "of its", "pairs of pictures", "over the first"]
     assert [row[:2] for row in rows] == [["a", "features"], ["b", "features"]]
     assert rows[0][3] == ""
