@@ -117,13 +117,14 @@ def _run(command: Sequence[str], count: int, threads: str) -> tuple[int, int]:
 
 
 def first_to_say(line: str) -> bool:
-    """Whether no other rank of this start has this line to say: of eight GPUs' ranks all find the same misspelt model.
+    """Whether no other rank of this machine has this line to say: of eight GPUs' all find the same misspelt model.
 
-    True as well where there is no other rank, or no store that could be asked.
+    Of one start, since torchrun keeps its store. True as well where there is no other rank, or no store to be asked.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return True
-    key = f"said/{os.environ.get('TORCHELASTIC_RESTART_COUNT')}/{sha256(line.encode()).hexdigest()}"
+    told = [os.environ.get(name) for name in ("GROUP_RANK", "TORCHELASTIC_RESTART_COUNT")]
+    key = f"said/{told}/{sha256(line.encode()).hexdigest()}"
     try:
         where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = dist.TCPStore(*where, is_master=False, timeout=TO_ASK)  # type: ignore[attr-defined]

@@ -128,19 +128,18 @@ def _folders(dataset: Dataset, path: Path) -> Source:
     """SOURCE/train/CLASS/..., SOURCE/train.tar, SOURCE/CLASS/..., or a tar itself. `val` does for test."""
     splits = [dataset.split, *(["val"] if dataset.split == "test" else [])]
     for place in (*(path / name for split in splits for name in (split, f"{split}.tar")), path):
-        if place in (path / "val", path / "val.tar") and place.exists():
-            say(f"{path} has no test/ of class folders and no test.tar: its test split is {place.name}")
         if place.is_file():
             names = class_names(_tar_classes(place), names_file(place.parent), dataset.caption)
-            return Source(
-                dataset=dataset, where=str(path), partitions=_partitions([place], place.parent), classes=tuple(names)
-            )
-        folders = _class_folders(place) if place.is_dir() and (place == path or _is_class(place)) else []
-        if folders and not (place == path and {folder.name for folder in folders} <= SPLITS):
+            partitions = _partitions([place], place.parent)
+        else:
+            folders = _class_folders(place) if place.is_dir() and (place == path or _is_class(place)) else []
+            if not folders or (place == path and {folder.name for folder in folders} <= SPLITS):
+                continue
             names = class_names([folder.name for folder in folders], names_file(path), dataset.caption)
-            return Source(
-                dataset=dataset, where=str(path), partitions=_partitions(folders, place), classes=tuple(names)
-            )
+            partitions = _partitions(folders, place)
+        if place != path and place.stem != dataset.split:
+            say(f"{path} has no test/ of class folders and no test.tar: its test split is {place.name}")
+        return Source(dataset=dataset, where=str(path), partitions=partitions, classes=tuple(names))
     raise UserError(
         f"{path} holds no class folders: expected {dataset.split}/CLASS/*.jpg, {dataset.split}.tar or CLASS/"
         + (" (or val for test)" if len(splits) > 1 else "")

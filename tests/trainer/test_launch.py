@@ -203,8 +203,8 @@ def test_a_line_is_said_once_a_start(capfd: pytest.CaptureFixture[str], monkeypa
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     monkeypatch.setenv("MASTER_PORT", str(store.port))
-    for start in ("0", "1"):  # torchrun keeps its store
-        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", start)
+    for name, value in (("GROUP_RANK", "0"), ("GROUP_RANK", "1"), ("TORCHELASTIC_RESTART_COUNT", "1")):
+        monkeypatch.setenv(name, value)
         assert [launch_module.first_to_say("all") for _ in range(3)] == [True, False, False]
     monkeypatch.setenv("MASTER_PORT", "1")  # a store that is gone
     monkeypatch.setattr(launch_module, "TO_ASK", timedelta(seconds=0.2))
