@@ -108,7 +108,7 @@ def batches_of(loader: Iterable[Batch | UserError], device: torch.device | None 
     device: a GPU's batches come with their views on it, copied while the step before is still at work. None, as for
     batches that are forwarded in pieces: a step copies what it needs.
     """
-    batches = map(_checked, iter(loader))
+    batches = map(_checked, _handed_over(iter(loader)))
     return _sent_ahead(batches, device) if device is not None and device.type == "cuda" else batches
 
 
@@ -122,6 +122,20 @@ def _sent_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batc
         steps.wait_stream(beside)
         views.record_stream(steps)  # freed by us, its memory is not used again before the step is done
         yield replace(batch, views=views)
+
+
+def _handed_over(batches: Iterator[Batch | UserError]) -> Iterator[Batch | UserError]:
+    """A worker that is killed while it hands a batch over leaves a broken connection, of which PyTorch makes its own
+    error only where it finds the worker gone by then."""
+    while True:
+        try:
+            yield next(batches)  # held by nobody here while a step is at work
+        except StopIteration:
+            return
+        except (ConnectionError, EOFError) as error:
+            if "in DataLoader worker process" in str(error):  # met by a worker in its work
+                raise
+            raise RuntimeError("a DataLoader worker ended while it handed a batch over") from error
 
 
 def _checked(batch: Batch | UserError) -> Batch:

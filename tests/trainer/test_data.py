@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from tests.make import make_shards
 from tests.trainer.ranks import Ranks
 from trainer import data
 from trainer.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig
-from trainer.data import Batch, make_loader, to_views
+from trainer.data import Batch, batches_of, make_loader, to_views
 from trainer.plan import BatchPlan
 from trainer.world import World
 
@@ -34,6 +35,32 @@ def test_workers_do_not_change_the_batches(tmp_path: Path, workers: int) -> None
     for one, other in zip(batches(root, 0), batches(root, workers), strict=True):
         assert torch.equal(one.views, other.views)
         assert torch.equal(one.samples, other.samples)
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset by peer"), EOFError(), ConnectionRefusedError()])
+def test_a_worker_that_ends_as_it_hands_a_batch_over_has_ended(error: Exception) -> None:
+    """The command tells it by these words from other errors (xclr-train, LoaderGone)."""
+
+    def handed() -> Iterator[Batch]:
+        yield batch
+        raise error
+
+    nothing = torch.zeros(1, dtype=torch.int64)
+    batch = Batch(nothing, nothing, nothing, nothing)
+    found = batches_of(handed())
+    assert next(found) is batch
+    with pytest.raises(RuntimeError, match="a DataLoader worker ended"):
+        next(found)
+
+
+def test_a_worker_s_own_error_stays_its_own() -> None:
+    def handed() -> Iterator[Batch]:
+        raise ConnectionError("Caught ConnectionError in DataLoader worker process 0.")
+        yield
+
+    with pytest.raises(ConnectionError, match="Caught"):
+        next(batches_of(handed()))
+    assert list(batches_of([])) == []
 
 
 def test_ranks_and_resuming_give_the_same_views(tmp_path: Path) -> None:
