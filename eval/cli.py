@@ -227,6 +227,8 @@ def similarity(
     from shards.atomic import write_json
     from shards.reader import is_finished
 
+    if out and out.suffix != ".html":
+        raise UserError(f"--out {out}: the page's name ends in .html")
     models = open_models(checkpoint or [None], untrained=untrained)
     first = next(iter(models.values()))
     root = data or first.shards
@@ -236,8 +238,6 @@ def similarity(
         whose = "" if data else ", which the first checkpoint was trained on,"
         what = "has no manifest.json, so its shards are not finished, or none" if root.is_dir() else "is no folder here"
         raise UserError(f"{root}{whose} {what}: give --data a folder of shards")
-    if out and out.suffix != ".html":
-        raise UserError(f"--out {out}: the page's name ends in .html")
     pictures = open_pictures(root, graph, samples, models.values())
     name = similarity_hash(models, pictures)
     table = out.with_suffix(".json") if out else _free(_similarity_out(list(models.values()), pictures), name)
