@@ -7,8 +7,8 @@ One batch of `rows` views (rows / 2 samples), 128 dimensions, a graph of 100,000
 turns within a round, and the median of the rounds counts. `cpu ms` is the processor time of all threads, which says
 what a busy machine hides (set OMP_WAIT_POLICY=PASSIVE there, or waiting counts as work). Peak extra memory is measured
 in processes of their own, three for each method and size, whose median counts: the peak since the inputs lay there (on
-Linux VmHWM, reset before; on GPUs PyTorch's count), so it includes the block and the gradients. Time and memory grow as
-rows^slope from one size to the next. `fused` needs a GPU; `--precision high` lets all methods use TF32 there.
+Linux VmHWM, reset before), so it includes the block and the gradients. On GPUs, where PyTorch counts what it hands out,
+one step in this process tells it. Time and memory grow as rows^slope from one size to the next. `fused` needs a GPU; `--precision high` lets all methods use TF32 there.
 
 `matmul` is the floor: the matrix products that the tiled form does, in the same tiles, and nothing else. lightly's
 NT-Xent has hard labels; so has the CLIP loss (Cherti et al. 2023, open_clip's local loss), which for the same samples
@@ -187,11 +187,6 @@ def peak_extra_mb(method: str, rows: int) -> float:
     texts = table() if method in ("dense", "tiled", "fused") else None
     MAKERS[method](64, texts)()  # threads, libraries, caches of kernels
     step = MAKERS[method](rows, texts)
-    if device().type == "cuda":
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        step()
-        return (torch.cuda.max_memory_allocated() - before) / 1e6
     if Path("/proc/self/clear_refs").exists():
         Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM to what is resident now
         resident = status_kb("VmRSS")
@@ -203,7 +198,13 @@ def peak_extra_mb(method: str, rows: int) -> float:
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before) / 1e6
 
 
-def memory(method: str, rows: int) -> float:
+def memory(method: str, rows: int, texts: TextTable) -> float:
+    if device().type == "cuda":
+        step = MAKERS[method](rows, texts)
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
     command = [sys.executable, "-m", "benchmarks.loss", "--peak", method, "--rows", str(rows)]
     command += ["--precision", torch.get_float32_matmul_precision()]
     done = [subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True) for _ in range(3)]
@@ -225,10 +226,11 @@ def measure(rows: int, methods: list[str], texts: TextTable, rounds: int) -> dic
     for _ in range(rounds):
         for method, step in steps.items():
             times[method].append(clocks(step))
+    steps.clear()  # the gradients that they hold would count as what was there before
     found = {}
     for method, taken in times.items():
         wall, busy = (statistics.median(values) for values in zip(*taken, strict=True))
-        found[method] = {"seconds": wall, "cpu": busy, "peak_mb": memory(method, rows)}
+        found[method] = {"seconds": wall, "cpu": busy, "peak_mb": memory(method, rows, texts)}
     return found
 
 

@@ -9,6 +9,10 @@ row's own column, two kernels make what loss.py needs of them:
 On one rank rows are columns and l is symmetric, so P z + P'z comes out of the second kernel with one product for both,
 and the first makes lse alone: three products in all, as in `tiled`; four on several ranks. Neither uses atomics: the
 same input gives the same bits.
+
+Products have float32's precision: features are cut into three bfloat16 parts beforehand, x = x0 + x1 + x2, each with
+the next 8 bits, and six products of parts make one, the smallest first (as Triton's bf16x6, which cuts a tile each time
+it is read). What torch.set_float32_matmul_precision("high") allows, they do with two parts and three products.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ LARGEST_DIM = 128  # a tile of features lies in shared memory whole
 
 
 class Tiles(NamedTuple):
-    """How the kernels cut their work."""
+    """How a kernel cuts its work."""
 
     held: int
     """Rows (or columns) whose sums a program holds."""
@@ -36,20 +40,14 @@ class Tiles(NamedTuple):
     """Columns (or rows) that it takes at a time."""
     warps: int
     stages: int
-    precision: str
-    """Of products, in Triton's terms."""
 
 
-def tiles_for(shared_memory: int, exact: bool) -> Tiles:
-    """Tiles that fit the bytes of shared memory of a card and keep what is summed in registers.
-
-    exact: products of float32's precision, from six of bfloat16; else TF32's. Chosen by what ptxas says of registers
-    and spills for compute capabilities 8.0 and 9.0 (Triton 3.8.0, 2026-11), not by times.
-    """
+def tiles_for(shared_memory: int, parts: int) -> tuple[Tiles, Tiles]:
+    """Tiles of both kernels that fit the bytes of shared memory of a card and keep what is summed in registers."""
     large = shared_memory >= 200 << 10  # Hopper and Blackwell for data centres
-    if exact:
-        return Tiles(128, 32, 8, 2, "bf16x6") if large else Tiles(64, 32, 8, 2, "bf16x6")
-    return Tiles(128, 64, 8, 2, "tf32") if large else Tiles(64, 64, 4, 2, "tf32")
+    if parts == 3:
+        return (Tiles(128, 64, 8, 2), Tiles(128, 64, 8, 2)) if large else (Tiles(64, 32, 4, 2), Tiles(64, 32, 4, 2))
+    return (Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 3)) if large else (Tiles(64, 32, 4, 2), Tiles(64, 32, 4, 2))
 
 
 def check(rows: torch.Tensor) -> None:
@@ -73,30 +71,47 @@ def repel(
 ) -> torch.Tensor:
     """What `loss._repel` does: sum of lse_i [float64]; adds P z to row_gradient, P'z to column_gradient.
 
-    rows [n, dim], columns [m, dim]; row i is column first + i, which is left out. Products are of float32's precision,
-    or of TF32's where torch.set_float32_matmul_precision says so.
+    rows [n, dim], columns [m, dim]; row i is column first + i, which is left out.
     """
     (n, dim), m, alone = rows.shape, len(columns), columns is rows
     assert row_gradient.is_contiguous()
     assert column_gradient.is_contiguous()
-    rows = rows.contiguous()
-    columns = rows if alone else columns.contiguous()
     lse = rows.new_empty(n)
-    tiles = tiles_for(_shared_memory(rows), torch.get_float32_matmul_precision() == "highest")
-    fixed = {
-        "DIM": dim,
-        "WIDTH": max(16, triton.next_power_of_2(dim)),
-        "HELD": tiles.held,
-        "PASSING": tiles.passing,
-        "PRECISION": "ieee" if _interpreted() else tiles.precision,
-        "num_warps": tiles.warps,
-        "num_stages": tiles.stages,
-    }
+    parts = _parts()
+    by_rows, by_columns = tiles_for(_shared_memory(rows), parts)
+    cut = _cut(rows, parts)
+    cuts = cut, cut if alone else _cut(columns, parts)
     inputs = n, m, first, math.log2(math.e) / tau
+    fixed = {"DIM": dim, "WIDTH": cut.shape[-1], "PARTS": parts}
     with torch.cuda.device_of(rows):
-        _by_rows[triton.cdiv(n, tiles.held),](rows, columns, lse, row_gradient, *inputs, VALUES=not alone, **fixed)
-        _by_columns[triton.cdiv(m, tiles.held),](rows, columns, lse, column_gradient, *inputs, ALONE=alone, **fixed)
+        _by_rows[triton.cdiv(n, by_rows.held),](
+            *cuts, lse, row_gradient, *inputs, VALUES=not alone, **fixed, **_options(by_rows)
+        )
+        _by_columns[triton.cdiv(m, by_columns.held),](
+            *cuts, lse, column_gradient, *inputs, ALONE=alone, **fixed, **_options(by_columns)
+        )
     return lse.sum(dtype=torch.float64) * math.log(2)
+
+
+def _parts() -> int:
+    """How many bfloat16 make a float32; 1: none, float32 as it is, since Triton's interpreter has no bfloat16."""
+    return 1 if _interpreted() else 3 if torch.get_float32_matmul_precision() == "highest" else 2
+
+
+def _cut(x: torch.Tensor, parts: int) -> torch.Tensor:
+    """x [n, dim] -> [parts, n, width] bfloat16 whose sum is x; the width that kernels read, beyond dim 0."""
+    n, dim = x.shape
+    found = x.new_zeros(
+        parts, n, max(16, triton.next_power_of_2(dim)), dtype=torch.float32 if parts == 1 else torch.bfloat16
+    )
+    for part in found[:, :, :dim]:
+        part.copy_(x)
+        x = x - part
+    return found
+
+
+def _options(tiles: Tiles) -> dict[str, int]:
+    return {"HELD": tiles.held, "PASSING": tiles.passing, "num_warps": tiles.warps, "num_stages": tiles.stages}
 
 
 def _interpreted() -> bool:
@@ -111,24 +126,70 @@ def _shared_memory(rows: torch.Tensor) -> int:
 
 
 @triton.jit
+def _load(x, count, i, WIDTH: tl.constexpr, PARTS: tl.constexpr):
+    """Rows i of x [PARTS, count, WIDTH], a tile a part; 0 beyond the last."""
+    at = x + i.to(tl.int64)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+    part, inside = count.to(tl.int64) * WIDTH, (i < count)[:, None]
+    x0 = tl.load(at, mask=inside, other=0.0)
+    x1, x2 = x0, x0
+    if PARTS > 1:
+        x1 = tl.load(at + part, mask=inside, other=0.0)
+    if PARTS > 2:
+        x2 = tl.load(at + 2 * part, mask=inside, other=0.0)
+    return x0, x1, x2
+
+
+@triton.jit
+def _split(x, PARTS: tl.constexpr):
+    """What `_cut` does, in registers."""
+    x0, x1, x2 = x, x, x
+    if PARTS > 1:
+        x0 = x.to(tl.bfloat16)
+        x1 = (x - x0.to(tl.float32)).to(tl.bfloat16)
+    if PARTS > 2:
+        x2 = (x - x0.to(tl.float32) - x1.to(tl.float32)).to(tl.bfloat16)
+    return x0, x1, x2
+
+
+@triton.jit
+def _dot(a, b, total, PARTS: tl.constexpr):
+    """total + a b, of parts; products of parts that lie below float32's precision are left out."""
+    a0, a1, a2 = a
+    b0, b1, b2 = b
+    if PARTS == 1:
+        return tl.dot(a0, b0, total, input_precision="ieee")
+    if PARTS > 2:
+        total = tl.dot(a2, b0, total)
+        total = tl.dot(a0, b2, total)
+        total = tl.dot(a1, b1, total)
+    total = tl.dot(a1, b0, total)
+    total = tl.dot(a0, b1, total)
+    return tl.dot(a0, b0, total)
+
+
+@triton.jit
+def _logits(a, b, PARTS: tl.constexpr):
+    """a b' [a's rows, b's rows]"""
+    b0, b1, b2 = b
+    zero = tl.zeros([a[0].shape[0], b0.shape[0]], tl.float32)
+    return _dot(a, (tl.trans(b0), tl.trans(b1), tl.trans(b2)), zero, PARTS)
+
+
+@triton.jit
 def _by_rows(
     rows, columns, lse, gradient, n, m, first, scale,
     DIM: tl.constexpr, WIDTH: tl.constexpr, HELD: tl.constexpr, PASSING: tl.constexpr,
-    PRECISION: tl.constexpr, VALUES: tl.constexpr,
+    PARTS: tl.constexpr, VALUES: tl.constexpr,
 ):  # fmt: skip
     i, d = tl.program_id(0) * HELD + tl.arange(0, HELD), tl.arange(0, WIDTH)
-    at = i.to(tl.int64)[:, None] * DIM + d[None, :]
-    inside = (i < n)[:, None] & (d < DIM)[None, :]
-    z = tl.load(rows + at, mask=inside, other=0.0)
+    z = _load(rows, n, i, WIDTH, PARTS)
     largest = tl.full([HELD], -float("inf"), tl.float32)
     mass = tl.zeros([HELD], tl.float32)
     total = tl.zeros([HELD, WIDTH], tl.float32)
     for start in range(0, m, PASSING):
         j = start + tl.arange(0, PASSING)
-        other = tl.load(
-            columns + j.to(tl.int64)[:, None] * DIM + d[None, :], mask=(j < m)[:, None] & (d < DIM)[None, :], other=0.0
-        )
-        logit = tl.dot(z, tl.trans(other), input_precision=PRECISION)
+        other = _load(columns, m, j, WIDTH, PARTS)
+        logit = _logits(z, other, PARTS)
         logit = tl.where((j < m)[None, :] & (j[None, :] != i[:, None] + first), logit, -float("inf"))
         # The first tile holds two columns at least, so the maximum is finite from there on.
         larger = tl.maximum(largest, tl.max(logit, 1))
@@ -136,36 +197,36 @@ def _by_rows(
         fade = tl.exp2((largest - larger) * scale)
         mass = mass * fade + tl.sum(weight, 1)
         if VALUES:
-            total = tl.dot(weight, other, total * fade[:, None], input_precision=PRECISION)
+            total = _dot(_split(weight, PARTS), other, total * fade[:, None], PARTS)
         largest = larger
     tl.store(lse + i, largest * scale + tl.log2(mass), mask=i < n)
     if VALUES:
-        tl.store(gradient + at, total / mass[:, None] + tl.load(gradient + at, mask=inside), mask=inside)
+        at = gradient + i.to(tl.int64)[:, None] * DIM + d[None, :]
+        inside = (i < n)[:, None] & (d < DIM)[None, :]
+        tl.store(at, total / mass[:, None] + tl.load(at, mask=inside), mask=inside)
 
 
 @triton.jit
 def _by_columns(
     rows, columns, lse, gradient, n, m, first, scale,
     DIM: tl.constexpr, WIDTH: tl.constexpr, HELD: tl.constexpr, PASSING: tl.constexpr,
-    PRECISION: tl.constexpr, ALONE: tl.constexpr,
+    PARTS: tl.constexpr, ALONE: tl.constexpr,
 ):  # fmt: skip
     j, d = tl.program_id(0) * HELD + tl.arange(0, HELD), tl.arange(0, WIDTH)
-    at = j.to(tl.int64)[:, None] * DIM + d[None, :]
-    inside = (j < m)[:, None] & (d < DIM)[None, :]
-    z = tl.load(columns + at, mask=inside, other=0.0)
+    z = _load(columns, m, j, WIDTH, PARTS)
     total = tl.zeros([HELD, WIDTH], tl.float32)
     if ALONE:
         own = tl.load(lse + j, mask=j < m, other=0.0)
     for start in range(0, n, PASSING):
         i = start + tl.arange(0, PASSING)
-        other = tl.load(
-            rows + i.to(tl.int64)[:, None] * DIM + d[None, :], mask=(i < n)[:, None] & (d < DIM)[None, :], other=0.0
-        )
-        logit = tl.dot(z, tl.trans(other), input_precision=PRECISION) * scale
+        other = _load(rows, n, i, WIDTH, PARTS)
+        logit = _logits(z, other, PARTS) * scale
         counts = (i < n)[None, :] & (j < m)[:, None] & (j[:, None] != i[None, :] + first)
         logit = tl.where(counts, logit, -float("inf"))
         weight = tl.exp2(logit - tl.load(lse + i, mask=i < n, other=0.0)[None, :])
         if ALONE:
             weight += tl.exp2(logit - own[:, None])
-        total = tl.dot(weight, other, total, input_precision=PRECISION)
-    tl.store(gradient + at, total + tl.load(gradient + at, mask=inside), mask=inside)
+        total = _dot(_split(weight, PARTS), other, total, PARTS)
+    at = gradient + j.to(tl.int64)[:, None] * DIM + d[None, :]
+    inside = (j < m)[:, None] & (d < DIM)[None, :]
+    tl.store(at, total + tl.load(at, mask=inside), mask=inside)

@@ -57,8 +57,8 @@ def test_equals_the_tiled_half_in_float64(
         rows = columns if ranks == 1 else columns[first : first + 2 * b]
         row_gradient = torch.ones_like(rows)
         column_gradient = row_gradient if ranks == 1 else torch.ones_like(columns)
-        tiles = fused.Tiles(held, passing, 4, 2, "bf16x6")
-        with mock.patch.object(fused, "tiles_for", return_value=tiles):
+        tiles = fused.Tiles(held, passing, 4, 2)
+        with mock.patch.object(fused, "tiles_for", return_value=(tiles, tiles)):
             lse = repel(rows, columns, first, tau, row_gradient, column_gradient)
         assert lse.dtype == torch.float64
         out += [lse.cpu() / len(rows), row_gradient.cpu().double(), column_gradient.cpu().double()]
@@ -103,17 +103,17 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from trainer import fused
 
-POINTERS, SIZES = ("rows", "columns", "lse", "gradient"), ("n", "m", "first")
+FEATURES, SIZES = ("rows", "columns"), ("n", "m", "first")
+POINTERS = (*FEATURES, "lse", "gradient")
 found = []
 for capability, memory in ((80, 163), (86, 99), (90, 227)):
-    for exact in (True, False):
-        tiles = fused.tiles_for(memory << 10, exact)
-        for kernel, flag in ((fused._by_rows, "VALUES"), (fused._by_columns, "ALONE")):
+    for parts in (3, 2):
+        both = fused.tiles_for(memory << 10, parts)
+        for kernel, flag, tiles in ((fused._by_rows, "VALUES", both[0]), (fused._by_columns, "ALONE", both[1])):
             names = kernel.arg_names
-            values = {"DIM": 128, "WIDTH": 128, "HELD": tiles.held, "PASSING": tiles.passing, flag: True,
-                      "PRECISION": tiles.precision}
-            kinds = {n: "*fp32" if n in POINTERS else "i32" if n in SIZES else "fp32" if n == "scale" else "constexpr"
-                     for n in names}
+            values = {"DIM": 128, "WIDTH": 128, "HELD": tiles.held, "PASSING": tiles.passing, flag: True, "PARTS": parts}
+            kinds = {n: "*bf16" if n in FEATURES else "*fp32" if n in POINTERS else "i32" if n in SIZES
+                     else "fp32" if n == "scale" else "constexpr" for n in names}
             source = ASTSource(
                 kernel,
                 signature=kinds,
