@@ -8,7 +8,8 @@ turns within a round, and the median of the rounds counts. `cpu ms` is the proce
 what a busy machine hides (set OMP_WAIT_POLICY=PASSIVE there, or waiting counts as work). Peak extra memory is measured
 in processes of their own, three for each method and size, whose median counts: the peak since the inputs lay there (on
 Linux VmHWM, reset before), so it includes the block and the gradients. On GPUs, where PyTorch counts what it hands out,
-one step in this process tells it. Time and memory grow as rows^slope from one size to the next. `fused` needs a GPU; `--precision high` lets all methods use TF32 there.
+one step in this process tells it. Time and memory grow as rows^slope from one size to the next. `fused` needs a GPU;
+`--precision high` lets all methods use TF32 there.
 
 `matmul` is the floor: the matrix products that the tiled form does, in the same tiles, and nothing else. lightly's
 NT-Xent has hard labels; so has the CLIP loss (Cherti et al. 2023, open_clip's local loss), which for the same samples

@@ -111,7 +111,8 @@ for capability, memory in ((80, 163), (86, 99), (90, 227)):
         both = fused.tiles_for(memory << 10, parts)
         for kernel, flag, tiles in ((fused._by_rows, "VALUES", both[0]), (fused._by_columns, "ALONE", both[1])):
             names = kernel.arg_names
-            values = {"DIM": 128, "WIDTH": 128, "HELD": tiles.held, "PASSING": tiles.passing, flag: True, "PARTS": parts}
+            values = {"DIM": 128, "WIDTH": 128, "HELD": tiles.held, "PASSING": tiles.passing, flag: True,
+                      "PARTS": parts}
             kinds = {n: "*bf16" if n in FEATURES else "*fp32" if n in POINTERS else "i32" if n in SIZES
                      else "fp32" if n == "scale" else "constexpr" for n in names}
             source = ASTSource(
