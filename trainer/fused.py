@@ -18,13 +18,14 @@ it is read). What torch.set_float32_matmul_precision("high") allows, they do wit
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
-from shards.errors import UserError
+from shards.errors import UserError, first_line
 
 __all__ = ["LARGEST_DIM", "check", "repel", "tiles_for"]
 
@@ -59,6 +60,8 @@ def check(rows: torch.Tensor) -> None:
         return
     if not rows.is_cuda or torch.version.hip or torch.cuda.get_device_capability(rows.device) < (8, 0):
         raise UserError("the fused loss needs an NVIDIA GPU of compute capability 8.0 or more: use tiled")
+    if obstacle := _obstacle(rows.device):
+        raise UserError(f"the kernels of the fused loss cannot be built here ({obstacle}): use tiled")
 
 
 def repel(
@@ -91,6 +94,17 @@ def repel(
             *cuts, lse, column_gradient, *inputs, ALONE=alone, **fixed, **_options(by_columns)
         )
     return lse.sum(dtype=torch.float64) * math.log(2)
+
+
+@cache
+def _obstacle(device: torch.device) -> str:
+    """Why kernels cannot be built: Triton needs a C compiler, and a folder to write to. Tried once, on a tiny batch."""
+    rows = torch.eye(32, 16, device=device)
+    try:
+        repel(rows, rows, 0, 1.0, torch.zeros_like(rows), torch.zeros_like(rows))
+    except Exception as error:
+        return first_line(error)
+    return ""
 
 
 def _parts() -> int:
