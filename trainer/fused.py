@@ -12,7 +12,9 @@ same input gives the same bits.
 
 Products have float32's precision: features are cut into three bfloat16 parts beforehand, x = x0 + x1 + x2, each with
 the next 8 bits, and six products of parts make one, the smallest first (as Triton's bf16x6, which cuts a tile each time
-it is read). What torch.set_float32_matmul_precision("high") allows, they do with two parts and three products.
+it is read). What torch.set_float32_matmul_precision("high") allows, they do with two parts and three products. Tensor
+cores round towards zero each time they add to a sum, so a tile's sum starts at zero and is added to the others in
+float32: over 65,536 columns in one chain the gradient was off by 2e-4 of its largest entry.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ LARGEST_DIM = 128  # a tile of features lies in shared memory whole
 
 
 class Tiles(NamedTuple):
-    """How a kernel cuts its work."""
+    """How the kernels cut their work."""
 
     held: int
     """Rows (or columns) whose sums a program holds."""
@@ -43,12 +45,15 @@ class Tiles(NamedTuple):
     stages: int
 
 
-def tiles_for(shared_memory: int, parts: int) -> tuple[Tiles, Tiles]:
-    """Tiles of both kernels that fit the bytes of shared memory of a card and keep what is summed in registers."""
-    large = shared_memory >= 200 << 10  # Hopper and Blackwell for data centres
-    if parts == 3:
-        return (Tiles(128, 64, 8, 2), Tiles(128, 64, 8, 2)) if large else (Tiles(64, 32, 4, 2), Tiles(64, 32, 4, 2))
-    return (Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 3)) if large else (Tiles(64, 32, 4, 2), Tiles(64, 32, 4, 2))
+def tiles_for(shared_memory: int, parts: int) -> Tiles:
+    """Tiles that fit the bytes of shared memory of a card and keep what is summed in registers.
+
+    Hopper's were the quickest of seven on an H200 (docs/loss.md); the others are those of which ptxas says that they
+    spill least for compute capabilities 8.0 and 8.6.
+    """
+    if shared_memory >= 200 << 10:  # Hopper, and Blackwell for data centres
+        return Tiles(128, 64, 8, 2 if parts == 3 else 3)
+    return Tiles(32 if parts == 3 else 64, 32, 4, 2)
 
 
 def check(rows: torch.Tensor) -> None:
@@ -81,18 +86,22 @@ def repel(
     assert column_gradient.is_contiguous()
     lse = rows.new_empty(n)
     parts = _parts()
-    by_rows, by_columns = tiles_for(_shared_memory(rows), parts)
+    tiles = tiles_for(_shared_memory(rows), parts)
     cut = _cut(rows, parts)
     cuts = cut, cut if alone else _cut(columns, parts)
     inputs = n, m, first, math.log2(math.e) / tau
-    fixed = {"DIM": dim, "WIDTH": cut.shape[-1], "PARTS": parts}
+    fixed = {
+        "DIM": dim,
+        "WIDTH": cut.shape[-1],
+        "HELD": tiles.held,
+        "PASSING": tiles.passing,
+        "PARTS": parts,
+        "num_warps": tiles.warps,
+        "num_stages": tiles.stages,
+    }
     with torch.cuda.device_of(rows):
-        _by_rows[triton.cdiv(n, by_rows.held),](
-            *cuts, lse, row_gradient, *inputs, VALUES=not alone, **fixed, **_options(by_rows)
-        )
-        _by_columns[triton.cdiv(m, by_columns.held),](
-            *cuts, lse, column_gradient, *inputs, ALONE=alone, **fixed, **_options(by_columns)
-        )
+        _by_rows[triton.cdiv(n, tiles.held),](*cuts, lse, row_gradient, *inputs, VALUES=not alone, **fixed)
+        _by_columns[triton.cdiv(m, tiles.held),](*cuts, lse, column_gradient, *inputs, ALONE=alone, **fixed)
     return lse.sum(dtype=torch.float64) * math.log(2)
 
 
@@ -122,10 +131,6 @@ def _cut(x: torch.Tensor, parts: int) -> torch.Tensor:
         part.copy_(x)
         x = x - part
     return found
-
-
-def _options(tiles: Tiles) -> dict[str, int]:
-    return {"HELD": tiles.held, "PASSING": tiles.passing, "num_warps": tiles.warps, "num_stages": tiles.stages}
 
 
 def _interpreted() -> bool:
@@ -166,10 +171,11 @@ def _split(x, PARTS: tl.constexpr):
 
 
 @triton.jit
-def _dot(a, b, total, PARTS: tl.constexpr):
-    """total + a b, of parts; products of parts that lie below float32's precision are left out."""
+def _dot(a, b, PARTS: tl.constexpr):
+    """a b, of parts; products of parts that lie below float32's precision are left out."""
     a0, a1, a2 = a
     b0, b1, b2 = b
+    total = tl.zeros([a0.shape[0], b0.shape[1]], tl.float32)
     if PARTS == 1:
         return tl.dot(a0, b0, total, input_precision="ieee")
     if PARTS > 2:
@@ -185,8 +191,7 @@ def _dot(a, b, total, PARTS: tl.constexpr):
 def _logits(a, b, PARTS: tl.constexpr):
     """a b' [a's rows, b's rows]"""
     b0, b1, b2 = b
-    zero = tl.zeros([a[0].shape[0], b0.shape[0]], tl.float32)
-    return _dot(a, (tl.trans(b0), tl.trans(b1), tl.trans(b2)), zero, PARTS)
+    return _dot(a, (tl.trans(b0), tl.trans(b1), tl.trans(b2)), PARTS)
 
 
 @triton.jit
@@ -211,7 +216,7 @@ def _by_rows(
         fade = tl.exp2((largest - larger) * scale)
         mass = mass * fade + tl.sum(weight, 1)
         if VALUES:
-            total = _dot(_split(weight, PARTS), other, total * fade[:, None], PARTS)
+            total = total * fade[:, None] + _dot(_split(weight, PARTS), other, PARTS)
         largest = larger
     tl.store(lse + i, largest * scale + tl.log2(mass), mask=i < n)
     if VALUES:
@@ -240,7 +245,7 @@ def _by_columns(
         weight = tl.exp2(logit - tl.load(lse + i, mask=i < n, other=0.0)[None, :])
         if ALONE:
             weight += tl.exp2(logit - own[:, None])
-        total = _dot(_split(weight, PARTS), other, total, PARTS)
+        total += _dot(_split(weight, PARTS), other, PARTS)
     at = gradient + j.to(tl.int64)[:, None] * DIM + d[None, :]
     inside = (j < m)[:, None] & (d < DIM)[None, :]
     tl.store(at, total + tl.load(at, mask=inside), mask=inside)

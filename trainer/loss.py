@@ -186,11 +186,13 @@ def _height(rows: int, columns: int, device: torch.device) -> int:
 
 
 def _quickest(rows: torch.Tensor) -> Repel:
-    if not rows.is_cuda or torch.cuda.get_device_capability(rows.device) not in FUSED_WINS:
+    if not rows.is_cuda or rows.dtype != torch.float32:
+        return _repel
+    if torch.cuda.get_device_capability(rows.device) not in FUSED_WINS:
         return _repel
     try:
         return _fused(rows)
-    except UserError as error:  # no compiler, or rows that the kernels do not take
+    except UserError as error:  # no compiler for the kernels, or more dimensions than they take
         warnings.warn(str(error).replace(": use tiled", ", so it is computed in tiles"), RuntimeWarning, stacklevel=3)
         return _repel
 

@@ -21,7 +21,7 @@ from shards.errors import UserError
 from tests.trainer.interpreted import DEVICE, INTERPRETED, TRITON
 from tests.trainer.reference import build, random_graph, random_samples, targets, value_and_gradient
 from trainer.block import Objective
-from trainer.loss import _repel, contrastive_loss
+from trainer.loss import _quickest, _repel, contrastive_loss
 from trainer.table import Tail
 from trainer.world import World
 
@@ -58,7 +58,7 @@ def test_equals_the_tiled_half_in_float64(
         row_gradient = torch.ones_like(rows)
         column_gradient = row_gradient if ranks == 1 else torch.ones_like(columns)
         tiles = fused.Tiles(held, passing, 4, 2)
-        with mock.patch.object(fused, "tiles_for", return_value=(tiles, tiles)):
+        with mock.patch.object(fused, "tiles_for", return_value=tiles):
             lse = repel(rows, columns, first, tau, row_gradient, column_gradient)
         assert lse.dtype == torch.float64
         out += [lse.cpu() / len(rows), row_gradient.cpu().double(), column_gradient.cpu().double()]
@@ -108,8 +108,8 @@ POINTERS = (*FEATURES, "lse", "gradient")
 found = []
 for capability, memory in ((80, 163), (86, 99), (90, 227)):
     for parts in (3, 2):
-        both = fused.tiles_for(memory << 10, parts)
-        for kernel, flag, tiles in ((fused._by_rows, "VALUES", both[0]), (fused._by_columns, "ALONE", both[1])):
+        tiles = fused.tiles_for(memory << 10, parts)
+        for kernel, flag in ((fused._by_rows, "VALUES"), (fused._by_columns, "ALONE")):
             names = kernel.arg_names
             values = {"DIM": 128, "WIDTH": 128, "HELD": tiles.held, "PASSING": tiles.passing, flag: True,
                       "PARTS": parts}
@@ -155,6 +155,52 @@ def test_without_a_gpu_the_error_says_what_to_use() -> None:
         pytest.raises(UserError, match=r"needs an NVIDIA GPU.*use tiled"),
     ):
         fused.check(torch.ones(4, 8))
+
+
+@pytest.mark.parametrize(("parts", "allowed"), [(2, 2.0**-16), (3, 0.0)])
+def test_parts_of_features_add_up_to_them(parts: int, allowed: float) -> None:
+    x = torch.randn(7, 40, generator=torch.Generator().manual_seed(0))
+    cut = fused._cut(x, parts)
+    assert (cut.dtype, cut.shape) == (torch.bfloat16, (parts, 7, 64))
+    assert not cut[:, :, 40:].any()
+    error = (cut[:, :, :40].double().sum(0) - x).abs() / x.abs()
+    assert error.max() <= allowed
+
+
+class Rows:
+    """Of a tensor on a GPU what is asked before the kernels run."""
+
+    is_cuda, device = True, torch.device("cuda:0")
+
+    def __init__(self, dtype: torch.dtype = torch.float32, dim: int = 128) -> None:
+        self.dtype, self.shape = dtype, (4, dim)
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "chosen"),
+    [((9, 0), torch.float32, "fused"), ((9, 0), torch.float64, "tiled"), ((8, 0), torch.float32, "tiled")],
+)
+def test_auto_takes_the_kernels_on_the_cards_where_they_were_the_quicker(
+    capability: tuple[int, int], dtype: torch.dtype, chosen: str
+) -> None:
+    with mock.patch.object(torch.cuda, "get_device_capability", return_value=capability):
+        assert _quickest(Rows(dtype)) is {"fused": fused.repel, "tiled": _repel}[chosen]  # type: ignore[arg-type]
+
+
+def test_kernels_that_cannot_be_built_leave_auto_with_tiles_and_a_word() -> None:
+    fused._obstacle.cache_clear()
+    with (
+        mock.patch.object(torch.cuda, "get_device_capability", return_value=(9, 0)),
+        mock.patch.object(fused, "_interpreted", return_value=False),
+        mock.patch.object(torch, "eye", return_value=torch.zeros(32, 16)),
+        mock.patch.object(fused, "repel", side_effect=RuntimeError("Failed to find C compiler. Set CC")),
+    ):
+        with pytest.warns(RuntimeWarning, match=r"\(Failed to find C compiler. Set CC\), so it is computed in tiles"):
+            assert _quickest(Rows()) is _repel  # type: ignore[arg-type]
+        with pytest.raises(UserError, match=r"cannot be built here \(Failed to find C compiler. Set CC\): use tiled"):
+            fused.check(Rows())  # type: ignore[arg-type]
+        assert fused.repel.call_count == 1  # type: ignore[attr-defined]
+    fused._obstacle.cache_clear()
 
 
 def test_without_triton_the_error_says_what_to_use(monkeypatch: pytest.MonkeyPatch) -> None:
