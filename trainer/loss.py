@@ -34,7 +34,7 @@ Repel = Callable[[torch.Tensor, torch.Tensor, int, float, torch.Tensor, torch.Te
 # Entries of a tile of logits. CPU: 8 MB of float32, which stays near the caches. GPU: 64 MB, enough to fill the device.
 TILE_ENTRIES = {"cpu": 1 << 21, "cuda": 1 << 24}
 
-# Compute capabilities on which `fused` was measured beside `tiled`, and was the quicker (docs/loss.md): H100 and H200.
+# Compute capabilities of which a card, an H200, was measured, and `fused` was the quicker (docs/loss.md).
 FUSED_WINS = ((9, 0),)
 
 
