@@ -186,7 +186,7 @@ def _height(rows: int, columns: int, device: torch.device) -> int:
 
 
 def _quickest(rows: torch.Tensor) -> Repel:
-    if not rows.is_cuda or rows.dtype != torch.float32:
+    if not rows.is_cuda or rows.dtype != torch.float32 or torch.compiler.is_compiling():  # of a loop of one's own
         return _repel
     if torch.cuda.get_device_capability(rows.device) not in FUSED_WINS:
         return _repel

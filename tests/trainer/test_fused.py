@@ -215,6 +215,8 @@ def test_auto_takes_the_kernels_on_the_cards_where_they_were_the_quicker(
 ) -> None:
     with mock.patch.object(torch.cuda, "get_device_capability", return_value=capability):
         assert _quickest(Rows(dtype)) is {"fused": fused.repel, "tiled": _repel}[chosen]  # type: ignore[arg-type]
+        with mock.patch.object(torch.compiler, "is_compiling", return_value=True):
+            assert _quickest(Rows(dtype)) is _repel  # type: ignore[arg-type]
 
 
 def test_kernels_that_cannot_be_built_leave_auto_with_tiles_and_a_word() -> None:
