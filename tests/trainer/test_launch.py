@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from datetime import timedelta
@@ -94,7 +93,8 @@ def test_which_rank_decides(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """The first to fail, though it has lost no other; the others are ended, but for those that are stopping."""
-    monkeypatch.setattr(launch_module, "TO_FAIL", 5.0)  # a rank may take as long to start on a busy machine
+    # A rank may take seconds to start on a busy machine; one that has to be killed may be killed before.
+    monkeypatch.setattr(launch_module, "TO_FAIL", 1.0 if CALM in programs else 5.0)
     before = time.monotonic()
     rank, code = _run(of_each(*programs), 2, "1")
     assert code == cause[1]
@@ -159,14 +159,19 @@ def test_a_rank_that_was_killed_is_named(monkeypatch: pytest.MonkeyPatch, capfd:
     assert "error: rank 1 was killed by SIGKILL (for lack of memory, perhaps)" in capfd.readouterr().err
 
 
-def test_another_rank_s_store_is_met(capfd: pytest.CaptureFixture[str]) -> None:
+def two_of(program: str) -> str:
+    """A program that starts two ranks, which write to file 2 what they have to say."""
+    return f"import sys; from trainer.launch import _run; sys.exit(_run({of_each(program, program)!r}, 2, '1')[1])"
+
+
+def test_another_rank_s_store_is_met(tmp_path: Path) -> None:
     program = (
         "import torch; from trainer.world import join_world\n"
         "with join_world('cpu') as world: x = torch.ones(1); torch.distributed.all_reduce(x)\n"
-        "os.write(1, f'{world.rank} {int(x)}\\n'.encode())"
+        "os.write(2, f'{world.rank} {int(x)}\\n'.encode())"
     )
-    assert _run(of_each(program, program), 2, "1") == (0, 0)
-    assert sorted(capfd.readouterr().out.split("\n")) == ["", "0 2", "1 2"]
+    forked.run(two_of(program), [], tmp_path / "said", how="-c")
+    assert sorted((tmp_path / "said").read_text().split("\n")) == ["", "0 2", "1 2"]
 
 
 @pytest.mark.parametrize(
@@ -188,17 +193,17 @@ def test_a_rank_that_leaves_while_ranks_meet(words: str, kind: type, monkeypatch
     assert type(raised.value) is kind
 
 
-def test_a_line_is_said_once_a_start(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_is_said_once_a_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = (
         "import torch; from trainer.launch import first_to_say; from trainer.world import join_world\n"
         "rank = os.environ['RANK']\n"
         "for line in ('all', rank):\n"
-        "    if first_to_say(line): os.write(1, f'{line} '.encode())\n"
+        "    if first_to_say(line): os.write(2, f'{line} '.encode())\n"
         "with join_world('cpu') as world: torch.distributed.barrier()"
     )
     for _ in range(2):  # another start says it again
-        assert _run(of_each(program, program), 2, "1") == (0, 0)
-        assert sorted(capfd.readouterr().out.split()) == ["0", "1", "all"]
+        forked.run(two_of(program), [], tmp_path / "said", how="-c")
+        assert sorted((tmp_path / "said").read_text().split()) == ["0", "1", "all"]
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -290,16 +295,21 @@ def alive(process: str) -> bool:
 def test_the_third_ctrl_c_leaves_no_rank_behind(tmp_path: Path) -> None:
     deaf = (
         "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-        "open('up' + os.environ['RANK'], 'w'); time.sleep(60)"
+        f"open({str(tmp_path / 'up')!r} + os.environ['RANK'], 'w'); time.sleep(60)"
     )
-    program = f"import sys; from trainer.launch import _run; sys.exit(_run({of_each(deaf, deaf)!r}, 2, '1')[1])"
-    with subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path) as told:
+    told = forked.start(two_of(deaf), [], tmp_path / "said", how="-c")
+    try:
         while len(list(tmp_path.glob("up*"))) < 2:
-            assert told.poll() is None
+            assert told.is_alive()
             time.sleep(0.05)
+        assert told.pid
         children = Path(f"/proc/{told.pid}/task/{told.pid}/children").read_text().split()
+        assert len(children) == 2
         for _ in range(3):
-            told.send_signal(signal.SIGINT)
+            os.kill(told.pid, signal.SIGINT)
             time.sleep(0.3)
-        assert told.wait(timeout=20) == BY_HAND
+        told.join(20)
+        assert told.exitcode == BY_HAND
+    finally:
+        told.kill()
     assert not any(Path(f"/proc/{child}").exists() for child in children)
