@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import random
 import shutil
 import signal
@@ -29,6 +28,7 @@ from pipeline.write import open_table
 from shards.errors import UserError
 from shards.manifest import Manifest
 from shards.reader import Shards
+from tests import forked
 from tests.pipeline.building import build, contents
 from tests.pipeline.sources import class_folders, data_set, img2dataset, pictures
 
@@ -308,36 +308,41 @@ def test_a_stopped_build_goes_on_from_its_pieces(tmp_path: Path, monkeypatch: py
     assert contents(tmp_path / "out") == contents(whole)
 
 
-def command(source: Path, out: Path) -> list[str]:
-    arguments = ["build", "tiny-imagenet-100", "--source", str(source), "--out", str(out)]
-    return [sys.executable, "-m", "pipeline.cli", *arguments, "--shard-size", "5", "--graph", "class"]
+def command(source: Path, out: Path, processes: int) -> list[str]:
+    arguments = ["build", "tiny-imagenet-100", "--source", str(source), "--out", str(out), "--shard-size", "5"]
+    return [*arguments, "--graph", "class", "--processes", str(processes)]
 
 
 @pytest.mark.slow
 def test_killed_at_25_random_moments(tmp_path: Path) -> None:
-    """SIGKILL over the whole build, shards and graph, each time followed by the same command."""
+    """SIGKILL over the whole build, shards and graph, each time followed by the same command.
+
+    Every third has processes, which take as long to start as all else takes.
+    """
     source = class_folders(tmp_path / "in", [f"class_{i}" for i in range(12)], images=5)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    begin = time.perf_counter()
-    subprocess.run(command(source, tmp_path / "whole"), check=True, capture_output=True, env=environment)
-    length = time.perf_counter() - begin
-    out, kills, attempts = tmp_path / "out", 0, 0
-    while attempts < 25 or (kills <= 5 and attempts < 75):  # `length` was a busy machine's, if most come to their end
+    whole, out, said = tmp_path / "whole", tmp_path / "out", tmp_path / "said"
+    program = [sys.executable, "-m", "pipeline.cli"]
+    subprocess.run([*program, *command(source, whole, 2)], check=True, capture_output=True)
+    forked.ready()
+    lengths = dict[int, float]()
+    for processes in (1, 2):
+        begin = time.perf_counter()
+        forked.run("pipeline.cli", command(source, tmp_path / f"timed{processes}", processes), said)
+        lengths[processes] = time.perf_counter() - begin
+    kills, attempts = 0, 0
+    while attempts < 25 or (kills <= 5 and attempts < 75):  # `lengths` are a busy machine's, if most come to their end
+        processes = 2 if attempts % 3 == 0 else 1
         attempts += 1
-        process = subprocess.Popen(
-            command(source, out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
-        )
-        try:
-            # Progress stays, so later builds are shorter: from the middle of an import to past the end.
-            process.wait(random.uniform(0.2, 1.1) * length)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        _, errors = process.communicate()
-        assert process.returncode in (0, -signal.SIGKILL), errors.decode()
-        if process.returncode == 0:
-            assert contents(out) == contents(tmp_path / "whole")
+        process = forked.start("pipeline.cli", command(source, out, processes), said)
+        # Progress stays, so later builds are shorter: from their beginning to past their end.
+        process.join(random.uniform(0.1, 1.1) * lengths[processes])
+        process.kill()
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
+        assert process.exitcode in (0, -signal.SIGKILL), said.read_text()
+        if process.exitcode == 0:
+            assert contents(out) == contents(whole)
             shutil.rmtree(out)
-    subprocess.run(command(source, out), check=True, capture_output=True, env=environment)
+    forked.run("pipeline.cli", command(source, out, 2), said)
     assert kills > 5
-    assert contents(out) == contents(tmp_path / "whole")
+    assert contents(out) == contents(whole)

@@ -2,8 +2,8 @@
 
 Two ranks on the CPU. A launcher answers a dead rank by starting all of them again, and --resume takes them from the
 newest checkpoint; that is how a long run survives on a cluster (docs/scaling.md). Twenty starts of torchrun would
-mostly test how long torch takes to import, so here ranks are forked from a process that has imported it, and one test
-goes through torchrun itself.
+mostly test how long torch takes to import, so here ranks are forked from a process that has imported it, and one test starts
+them as users do, by torchrun and by --ranks.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import random
 import signal
 import socket
 import subprocess
-import sys
 import time
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -23,6 +22,7 @@ import pytest
 import torch
 
 from shards.config import from_table
+from tests import forked
 from tests.forked import PATIENCE, forking
 from tests.make import make_shards
 from tests.trainer.test_loop import SIZES, command, env, losses, table, weights
@@ -110,26 +110,26 @@ def test_two_agents_bring_a_killed_rank_back(shards: Path, whole: Path, tmp_path
         port = free.getsockname()[1]
     run = tmp_path / "run"
     script = command(shards, run, **CHANGES)[3:]
-    agents = [
-        subprocess.Popen(
-            [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "2",
-             "--max-restarts", "3", "--monitor-interval", "0.1", "--rdzv-backend", "c10d",
-             "--rdzv-endpoint", f"localhost:{port}", "--rdzv-id", "test", "-m", "trainer.cli", *script],
-            env=env(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )
-        for _ in range(2)
+    arguments = [
+        "--nnodes", "2", "--nproc-per-node", "2", "--max-restarts", "3", "--monitor-interval", "0.1",
+        "--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}", "--rdzv-id", "test", "-m", "trainer.cli",
     ]  # fmt: skip
+    said = [tmp_path / f"said{i}" for i in range(2)]
+    agents = [forked.start("torch.distributed.run", [*arguments, *script], file) for file in said]
     try:
         for kill, agent in enumerate(agents):
             while steps(run) < 15 * (kill + 1):
-                assert all(agent.poll() is None for agent in agents)
+                assert all(agent.is_alive() for agent in agents)
                 time.sleep(0.01)
+            assert agent.pid
             os.kill(children(agent.pid)[0], signal.SIGKILL)
-        assert [agent.wait(timeout=PATIENCE) for agent in agents] == [0, 0]
+        for agent in agents:
+            agent.join(PATIENCE)
+        assert [agent.exitcode for agent in agents] == [0, 0]
     finally:
         for agent in agents:
             agent.kill()
-            agent.wait()
+            agent.join()
     # Four ranks for the two of the other run: the same to rounding.
     assert losses(run) == pytest.approx(losses(whole), abs=1e-3)
 
