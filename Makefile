@@ -48,10 +48,10 @@ eval: setup  ## [ARGS='...']
 	@$(BIN)/xclr-eval suite $(ARGS)
 
 test: setup
-	@$(BIN)/python -m pytest -n auto $(ARGS)
+	@$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 test-fast: setup
-	@$(BIN)/python -m pytest -n auto -m 'not slow' $(ARGS)
+	@$(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow' $(ARGS)
 
 check: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

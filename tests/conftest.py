@@ -17,6 +17,11 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: kernels run on the CPU, op by op
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests first: none is left for the end, when but one of the processes would still have something to run."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path | None:
     """The folder of real images and captions that XCLR_TEST_DATA names; None: use the embedded data set."""

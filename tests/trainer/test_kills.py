@@ -2,8 +2,8 @@
 
 Two ranks on the CPU. A launcher answers a dead rank by starting all of them again, and --resume takes them from the
 newest checkpoint; that is how a long run survives on a cluster (docs/scaling.md). Twenty starts of torchrun would
-mostly test how long torch takes to import, so here ranks are forked from a process that has imported it, and one test starts
-them as users do, by torchrun and by --ranks.
+mostly test how long torch takes to import, so here ranks are forked from a process that has imported it, and one test
+starts them as users do, by torchrun and by --ranks.
 """
 
 from __future__ import annotations
