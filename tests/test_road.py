@@ -42,8 +42,8 @@ def checksums(folder: Path) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_the_demo(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `make demo` runs, on 320 pictures; and again, when it reuses all of it."""
-    monkeypatch.setattr("pipeline.demo.pictures.COUNTS", {"train": 320, "test": 150})
+    """What `make demo` runs, on 192 pictures; and again, when it reuses all of it."""
+    monkeypatch.setattr("pipeline.demo.pictures.COUNTS", {"train": 192, "test": 150})
 
     def demo() -> None:
         run(pipeline.cli.app, "build", "demo")
@@ -83,8 +83,10 @@ def captioned(root: Path, data_root: Path | None) -> Path:
     return root
 
 
-def labelled(root: Path, data_root: Path | None) -> Path:
+@pytest.fixture(scope="module")
+def labelled(data_root: Path | None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """train.tar and val.tar of five classes: real ones where there are some."""
+    root = tmp_path_factory.mktemp("benchmarks") / "imagefolder"
     for split, most in (("train", 40), ("val", 10)):
         if data_root is not None:
             with tarfile.open(data_root / "tiny-imagenet-100" / f"{split}.tar") as tar:
@@ -101,12 +103,13 @@ def labelled(root: Path, data_root: Path | None) -> Path:
 
 
 @pytest.mark.slow
-def test_captions_to_a_probe_on_classes(here: Path, data_root: Path | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_captions_to_a_probe_on_classes(
+    here: Path, data_root: Path | None, labelled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The three commands with nothing more, a second backbone and a second graph on the same shards."""
     source = captioned(here / "tars", data_root)
     (here / "captioned.toml").write_text('format = "webdataset"\ncaptions = ["caption"]\n')
-    benchmark = labelled(here / "benchmarks" / "imagefolder", data_root)
-    monkeypatch.setenv("XCLR_BENCHMARKS", str(benchmark.parent))
+    monkeypatch.setenv("XCLR_BENCHMARKS", str(labelled.parent))
 
     built = run(pipeline.cli.app, "build", "captioned.toml", "--source", str(source))
     assert "data/captioned: shards written, 400 samples" in built
@@ -117,7 +120,7 @@ def test_captions_to_a_probe_on_classes(here: Path, data_root: Path | None, monk
     assert "captioned-xclr-resnet10t-" in probed
     before = checksums(here / "data" / "captioned")
     run(trainer.cli.app, *TINY, "--model", "vit_tiny_patch16_224", "--image-size", "32")
-    run(eval.cli.app, "knn", "--bench", "imagefolder", "--data", str(benchmark))
+    run(eval.cli.app, "knn", "--bench", "imagefolder", "--data", str(labelled))
     options = "image_size32-batch_size64-epochs1"  # what differs from the recipe
     written = Path(f"runs/captioned-xclr-vit_tiny_patch16_224-{options}/eval/knn-imagefolder-imagefolder.json")
     assert written.is_file()
@@ -125,10 +128,9 @@ def test_captions_to_a_probe_on_classes(here: Path, data_root: Path | None, monk
 
 
 @pytest.mark.slow
-def test_classes_with_four_graphs(here: Path, data_root: Path | None) -> None:
+def test_classes_with_four_graphs(here: Path, labelled: Path) -> None:
     """Class folders, their captions, and other graphs beside the first, which touch no tar."""
-    source = labelled(here / "in", data_root)
-    run(pipeline.cli.app, "build", "tiny-imagenet-100", "--source", str(source))
+    run(pipeline.cli.app, "build", "tiny-imagenet-100", "--source", str(labelled))
     root = here / "data" / "tiny-imagenet-100"
     assert Manifest.load(root).texts == 5
     before = checksums(root)
