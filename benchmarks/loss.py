@@ -47,7 +47,8 @@ from trainer.table import TextTable
 
 DIM, CODE, TEXTS, LISTED, TAU = 128, 384, 100_000, 32, 0.1
 METHODS = ("dense", "tiled", "fused", "lightly", "clip", "matmul")
-DENSE_BYTES = 40  # a pair of rows, at the peak (measured, 2026-11): logits, targets and what autograd keeps of them
+# A pair of rows at the peak (measured, 2026-11: 21, 19 and 6): logits, targets and what autograd keeps of them.
+PAIR_BYTES = {"dense": 24, "lightly": 24, "clip": 8}
 Step = Callable[[], Any]
 
 
@@ -160,7 +161,7 @@ def available() -> float:
 
 
 def fits(method: str, rows: int) -> bool:
-    return method not in ("dense", "lightly", "clip") or DENSE_BYTES * rows**2 < 0.8 * available()
+    return PAIR_BYTES.get(method, 0) * rows**2 < 0.8 * available()
 
 
 def seconds(step: Step) -> float:
