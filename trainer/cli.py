@@ -370,7 +370,7 @@ def main() -> None:
 
         return first_to_say(line)
 
-    run_cli(app, say=say)
+    run_cli(app, say=say, again="run the same command with --resume")
 
 
 if __name__ == "__main__":

@@ -126,21 +126,21 @@ class _Loop:
         self.recipe, self.run, self.world, self.shards, self.plan = recipe, run, world, shards, plan
         self.data_id, self.graph_id = data_id, run_folder.graph_id(recipe, graph)
         self.code_id = code_id(recipe.model.backbone)
+        self.stepper = setup.build_stepper(
+            recipe, shards, graph, world, steps_per_epoch=plan.steps_per_epoch, fresh=fresh
+        )
         self.monitor: Monitor | None = None
         if world.is_main and recipe.run.knn_every > 0:
             codes = graph or setup.monitors_graph(recipe, shards)
             size, statistics = recipe.augment.image_size, recipe.model.statistics
             self.monitor = Monitor(shards, codes, size, recipe.seed, statistics)
-        self.stepper = setup.build_stepper(
-            recipe, shards, graph, world, steps_per_epoch=plan.steps_per_epoch, fresh=fresh
-        )
         self.workers = setup.workers(recipe, world)
         self.adviser = Adviser(
             recipe=recipe, device=world.device.type, workers=self.workers, graph_kind=graph.kind if graph else ""
         )
         remedy = f"take them out and build {shards.root} again"
         self.budget = SkipBudget("training images", BAD_IMAGES, remedy=remedy)
-        self.best, self.bad_before = float("-inf"), 0
+        self.best, self.bad_before, self.bad_told = float("-inf"), 0, 0
         self.saver = Saver()
         self.save_by = self._in_time()
         self.asked: _Later | None = None
@@ -216,6 +216,7 @@ class _Loop:
                 batch = next(batches)
             self._count_bad(batch)
             outcome = self.stepper.step(batch, step, total)
+            self.saver.check()  # a full disk is told at once, not when the next checkpoint is due
             loss = outcome.loss
             finite &= torch.isfinite(loss)
             done = step + 1
@@ -271,6 +272,17 @@ class _Loop:
             **outcome.statistics(),
         }
         self._write(metrics, values)
+        if bad > 2 * self.bad_told:
+            self.bad_told = bad
+            text = (
+                f"images that did not decode so far, with grey pictures in their place: {bad}; `xclr-shards verify "
+                f"{self.shards.root}` looks for damage, and above {BAD_IMAGES:.0%} the run stops"
+            )
+            self._warn(metrics, done, text)
+
+    def _warn(self, metrics: Metrics, step: int, text: str) -> None:
+        metrics.say(f"[yellow]warning:[/] {escape(text)}")
+        metrics.event("warning", step=step, text=text)
 
     def _bad_images(self) -> int:
         """Of all ranks, and of the run before it was stopped; every rank calls it."""
@@ -293,8 +305,7 @@ class _Loop:
     def _write(self, metrics: Metrics, values: dict[str, float]) -> None:
         metrics.step(values)
         for text in self.adviser.look(values):
-            metrics.say(f"[yellow]warning:[/] {escape(text)}")
-            metrics.event("warning", step=values["step"], text=text)
+            self._warn(metrics, int(values["step"]), text)
 
     def _weights_finite(self) -> torch.Tensor:
         """The loss is of the weights before a step: this is asked of those after it, before they are kept."""
@@ -306,10 +317,10 @@ class _Loop:
             self.saver.wait()
             kept = checkpoints(self.run)
             where = f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was written yet"
-            raise UserError(
-                f"the {what} not finite at step {done}; {where}. "
-                "Lower the learning rate, lengthen the warm-up, or use precision = 'float32'"
-            )
+            remedies = ["lower the learning rate", "lengthen the warm-up"]
+            if self.recipe.precision != "float32":
+                remedies.append("use precision = 'float32'")
+            raise UserError(f"the {what} not finite at step {done}; {where}: {', or '.join(remedies)}")
 
     def _told(self, what: int) -> int:
         """The most that any rank tells; of several, before this step: no step waits for the others' answers."""

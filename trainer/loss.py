@@ -7,13 +7,12 @@ Since the s_ij of a row sum to 1, L_i = logsumexp_j(l_ij) - sum_j s_ij l_ij with
 respect to l_ij is p_ij - s_ij. `dense` lets autograd find that out and holds several 2b x 2B matrices. `tiled` walks
 over tiles of fixed memory and, because the loss is a scalar, collects the gradient of z in the same sweep: a tile's
 logits and targets are made once, used for value and gradient, and dropped. `fused` is the same with the logits' half
-in two GPU kernels (fused.py); `auto` takes it on the GPUs on which it was measured. docs/loss.md derives it.
+in two GPU kernels (fused.py). docs/loss.md derives it.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any, Literal, cast, get_args
 
@@ -34,9 +33,6 @@ Repel = Callable[[torch.Tensor, torch.Tensor, int, float, torch.Tensor, torch.Te
 # Entries of a tile of logits. CPU: 8 MB of float32, which stays near the caches. GPU: 64 MB, enough to fill the device.
 TILE_ENTRIES = {"cpu": 1 << 21, "cuda": 1 << 24}
 
-# Compute capabilities of which a card, an H200, was measured, and `fused` was the quicker (docs/loss.md).
-FUSED_WINS = ((9, 0),)
-
 
 def contrastive_loss(
     z: torch.Tensor,
@@ -49,11 +45,11 @@ def contrastive_loss(
 
     z: [2b, dim] projections of any float type, first views then second views; they are normalised here. All is
     computed in float32 (float64 if z is), under autocast too. Every rank calls it: features are gathered, with
-    gradient, over the ranks of `block.world`. implementation: `auto` is `fused` on H100 and H200, else `tiled`, which
-    on a CPU was slower than `dense` at no size (docs/loss.md); `dense` is the one to read, and to differentiate twice;
-    `fused` raises UserError where its kernels do not run. Raises ValueError where z does not hold two views of each of
-    the block's samples, and for a tau that is not above 0 or, but with `dense`, is to be learnt; TypeError for what is
-    no block; RuntimeError in a backward pass with create_graph=True.
+    gradient, over the ranks of `block.world`. implementation: `auto` is `tiled`, which was slower than `dense` at no
+    size (docs/loss.md); `dense` is the one to read, and to differentiate twice; `fused` raises UserError where its
+    kernels do not run. Raises ValueError where z does not hold two views of each of the block's samples, and for a tau
+    that is not above 0 or, but with `dense`, is to be learnt; TypeError for what is no block; RuntimeError in a
+    backward pass with create_graph=True.
     """
     if isinstance(tau, torch.Tensor) and tau.requires_grad and implementation != "dense":
         raise ValueError("a tau that is to be learnt needs implementation='dense': the others give it no gradient")
@@ -77,7 +73,7 @@ def contrastive_loss(
         columns = gather_with_gradient(rows, block.world)
         if implementation == "dense":
             return _dense(rows, columns, block, tau)
-        repel = _fused(rows) if implementation == "fused" else _repel if implementation == "tiled" else _quickest(rows)
+        repel = _fused(rows) if implementation == "fused" else _repel
         # Not the same tensor twice: of two arguments that are one, torch.compile of PyTorch 2.11 loses the gradient.
         others = None if columns is rows else columns
         return cast(torch.Tensor, _Sweep.apply(rows, others, block, float(tau), repel))
@@ -183,18 +179,6 @@ def _repel(
 
 def _height(rows: int, columns: int, device: torch.device) -> int:
     return min(rows, max(1, TILE_ENTRIES.get(device.type, TILE_ENTRIES["cuda"]) // columns))
-
-
-def _quickest(rows: torch.Tensor) -> Repel:
-    if not rows.is_cuda or rows.dtype != torch.float32 or torch.compiler.is_compiling():  # of a loop of one's own
-        return _repel
-    if torch.cuda.get_device_capability(rows.device) not in FUSED_WINS:
-        return _repel
-    try:
-        return _fused(rows)
-    except UserError as error:  # no compiler for the kernels, or more dimensions than they take
-        warnings.warn(str(error).replace(": use tiled", ", so it is computed in tiles"), RuntimeWarning, stacklevel=3)
-        return _repel
 
 
 def _fused(rows: torch.Tensor) -> Repel:

@@ -24,6 +24,7 @@ from trainer.recipe import Statistics
 __all__ = ["Monitor"]
 
 SAMPLES = 1024
+BYTES = 1 << 29  # of their images: beyond 418 pixels fewer are looked at
 NEIGHBOURS = 10
 TEMPERATURE = 0.07  # of the kNN vote (Wu et al. 2018)
 
@@ -36,20 +37,22 @@ class Monitor:
     ) -> None:
         self.statistics = statistics
         rng = np.random.default_rng(seed)
-        chosen = np.sort(rng.permutation(_pool(shards))[:SAMPLES])
-        images, kept = [], []
+        most = max(2, min(SAMPLES, BYTES // (3 * image_size**2)))
+        chosen = np.sort(rng.permutation(_pool(shards))[:most])
+        images = np.empty((len(chosen), 1, image_size, image_size, 3), np.uint8)
+        kept: list[int] = []
         for sample in chosen:
             try:
-                images.append(_whole(decode(shards.image(int(sample))), image_size))
-                kept.append(sample)
+                images[len(kept), 0] = _whole(decode(shards.image(int(sample))), image_size)
+                kept.append(int(sample))
             except BadImage:
                 continue  # counted when training meets it
-        if len(images) < 2:
+        if len(kept) < 2:
             raise UserError(
-                f"of {len(chosen)} pictures of {shards.root} for the online kNN {len(images)} can be read: look at the"
+                f"of {len(chosen)} pictures of {shards.root} for the online kNN {len(kept)} can be read: look at the"
                 " source, or set run.knn_every = 0"
             )
-        self.images = torch.from_numpy(np.stack(images))[:, None]  # [n, 1, size, size, 3]
+        self.images = torch.from_numpy(images[: len(kept)])  # [n, 1, size, size, 3]
         labels = shards.index.label[kept]
         self.labels = torch.from_numpy(labels.astype(np.int64)) if (labels >= 0).all() else None
         texts = shards.index.text_id[kept]
@@ -57,8 +60,8 @@ class Monitor:
         if graph is not None and graph.codes is not None and graph.code_scale is not None:
             codes = graph.codes[texts].astype(np.float32) * graph.code_scale[texts, None]
             self.codes = torch.from_numpy(codes)
-        pairs = torch.triu_indices(len(texts), len(texts), 1)
-        self.pairs = pairs[:, torch.from_numpy(texts[pairs[0]] != texts[pairs[1]])]
+        one, other = np.triu_indices(len(texts), 1)
+        self.pairs = torch.from_numpy(np.stack([one, other])[:, texts[one] != texts[other]])
 
     @torch.no_grad()
     def measure(self, encoder: Encoder, device: torch.device) -> dict[str, float]:

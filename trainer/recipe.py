@@ -99,7 +99,7 @@ class ObjectiveConfig:
     tail: Literal["code", "background", "none"] = "code"
     """What stands for the similarity of two texts that are not listed as neighbours (xclr)."""
     implementation: Literal["auto", "dense", "tiled", "fused"] = "auto"
-    """How the loss is computed (docs/loss.md): `fused` is for GPUs; auto: `fused` on H100 and H200, else `tiled`."""
+    """How the loss is computed (docs/loss.md): `fused` is for GPUs, and never the choice of `auto` so far."""
 
     def __post_init__(self) -> None:
         for name in ("tau", "tau_s"):

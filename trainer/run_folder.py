@@ -78,6 +78,8 @@ def resume_state(run: Path, recipe: Recipe, data_id: str, world: World, *, resum
 def _chosen_state(run: Path, recipe: Recipe, data_id: str, *, resume: bool) -> dict[str, Any] | None:
     found = checkpoints(run)
     if not found:
+        if resume and (lost := _steps_done(run)):
+            say(f"warning: {run} was at step {lost} and has no checkpoints any more: it starts anew")
         return None
     state, torn = _newest_readable(found)
     before = from_table(Recipe, json.loads(state["recipe"]), where=str(found[-1]))  # new options take their defaults
@@ -107,6 +109,13 @@ def _chosen_state(run: Path, recipe: Recipe, data_id: str, *, resume: bool) -> d
         with suppress(OSError):
             path.rename(path.with_suffix(".torn"))
     return state
+
+
+def _steps_done(run: Path) -> int:
+    """By run.json: the step of a checkpoint that was there; 0 where none was, or nothing can be read."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return int(json.loads((run / "run.json").read_text(encoding="utf-8"))["step"])
+    return 0
 
 
 def graph_id(recipe: Recipe, graph: Graph | None) -> str:
@@ -147,11 +156,14 @@ def _newest_readable(found: list[Path]) -> tuple[dict[str, Any], list[Path]]:
 
 @contextmanager
 def alone(run: Path) -> Iterator[None]:
-    """Hold the run's folder against a second training. The lock goes with the process, however it ends.
+    """Hold the run's folder against a second training. The lock goes with the process, however it ends. Raises
+    UserError for a folder that another process trains into, that cannot be made, or that holds shards.
 
     It is of the kind that forked processes do not share: a killed run's loader workers live some seconds longer.
     """
     made = not run.exists()
+    if (run / "manifest.json").exists():
+        raise UserError(f"{run} is a folder of shards: choose another --out")
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -24,6 +24,11 @@ class Saver:
         self.wait()  # at most one copy waits for the disk
         self.running = self.pool.submit(write, _copied(state))
 
+    def check(self) -> None:
+        """Raises what the last job has raised, as soon as it has."""
+        if self.running and self.running.done():
+            self.wait()
+
     def wait(self) -> None:
         if self.running:
             self.running.result()

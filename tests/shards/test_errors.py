@@ -73,6 +73,15 @@ def test_codes_and_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         said = capsys.readouterr().err
         assert said.startswith(line) if line else said == "", arguments
         assert said.count("\n") <= 1, arguments
+    for command in ("full", "interrupt"):
+        monkeypatch.setattr(sys, "argv", ["tool", command])
+        with pytest.raises(SystemExit):
+            run_cli(app, again="call again with --resume")
+    said = capsys.readouterr().err
+    assert said.splitlines() == [
+        "error: No space left on device; make room and call again with --resume",
+        "stopped: call again with --resume to go on",
+    ]
     monkeypatch.setattr(sys, "argv", ["tool", "defect"])
     with pytest.raises(OSError, match="no number"):  # a defect of ours keeps its traceback
         run_cli(app)

@@ -16,9 +16,13 @@ from tests.trainer.test_recovery import stop_at
 from trainer.loop import Stopped, train
 
 
-def test_too_many_bad_images_stop_the_run(tmp_path: Path) -> None:
+def test_too_many_bad_images_stop_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = make_shards(tmp_path / "few", sizes=SIZES, classes=6, bad=(3,))
-    train(recipe(few, epochs=1), tmp_path / "few-run", ALONE)
+    train(recipe(few, epochs=2, run__log_every=1), tmp_path / "few-run", ALONE)
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("did not decode so far, with grey pictures in their place: 1; `xclr-shards verify") == 1
+    warned = [line["text"] for line in lines_of(tmp_path / "few-run") if line.get("event") == "warning"]
+    assert sum("did not decode" in text for text in warned) == 1
     many = make_shards(tmp_path / "many", sizes=SIZES, classes=6, bad=tuple(range(0, 80, 3)))
     with pytest.raises(UserError, match=r"undecodable image.*over the budget"):
         train(recipe(many), tmp_path / "many-run", ALONE)

@@ -6,6 +6,7 @@ import errno
 import json
 import re
 import shutil
+import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -153,8 +154,10 @@ def test_run_json_tells_stopped_from_failed(shards: Path, tmp_path: Path, monkey
 def test_a_loss_that_is_not_finite_is_found_before_the_online_knn(shards: Path, tmp_path: Path) -> None:
     """Also where the epoch ends between two lines of the log."""
     wild = recipe(shards, optimiser__lr=1e30, optimiser__name="sgd", run__log_every=50, run__checkpoint_every=500)
-    with pytest.raises(UserError, match="the loss is not finite at step 10; no checkpoint was written yet"):
+    message = "the loss is not finite at step 10; no checkpoint was written yet: lower the learning rate, or lengthen"
+    with pytest.raises(UserError, match=message) as caught:
         train(wild, tmp_path / "run", ALONE)
+    assert "float32" not in str(caught.value)  # which it is
 
 
 def test_weights_that_are_not_finite_are_not_kept(
@@ -427,3 +430,44 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         checkpoint.write_checkpoint(tmp_path, 1, {"encoder": {"w": torch.zeros(100_000)}}, keep=1)
     assert caught.value.errno == errno.ENOSPC
     assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_a_checkpoint_that_could_not_be_written_ends_the_run_before_the_next_is_due(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, steps, made = checkpoint.write_checkpoint, Stepper.step, []
+
+    def full(run: Path, step: int, *rest: Any) -> Any:
+        if step > 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return written(run, step, *rest)
+
+    def waiting(self: Stepper, batch: Any, step: int, total: int) -> Any:
+        made.append(step)
+        time.sleep(0.05)  # else the disk may answer when the run is over
+        return steps(self, batch, step, total)
+
+    monkeypatch.setattr("trainer.loop.write_checkpoint", full)
+    monkeypatch.setattr(Stepper, "step", waiting)
+    with pytest.raises(OSError, match="No space left"):
+        train(recipe(shards, run__checkpoint_every=3, run__knn_every=0, epochs=3), tmp_path / "run", ALONE)
+    assert made[-1] in (6, 7)
+    assert status(tmp_path / "run") == "failed"
+    assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-00000003.pt"]
+
+
+def test_a_run_that_has_lost_its_checkpoints_says_that_it_starts_anew(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(recipe(shards, epochs=1), tmp_path / "run", ALONE, resume=True)
+    assert "starts anew" not in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    train(recipe(shards, epochs=1), tmp_path / "run", ALONE, resume=True)
+    assert "was at step 10 and has no checkpoints any more: it starts anew" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_run_does_not_go_into_its_shards(shards: Path) -> None:
+    before = sorted(path.name for path in shards.iterdir())
+    with pytest.raises(UserError, match="is a folder of shards: choose another --out"):
+        train(recipe(shards), shards, ALONE)
+    assert sorted(path.name for path in shards.iterdir()) == before

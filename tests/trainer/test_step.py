@@ -83,6 +83,14 @@ def test_the_correlation_with_the_graph_is_spearmans(tmp_path: Path) -> None:
     assert "graph_correlation" not in alone.measure(built, torch.device("cpu"))
 
 
+def test_of_large_images_the_monitor_looks_at_fewer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = Shards.open(make_shards(tmp_path / "made", (40,), classes=5))
+    monkeypatch.setattr("trainer.monitor.BYTES", 7 * 3 * 32**2)
+    few = Monitor(shards, shards.graph(), 32, 0)
+    assert (len(few.images), len(few.labels if few.labels is not None else ())) == (7, 7)
+    assert len(Monitor(shards, shards.graph(), 512, 0).images) == 2
+
+
 @pytest.mark.parametrize("objective", ["xclr", "clip"])
 @pytest.mark.parametrize("chunk", [1, 4])
 def test_cached_gradients_are_those_of_the_whole_batch(shards: Path, objective: str, chunk: int) -> None:
