@@ -200,7 +200,15 @@ def load_encoder(
     run. own: FILE.py:FUNCTION of a run that trained such a network. Raises UserError where one is needed: a checkpoint
     has no code run that it names itself.
     """
-    state = read_checkpoint(path)
+    try:
+        state = read_checkpoint(path)
+    except NotRead:
+        raise
+    except UserError as error:
+        others = [other for other in checkpoints(path.parent.parent) if other != path]
+        if path.parent.name != "checkpoints" or not others:
+            raise
+        raise UserError(f"{error}; {others[-1]} beside it may be whole: give that") from None
     recipe = from_table(Recipe, json.loads(state["recipe"]), where=str(path))
     model = recipe.model if untrained else replace(recipe.model, pretrained=False, start="")  # nothing to fetch
     if own and not is_own(model.backbone):

@@ -107,6 +107,18 @@ def test_what_export_cannot_use(
         CliRunner().invoke(app, arguments, catch_exceptions=False)
 
 
+def test_of_a_damaged_checkpoint_the_one_beside_it_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    for step in (10, 20):
+        (folder / f"step-{step:08d}.pt").write_bytes(b"torn")
+    with pytest.raises(UserError, match=r"step-00000020.pt is not a readable.*step-00000010.pt beside it may be whole"):
+        load_backbone(folder / "step-00000020.pt")
+    (folder / "step-00000010.pt").unlink()
+    with pytest.raises(UserError, match=r"or no checkpoint at all$"):
+        load_backbone(folder / "step-00000020.pt")
+
+
 def test_export_names_a_folder_that_cannot_be_written(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot write /proc/x \(.*\): make room, or choose"):
         export(checkpoints(run)[-1], Path("/proc/x"))
