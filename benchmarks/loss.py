@@ -184,11 +184,16 @@ def status_kb(name: str) -> int:
     raise KeyError(name)
 
 
-def peak_extra_mb(method: str, rows: int) -> float:
-    """Of one step, in this process, which must not have done anything else."""
-    texts = table() if method in ("dense", "tiled", "fused") else None
+def peak_extra_mb(method: str, rows: int, texts: TextTable | None = None) -> float:
+    """Of one step, in this process, which on a CPU must not have done anything else."""
+    texts = texts or (table() if method in ("dense", "tiled", "fused") else None)
     MAKERS[method](64, texts)()  # threads, libraries, caches of kernels
     step = MAKERS[method](rows, texts)
+    if device().type == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
     if Path("/proc/self/clear_refs").exists():
         Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM to what is resident now
         resident = status_kb("VmRSS")
@@ -202,11 +207,7 @@ def peak_extra_mb(method: str, rows: int) -> float:
 
 def memory(method: str, rows: int, texts: TextTable) -> float:
     if device().type == "cuda":
-        step = MAKERS[method](rows, texts)
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        step()
-        return (torch.cuda.max_memory_allocated() - before) / 1e6
+        return peak_extra_mb(method, rows, texts)
     command = [sys.executable, "-m", "benchmarks.loss", "--peak", method, "--rows", str(rows)]
     command += ["--precision", torch.get_float32_matmul_precision()]
     done = [subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True) for _ in range(3)]

@@ -97,7 +97,6 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 """What some shared disks (Lustre without -o flock, NFS without lockd) answer where a file is to be locked."""
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # of a write, which does not know its file's name
 INTERRUPTED = 130  # 128 + SIGINT
-AGAIN = "run the same command again"
 PLACE = {
     errno.EACCES: "choose a folder that may be read and written",
     errno.EPERM: "choose a folder that may be read and written",
@@ -107,14 +106,16 @@ PLACE = {
     errno.EISDIR: "a folder lies where a file is needed: choose another path",
     errno.ELOOP: "a link leads back to itself: mend or delete it",
     errno.ENAMETOOLONG: "choose a shorter path",
-    errno.ENOSPC: f"make room and {AGAIN}",
-    errno.EFBIG: f"raise the limit on the size of files (ulimit -f) and {AGAIN}",
-    errno.EDQUOT: f"make room and {AGAIN}",
+    errno.ENOSPC: "make room and {again}",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f) and {again}",
+    errno.EDQUOT: "make room and {again}",
 }
 """What to do about a path that the system refuses, whichever command met it."""
 
 
-def run_cli(app: typer.Typer, *, say: Callable[[str], bool] = lambda line: True, again: str = AGAIN) -> None:
+def run_cli(
+    app: typer.Typer, *, say: Callable[[str], bool] = lambda line: True, again: str = "run the same command again"
+) -> None:
     """Run a command line. What the user can mend becomes one line on stderr and exit code 2, Ctrl-C exit code 130.
 
     say: whether this process is to say it, and not another of the same command. again: how the work is gone on with.
@@ -132,7 +133,7 @@ def run_cli(app: typer.Typer, *, say: Callable[[str], bool] = lambda line: True,
         if error.errno not in PLACE or (error.filename is None and error.errno not in FULL):
             raise
         where = f"{error.filename}: " if error.filename else ""
-        _end(f"{where}{error.strerror}; {PLACE[error.errno].replace(AGAIN, again)}")
+        _end(f"{where}{error.strerror}; {PLACE[error.errno].format(again=again)}")
     except Exception as error:
         if not hasattr(error, "format_message"):  # click's, which typer carries under a name of its own
             raise

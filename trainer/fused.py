@@ -48,8 +48,8 @@ class Tiles(NamedTuple):
 def tiles_for(shared_memory: int, parts: int) -> Tiles:
     """Tiles that fit the bytes of shared memory of a card and keep what is summed in registers.
 
-    Hopper's were the quickest of seven on an H200 (docs/loss.md); the others are those of which ptxas says that they
-    spill least for compute capabilities 8.0 and 8.6.
+    Hopper's were the quickest of seven on an H200 (docs/decisions.md); of the others ptxas says that they spill least,
+    for compute capabilities 8.0 and 8.6.
     """
     if shared_memory >= 200 << 10:  # Hopper, and Blackwell for data centres
         return Tiles(128, 64, 8, 2 if parts == 3 else 3)

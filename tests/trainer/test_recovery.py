@@ -6,7 +6,7 @@ import errno
 import json
 import re
 import shutil
-import time
+import threading
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -435,25 +435,27 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_checkpoint_that_could_not_be_written_ends_the_run_before_the_next_is_due(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written, steps, made = checkpoint.write_checkpoint, Stepper.step, []
+    written, steps, made, told = checkpoint.write_checkpoint, Stepper.step, [], threading.Event()
 
     def full(run: Path, step: int, *rest: Any) -> Any:
-        if step > 3:
+        if step > 5:
+            told.set()
             raise OSError(errno.ENOSPC, "No space left on device")
         return written(run, step, *rest)
 
     def waiting(self: Stepper, batch: Any, step: int, total: int) -> Any:
         made.append(step)
-        time.sleep(0.05)  # else the disk may answer when the run is over
+        if step == 10:
+            assert told.wait(60)
         return steps(self, batch, step, total)
 
     monkeypatch.setattr("trainer.loop.write_checkpoint", full)
     monkeypatch.setattr(Stepper, "step", waiting)
     with pytest.raises(OSError, match="No space left"):
-        train(recipe(shards, run__checkpoint_every=3, run__knn_every=0, epochs=3), tmp_path / "run", ALONE)
-    assert made[-1] in (6, 7)
+        train(recipe(shards, run__checkpoint_every=5, run__knn_every=0), tmp_path / "run", ALONE)
+    assert 10 <= made[-1] < 14  # step 14 is followed by the next
     assert status(tmp_path / "run") == "failed"
-    assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-00000003.pt"]
+    assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-00000005.pt"]
 
 
 def test_a_run_that_has_lost_its_checkpoints_says_that_it_starts_anew(
