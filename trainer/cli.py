@@ -357,7 +357,9 @@ def _objective_line(recipe: Recipe, shards: Shards, run: Path) -> str:
 
     objective = recipe.objective
     if objective.name != "xclr":
-        return f"{objective.name}, tau {objective.tau}"
+        without = int((shards.index.label < 0).sum()) if objective.name == "supcon" else 0
+        alone = f"; {without:,} of {len(shards):,} samples have no label, and are like themselves alone"
+        return f"{objective.name}, tau {objective.tau}{alone if 0 < without < len(shards) else ''}"
     graph = shards.graph_name(graph_name(recipe, shards, run))
     return f"xclr, tau {objective.tau}, tau_s {objective.tau_s}, graph {graph}, tail {objective.tail}"
 

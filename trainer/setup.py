@@ -9,7 +9,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from shards.bars import say
@@ -116,12 +115,10 @@ def settle(recipe: Recipe, shards: Shards, world: World, run: Path | None = None
     if recipe.run.track:
         library_of(recipe.run.track)  # before anything slow
     objective = recipe.objective.name
-    without = np.flatnonzero(shards.index.label < 0) if objective == "supcon" else np.empty(0)
-    if len(without) or (objective == "supcon" and len(shards) == 0):
-        first = f" (the first is {shards.index.key[int(without[0])]})" if 0 < len(without) < len(shards) else ""
+    if objective == "supcon" and not (shards.index.label >= 0).any():
         raise UserError(
-            f"supcon needs a label for every sample, and {len(without):,} of {len(shards):,} in {shards.root} have "
-            f"none{first}: use xclr or simclr, or build shards with labels (docs/sources.md)"
+            f"supcon needs labels, and no sample of {shards.root} has one: use xclr or simclr, or build shards with "
+            "labels (docs/sources.md)"
         )
     if objective == "clip" and not shards.manifest.texts:
         raise UserError(

@@ -188,8 +188,11 @@ class Stepper:
         if self.table is not None:
             block = SimilarityBlock.of_texts(batch.texts, self.table, tau_s=objective.tau_s, world=world)
         else:
-            keys = batch.labels if objective.name == "supcon" else batch.samples
-            block = SimilarityBlock.of_keys(keys.to(device, non_blocking=True), world=world)
+            keys = batch.samples.to(device, non_blocking=True)
+            if objective.name == "supcon":
+                labels = batch.labels.to(device, non_blocking=True)
+                keys = torch.where(labels < 0, -1 - keys, labels)  # without a label: a key of its own, as in SimCLR
+            block = SimilarityBlock.of_keys(keys, world=world)
         return contrastive_loss(z, block, tau=objective.tau, implementation=objective.implementation), block
 
     def _set_rate(self, step: int, total: int) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr  # type: ignore[import-untyped]
@@ -17,6 +20,7 @@ from shards.reader import Shards
 from tests.make import make_shards
 from tests.trainer.test_loop import ALONE, recipe
 from trainer import setup
+from trainer.cli import _objective_line
 from trainer.clip import clip_loss
 from trainer.data import Batch, make_loader, to_views
 from trainer.model import build_encoder
@@ -89,6 +93,29 @@ def test_of_large_images_the_monitor_looks_at_fewer(tmp_path: Path, monkeypatch:
     few = Monitor(shards, shards.graph(), 32, 0)
     assert (len(few.images), len(few.labels if few.labels is not None else ())) == (7, 7)
     assert len(Monitor(shards, shards.graph(), 512, 0).images) == 2
+
+
+def test_of_supcon_a_sample_without_a_label_is_like_itself_alone(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = recipe(shards, objective__name="supcon", optimiser__lr=0.0)
+    stepper = steps(chosen, count=0)
+    views = torch.randint(256, (6, 2, 32, 32, 3), dtype=torch.uint8)
+    samples = torch.tensor([7, 3, 9, 0, 5, 1])
+    batch = Batch(views, samples, texts=torch.zeros(6, dtype=torch.int64), labels=torch.tensor([2, -1, 4, -1, 2, -1]))
+    outcome = stepper.step(batch, 0, 20)
+    z = functional.normalize(outcome.z.double(), dim=1)
+    expected = 0.0
+    for i in range(12):
+        mass = sum(float(torch.exp(z[i] @ z[k] / 0.1)) for k in range(12) if k != i)
+        alike = [k for k in range(12) if k != i and (k % 6 == i % 6 or {i % 6, k % 6} == {0, 4})]
+        assert len(alike) == (3 if i % 6 in (0, 4) else 1)
+        expected -= sum(float(z[i] @ z[k]) / 0.1 - math.log(mass) for k in alike) / len(alike) / 12
+    assert float(outcome.loss) == pytest.approx(expected, rel=1e-5)
+    folder = Shards.open(shards)
+    assert _objective_line(chosen, folder, shards) == "supcon, tau 0.1"
+    label = np.where(np.arange(84) < 3, -1, folder.index.label)
+    monkeypatch.setattr(folder, "index", replace(folder.index, label=label))
+    said = "supcon, tau 0.1; 3 of 84 samples have no label, and are like themselves alone"
+    assert _objective_line(chosen, folder, shards) == said
 
 
 @pytest.mark.parametrize("objective", ["xclr", "clip"])
