@@ -76,7 +76,8 @@ class Manifest:
             version = data.pop("format")
         except FileNotFoundError:
             raise UserError(
-                f"{root} has no {NAME}, so its shards are unfinished: run the command that builds them again"
+                f"{root} has no {NAME}, so its shards are unfinished: run the command that builds them again (of "
+                "images and captions, `xclr-shards build` makes shards)"
             ) from None
         except ValueError as error:
             raise UserError(f"{path} is damaged ({error}): build the shards again") from None

@@ -6,18 +6,19 @@ weighed before it is made.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 
 import torch
 
-from shards.errors import UserError
+from shards.errors import UserError, first_line
 from shards.machine import free_memory
 from trainer.model import Encoder
 from trainer.recipe import Recipe
 from trainer.world import World
 
-__all__ = ["check_fits", "kept_by_forward", "too_large"]
+__all__ = ["check_fits", "kept_by_forward", "room_for_weights", "too_large"]
 
 SHARE = 0.8  # of the free memory: a backward pass takes some for itself, as do batches and the loader
 TRAINED = 3  # tensors of a weight's size that come with the first step: its gradient, and AdamW's two averages
@@ -31,6 +32,21 @@ def too_large(recipe: Recipe, ranks: int, reason: str) -> str:
         f"{held} samples at a time do not fit a GPU ({reason}): {_remedy(chunk)}more GPUs, or a new run a smaller "
         "--batch-size"
     )
+
+
+@contextmanager
+def room_for_weights() -> Iterator[None]:
+    """Raises UserError where the memory that the weights are to lie in is refused."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if "allocate" not in str(error):
+            raise
+        reason = first_line(error).rpartition("Allocator: ")[2]
+        raise UserError(
+            f"the weights do not fit the memory ({reason}): take a smaller --model, or smaller sizes in the recipe's "
+            "[model] and [text]"
+        ) from None
 
 
 def check_fits(encoder: Encoder, recipe: Recipe, world: World) -> None:

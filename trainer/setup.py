@@ -17,7 +17,7 @@ from shards.graph import Graph
 from shards.machine import cores
 from shards.reader import Shards
 from trainer.checkpoint import checkpoints
-from trainer.memory import check_fits
+from trainer.memory import check_fits, room_for_weights
 from trainer.model import build_encoder, statistics_of_run, with_statistics
 from trainer.own import normal
 from trainer.plan import BatchPlan
@@ -88,13 +88,14 @@ def build_stepper(
     soft = objective.name == "xclr" and graph is not None
     table = TextTable.from_graph(graph, world.device, tail=objective.tail) if soft and graph else None
     model = recipe.model if fresh else replace(recipe.model, pretrained=False, start="")
-    encoder = build_encoder(model, recipe.augment.image_size, recipe.seed)
     captions = None
-    if objective.name == "clip":
-        texts = shards.texts()
-        words = vocabulary(texts, recipe.text.words)
-        captions = Captions(texts, words, recipe.text.length)
-        encoder.text = TextTower(recipe.text, len(words), recipe.model.projector_dim, objective.tau)
+    with room_for_weights():
+        encoder = build_encoder(model, recipe.augment.image_size, recipe.seed)
+        if objective.name == "clip":
+            texts = shards.texts()
+            words = vocabulary(texts, recipe.text.words)
+            captions = Captions(texts, words, recipe.text.length)
+            encoder.text = TextTower(recipe.text, len(words), recipe.model.projector_dim, objective.tau)
     check_fits(encoder, recipe, world)
     return Stepper(recipe, encoder, world, steps_per_epoch=steps_per_epoch, table=table, captions=captions)
 

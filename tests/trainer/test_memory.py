@@ -120,6 +120,17 @@ def test_a_step_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest
         train(recipe(shards), tmp_path / "third", ALONE)
 
 
+@pytest.mark.parametrize(
+    ("name", "sizes"), [("xclr", {"model__projector_dim": 10**12}), ("clip", {"text__width": 10**9})]
+)
+def test_weights_without_end_are_refused(tmp_path: Path, name: str, sizes: dict[str, int]) -> None:
+    shards = make_shards(tmp_path / "shards", sizes=SIZES)
+    with pytest.raises(UserError, match=r"the weights do not fit the memory \(can't allocate .* smaller --model"):
+        train(recipe(shards, objective__name=name, **sizes), tmp_path / "run", ALONE)
+    with pytest.raises(RuntimeError, match="another"), memory.room_for_weights():
+        raise RuntimeError("another")
+
+
 def test_ranks_of_a_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     chosen = recipe(tmp_path)
     encoder = build_encoder(chosen.model, 16, 0)
