@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
+from typing import cast
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
-from shards.pictures import PIL_RAISES
+from shards.pictures import PIL_RAISES, as_rgb, opencv_misreads
 
 __all__ = ["QUALITY", "image_size", "kind", "problem", "resized"]
 
@@ -61,13 +63,7 @@ def resized(data: bytes, side: int) -> bytes:
 
     Raises ValueError for what does not decode.
     """
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error:  # of a header that claims more pixels than OpenCV takes
-        image = None
-    if image is None:
-        raise ValueError("does not decode")
+    image = _bgr(data)
     height, width = image.shape[:2]
     if min(height, width) <= side:
         return data
@@ -75,6 +71,21 @@ def resized(data: bytes, side: int) -> bytes:
     shape = max(side, round(width * scale)), max(side, round(height * scale))
     small = cv2.resize(image, shape, interpolation=cv2.INTER_AREA)
     return cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes()
+
+
+def _bgr(data: bytes) -> npt.NDArray[np.uint8]:
+    """[height, width, 3], the colours that training takes it for. Raises ValueError."""
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        if opencv_misreads(data):
+            with _opened(data) as picture:
+                return np.asarray(as_rgb(picture))[:, :, ::-1]
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except (*PIL_RAISES, cv2.error):  # the latter of a header that claims more pixels than OpenCV takes
+        image = None
+    if image is None:
+        raise ValueError("does not decode")
+    return cast("npt.NDArray[np.uint8]", image)
 
 
 def _jpeg_size(data: bytes | memoryview) -> tuple[int, int] | None:

@@ -67,7 +67,9 @@ class RemoteShards(Shards):
                 file.write(content)
         shards = cls(root, Manifest.load(root), url)
         tars = {shard.tar for shard in shards.manifest.shards}
-        if strange := [tar for tar in tars if tar not in shards.manifest.files]:
+        # Layout in-place names tars by their absolute paths: such a file here would be somebody's own, and `drop` would
+        # delete it.
+        if strange := [tar for tar in tars if tar not in shards.manifest.files or not _inside(tar)]:
             raise UserError(
                 f"{shown(url)} names tars elsewhere ({strange[0]}; layout {shards.manifest.layout}): only shards that "
                 "hold their own tars can be read from another machine; build them with --layout shuffled"

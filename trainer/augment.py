@@ -20,7 +20,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from shards.errors import UserError
-from shards.pictures import PIL_RAISES
+from shards.pictures import PIL_RAISES, as_rgb, opencv_misreads
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "AugmentConfig", "BadImage", "Image8", "decode", "sample_rng", "two_views"]
 
@@ -33,7 +33,6 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 LUMA = np.array([[0.299, 0.587, 0.114]], np.float32)
 # cv2.error: of a header that claims more pixels than OpenCV takes.
 DECODERS_RAISE = (*PIL_RAISES, cv2.error, Image.DecompressionBombError)
-TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 CROP_TRIES = 10  # torchvision's RandomResizedCrop gives up after as many and takes the centre
 
 
@@ -79,7 +78,8 @@ class AugmentConfig:
 
 def sample_rng(seed: int, epoch: int, sample: int) -> np.random.Generator:
     """The generator of one sample in one epoch (invariant 4 of the format)."""
-    return np.random.Generator(np.random.Philox(key=[(seed << 32) + epoch, sample]))
+    # Not as a list, of which NumPy makes floating-point numbers from 2**63 on, and loses the epoch.
+    return np.random.Generator(np.random.Philox(key=np.array([(seed << 32) + epoch, sample], np.uint64)))
 
 
 def decode(data: bytes) -> Image8:
@@ -89,23 +89,13 @@ def decode(data: bytes) -> Image8:
     """
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data and not _for_pil(data) else None
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data and not opencv_misreads(data) else None
         if image is not None:
             return cast(Image8, image)
         with Image.open(BytesIO(data)) as picture:  # formats that OpenCV lacks, such as GIF
-            if picture.mode == "F":
-                raise BadImage("pixels are floating-point numbers, of which nobody says what is white")
-            return np.asarray(picture.convert("RGB"))
+            return np.asarray(as_rgb(picture))
     except DECODERS_RAISE as error:
         raise BadImage(str(error)) from None
-
-
-def _for_pil(data: bytes) -> bool:
-    """Of TIFFs OpenCV multiplies colours by alpha, takes L*a*b* for RGB, and makes floating-point pixels black."""
-    if not data.startswith(TIFF):
-        return False
-    with Image.open(BytesIO(data)) as picture:
-        return picture.mode in ("RGBA", "LA", "LAB", "F")
 
 
 def two_views(image: Image8, config: AugmentConfig, rng: np.random.Generator) -> Image8:

@@ -249,10 +249,11 @@ class _Loop:
         return float(loss)
 
     def _count_bad(self, batch: Batch) -> None:
+        # First, else a share of a large batch would be one of the bad images alone.
+        self.budget.ok(len(batch.samples) - len(batch.bad))
         for sample in batch.bad:
             key, tar = self.shards.index.key[sample], self.shards.tar_path(int(self.shards.index.shard[sample]))
             self.budget.skip("undecodable image", f"{key} of {tar.name}")
-        self.budget.ok(len(batch.samples) - len(batch.bad))
 
     def _log(self, metrics: Metrics | None, done: int, outcome: Outcome, clock: Clock) -> None:
         bad, loss = self._bad_images(), outcome.loss.double().clone()

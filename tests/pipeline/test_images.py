@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from pipeline.images import image_size, problem, resized
+from trainer.augment import decode
 
 SOUND = 10**8
 
@@ -86,3 +87,21 @@ def test_resizing_keeps_the_ratio_and_small_images() -> None:
     assert resized(small, 64) is small
     with pytest.raises(ValueError, match="decode"):
         resized(b"no image", 64)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "LAB", "RGB"])
+def test_resizing_a_tiff_keeps_the_colours_that_training_sees(mode: str) -> None:
+    """OpenCV would multiply them by alpha, and take L*a*b* for RGB."""
+    buffer = BytesIO()
+    bands = [Image.new("L", (80, 60), value) for value in (130, 120, 90, 64)]
+    Image.merge(mode, bands[4 - len(mode) :] if mode[-1] == "A" else bands[:3]).save(buffer, "TIFF")
+    before, after = decode(buffer.getvalue()), decode(resized(buffer.getvalue(), 30))
+    assert after.shape == (30, 40, 3)
+    np.testing.assert_allclose(after.mean((0, 1)), before.mean((0, 1)), atol=2)
+
+
+def test_a_tiff_of_floating_point_numbers_is_not_resized() -> None:
+    buffer = BytesIO()
+    Image.fromarray(np.ones((9, 9), np.float32)).save(buffer, "TIFF")
+    with pytest.raises(ValueError, match="decode"):
+        resized(buffer.getvalue(), 4)

@@ -130,15 +130,18 @@ def test_files_outside_the_folder_are_refused(made: Path, url: str, name: str) -
     assert not list(cache_folder().parent.rglob("evil*"))
 
 
-def test_shards_without_tars_of_their_own_are_refused(made: Path, url: str) -> None:
+@pytest.mark.parametrize("place", ["{tmp}/mine", "../mine"])
+def test_shards_without_tars_of_their_own_are_refused(made: Path, url: str, tmp_path: Path, place: str) -> None:
+    """As layout in-place names them: what lies there would count as fetched, and be deleted to make room."""
     path = made / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["layout"] = "in-place"
     for shard in manifest["shards"]:
-        del manifest["files"][shard["tar"]]
-        shard["tar"] = f"/elsewhere/{shard['tar']}"
+        tar = f"{place.format(tmp=tmp_path)}/{shard['tar']}"
+        manifest["files"][tar] = manifest["files"].pop(shard["tar"])
+        shard["tar"] = tar
     path.write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match=r"layout in-place.*--layout shuffled"):
+    with pytest.raises(UserError, match=r"mine/train-00000\d\.tar; layout in-place.*--layout shuffled"):
         open_shards(url)
 
 

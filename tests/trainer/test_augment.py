@@ -197,6 +197,14 @@ def test_a_tiff_of_floating_point_numbers_is_a_bad_image() -> None:
         decode(buffer.getvalue())
 
 
+@pytest.mark.parametrize("seed", [0, 7, 2**31, 2**32 - 1])
+def test_every_epoch_of_every_seed_has_numbers_of_its_own(seed: int) -> None:
+    drawn = {
+        (epoch, sample): sample_rng(seed, epoch, sample).integers(2**60) for epoch in (0, 1, 2) for sample in (0, 1)
+    }
+    assert len(set(drawn.values())) == 6
+
+
 def test_gif_and_webp_decode() -> None:
     for kind in ("GIF", "WEBP"):
         buffer = BytesIO()

@@ -13,6 +13,7 @@ from tests.make import make_shards
 from tests.trainer.ranks import Ranks
 from tests.trainer.test_loop import ALONE, SIZES, lines_of, recipe, trained
 from tests.trainer.test_recovery import stop_at
+from trainer import loop
 from trainer.loop import Stopped, train
 
 
@@ -26,6 +27,13 @@ def test_too_many_bad_images_stop_the_run(tmp_path: Path, capsys: pytest.Capture
     many = make_shards(tmp_path / "many", sizes=SIZES, classes=6, bad=tuple(range(0, 80, 3)))
     with pytest.raises(UserError, match=r"undecodable image.*over the budget"):
         train(recipe(many), tmp_path / "many-run", ALONE)
+
+
+def test_the_budget_is_a_share_of_all_images_of_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not of those before it: a batch of thousands may well have some."""
+    monkeypatch.setattr(loop, "BAD_IMAGES", 0.2)
+    bad = make_shards(tmp_path / "bad", sizes=(100,), classes=6, bad=tuple(range(11)))
+    train(recipe(bad, data__batch_size=100, epochs=1, run__knn_every=0), tmp_path / "run", ALONE)
 
 
 def test_bad_images_are_named(tmp_path: Path) -> None:
