@@ -233,7 +233,7 @@ def similarity(
     first = next(iter(models.values()))
     root = data or first.shards
     if root is None:
-        raise UserError("the first checkpoint does not say which shards it was trained on: give --data")
+        raise UserError("the first checkpoint names no folder of shards that it was trained on: give --data")
     if not is_finished(root):
         whose = "" if data else ", which the first checkpoint was trained on,"
         what = "has no manifest.json, so its shards are not finished, or none" if root.is_dir() else "is no folder here"

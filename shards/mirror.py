@@ -31,7 +31,7 @@ from shards.manifest import FileEntry, Manifest
 from shards.reader import Shards
 from shards.remote import fetch, is_remote, read, retried, shown, system_of
 
-__all__ = ["THREADS", "RemoteShards", "cache_folder", "open_shards"]
+__all__ = ["THREADS", "RemoteShards", "cache_folder", "local_folder", "open_shards"]
 
 THREADS = 4  # files fetched at once
 INSTEAD = "copy the shards to this machine and give that folder"
@@ -40,7 +40,13 @@ WORK = ".fetching"  # below the folder: locks, and files on their way
 
 def open_shards(where: str) -> Shards:
     """A folder of shards by its path, or by its URL on object storage. Raises UserError where there is none."""
-    return RemoteShards.mirror(where) if is_remote(where) else Shards.open(Path(where.removeprefix("file://")))
+    folder = local_folder(where)
+    return RemoteShards.mirror(where) if folder is None else Shards.open(folder)
+
+
+def local_folder(where: str) -> Path | None:
+    """Of a path, or a file:// URL; None for object storage."""
+    return None if is_remote(where) else Path(where.removeprefix("file://"))
 
 
 def cache_folder() -> Path:

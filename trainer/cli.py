@@ -16,9 +16,8 @@ from rich.table import Column, Table
 from shards.bars import say, spoken
 from shards.errors import UserError, run_cli
 from shards.manifest import Manifest
-from shards.mirror import open_shards
+from shards.mirror import local_folder, open_shards
 from shards.reader import Shards, is_finished, latest_shards, test_folder
-from shards.remote import is_remote
 from trainer.advice import at_start, fitting_batch
 from trainer.names import default_run, unheeded, usual_recipe
 from trainer.own import is_own
@@ -292,9 +291,10 @@ def _show(found: Estimate) -> None:
 
 def _bench(shards: str) -> str:
     """The benchmark that the training shards' own test shards are of, where they lie beside them."""
-    if is_remote(shards) or not is_finished(test_folder(Path(shards))):
+    folder = local_folder(shards)
+    if folder is None or not is_finished(test_folder(folder)):
         return "imagefolder --data DIR"
-    manifest = Manifest.load(Path(shards))
+    manifest = Manifest.load(folder)
     return "demo" if manifest.dataset == "demo" else "shards" if manifest.classes else "imagefolder --data DIR"
 
 

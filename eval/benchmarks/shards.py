@@ -60,7 +60,7 @@ def _train_folder(source: Source) -> Path:
     if source.root != source.benchmarks / NAME or source.root.exists():
         folder, whose = source.root, f"--data {source.root}"
     elif source.shards is None:
-        raise UserError(f"the checkpoint does not say which shards it was trained on: {DATA}")
+        raise UserError(f"the checkpoint names no folder of shards that it was trained on: {DATA}")
     else:
         folder, whose = source.shards, f"{source.shards}, which the checkpoint was trained on,"
     if not is_finished(folder):

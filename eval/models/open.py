@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from eval.models.model import Model, Transform, model_of
 from eval.models.own import open_own
 from shards.errors import UserError
+from shards.mirror import local_folder
 from trainer.checkpoint import NotRead, checkpoints, find_checkpoint, load_encoder, run_of
 from trainer.own import is_own
 
@@ -100,7 +101,7 @@ def open_checkpoint(path: Path | None, *, untrained: bool = False, own: str | No
     return replace(
         model,
         folder=run_of(file),
-        shards=Path(info.recipe.data.shards) if info.recipe.data.shards else None,
+        shards=local_folder(info.recipe.data.shards) if info.recipe.data.shards else None,
         graph=info.recipe.data.graph or None,
         projector=projector,
     )

@@ -17,7 +17,7 @@ from trainer.recipe import Recipe, from_table
 from trainer.world import World
 
 
-def train_run(shards: Path, run: Path, objective: str = "simclr", *, epochs: int = 1, seed: int = 0) -> Path:
+def train_run(shards: Path | str, run: Path, objective: str = "simclr", *, epochs: int = 1, seed: int = 0) -> Path:
     """A miniature run with checkpoints and metrics; all objectives start from the same weights."""
     table: dict[str, Any] = {
         "name": "test",

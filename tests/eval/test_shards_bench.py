@@ -15,6 +15,7 @@ from eval.benchmarks.bench import Bench
 from eval.benchmarks.registry import open_bench
 from eval.evaluate import Method, Settings, evaluate
 from eval.heads.knn import KNNConfig
+from eval.models.open import open_model
 from shards.errors import UserError
 from shards.manifest import Manifest
 from tests.eval.label_shards import Sample, coloured, write_labelled
@@ -252,6 +253,11 @@ def colours():
 """
 
 
+def test_a_run_on_a_file_url_knows_its_folder(made: Path, tmp_path: Path) -> None:
+    run = train_run(f"file://{made}", tmp_path / "run")
+    assert open_model(str(run)).shards == made
+
+
 def test_a_suite_takes_it_too(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -264,7 +270,7 @@ def test_a_suite_takes_it_too(
     assert list(row["linear_probe"].values()) == [90.0, 90.0]
     capsys.readouterr()
     assert run_eval(call) == 2
-    assert "the checkpoint does not say which shards it was trained on" in capsys.readouterr().err
+    assert "the checkpoint names no folder of shards that it was trained on" in capsys.readouterr().err
 
 
 def test_the_list_says_how_to_name_it(
@@ -365,7 +371,7 @@ def test_wrong_shards_are_one_line(made: Path, tmp_path: Path, what: str, messag
 
 def test_without_data_and_shards_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XCLR_BENCHMARKS", str(tmp_path))
-    with pytest.raises(UserError, match="does not say which shards it was trained on: give --data a folder"):
+    with pytest.raises(UserError, match="names no folder of shards that it was trained on: give --data a folder"):
         open_bench("shards")
     with pytest.raises(UserError, match=f"{tmp_path}/gone, which the checkpoint was trained on, is no folder: give"):
         open_bench("shards", shards=tmp_path / "gone")

@@ -59,7 +59,7 @@ def test_commands_of_a_user(made: Path, monkeypatch: pytest.MonkeyPatch, capsys:
         (["--checkpoint", "runs/xclr", "--out", "page.json"], "ends in .html"),
         (["--checkpoint", "runs/xclr", "--out", "there.html"], "there.html is there and no earlier result"),
         (["--checkpoint", "runs/xclr", "--out", "theirs.html"], "theirs.json is there and no earlier result"),
-        (["--checkpoint", "timm:test_vit", "--untrained"], "does not say which shards"),
+        (["--checkpoint", "timm:test_vit", "--untrained"], "names no folder of shards that it was trained on"),
         (["--checkpoint", "runs/xclr", "--samples", "2"], "--samples"),
     ],
 )
