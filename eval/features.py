@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
@@ -24,6 +25,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from eval.benchmarks.bench import ImageSet
@@ -34,7 +36,18 @@ from shards.errors import UserError
 from shards.machine import cores, prefetch
 from trainer.augment import BadImage, decode
 
-__all__ = ["DAMAGED", "Features", "device", "extract", "feature_hash", "features_root", "loader", "normalise"]
+__all__ = [
+    "DAMAGED",
+    "Features",
+    "device",
+    "exact",
+    "extract",
+    "feature_hash",
+    "features_root",
+    "loader",
+    "normalise",
+    "placed",
+]
 
 # What numpy raises for files that are none, or damaged.
 DAMAGED = (
@@ -99,10 +112,10 @@ def feature_hash(model: Model, images: ImageSet) -> str:
     return hashlib.sha256(json.dumps(_what(model, images), sort_keys=True).encode()).hexdigest()[:32]
 
 
-def extract(model: Model, images: ImageSet, root: Path, *, max_bad: float = MAX_BAD) -> Features:
+def extract(model: Model, images: ImageSet, root: Path) -> Features:
     """Features of every picture, from disk as far as they are there.
 
-    Raises UserError where more than a share `max_bad` of the pictures do not decode, and more than FEW_BAD.
+    Raises UserError where more than a share MAX_BAD of the pictures do not decode, and more than FEW_BAD.
     """
     name = feature_hash(model, images)
     folder = root / name
@@ -114,20 +127,20 @@ def extract(model: Model, images: ImageSet, root: Path, *, max_bad: float = MAX_
         except OSError as error:
             raise UserError(f"{root}: {error.strerror}: choose another place (--features, $XCLR_FEATURES)") from None
         write_json(folder / "what.json", _what(model, images))
-        _fill(model, images, folder, missing, max_bad)
+        _fill(model, images, folder, missing)
     ok = [np.load(_mask(folder, start)) for start in starts]
     parts = [np.load(_part(folder, start), mmap_mode="r") for start in starts]
     dim = parts[0].shape[1] if parts else model.feature_dim
     mask = np.concatenate(ok) if ok else np.zeros(0, bool)
-    if len(mask) - mask.sum() > _most_bad(len(mask), max_bad):
+    if len(mask) - mask.sum() > _most_bad(len(mask)):
         raise UserError(
             f"{images.name}: {len(mask) - mask.sum()} of {len(mask)} pictures do not decode: check the data"
         )
     return Features(hash=name, parts=parts, ok=mask, dim=dim, reused=not missing)
 
 
-def _most_bad(count: int, share: float) -> int:
-    return int(max(min(FEW_BAD, FEW_SHARE * count), share * count))
+def _most_bad(count: int) -> int:
+    return int(max(min(FEW_BAD, FEW_SHARE * count), MAX_BAD * count))
 
 
 def device() -> torch.device:
@@ -147,13 +160,25 @@ def _what(model: Model, images: ImageSet) -> dict[str, object]:
     }
 
 
-def _fill(model: Model, images: ImageSet, folder: Path, missing: list[int], max_bad: float) -> None:
+@contextmanager
+def exact() -> Iterator[None]:
+    """Convolutions in float32: else a GPU's round to TF32's ten bits, and features that a CPU began would be gone on
+    with in others."""
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
+        yield
+
+
+def placed(model: Model, place: torch.device) -> nn.Module:
+    """The network on a device, channels-last: the fast layout of convolutions, on CPUs (oneDNN) and tensor cores."""
+    return model.network.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def _fill(model: Model, images: ImageSet, folder: Path, missing: list[int]) -> None:
     """Extract the missing parts."""
     place = device()
-    # Channels-last is the fast layout of convolutions, on CPUs (oneDNN) and tensor cores alike.
-    network = model.network.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = placed(model, place)
     size = model.transform.image_size
-    limit, bad = _most_bad(len(images), max_bad), 0  # of all, wherever the bad ones lie
+    limit, bad = _most_bad(len(images)), 0  # of all, wherever the bad ones lie
     rows = [row for start in missing for row in range(start, min(start + CHUNK, len(images)))]
     half = len(images) * model.feature_dim * 4 > HALF_ABOVE
     # CHUNK is a multiple of BATCH, so parts end with a batch.
@@ -161,11 +186,9 @@ def _fill(model: Model, images: ImageSet, folder: Path, missing: list[int], max_
     collected: list[npt.NDArray[Any]] = []
     masks: list[npt.NDArray[np.bool_]] = []
     pending = iter(missing)
-    # Else a GPU's convolutions round to TF32's ten bits, and features that a CPU began would be gone on with in others.
-    exact = torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False)
     # Workers fork here: within the bar, whose thread may hold its lock, one that warns would wait for it for ever.
     crops = iter(loader(_Crops(images, model.transform), batches, images=len(rows), size=BATCH * 3 * size**2))
-    with bar(f"features of {images.name}", len(rows)) as advance, torch.inference_mode(), exact:
+    with bar(f"features of {images.name}", len(rows)) as advance, torch.inference_mode(), exact():
         for pixels, ok, keys in crops:
             bad += len(keys)
             if bad > limit:
@@ -244,9 +267,6 @@ class _Crops(Dataset[Any]):
             except BadImage:
                 ok[i] = False
         return torch.from_numpy(pixels), ok, [self.images.keys[rows[i]] for i in np.flatnonzero(~ok)]
-
-    def __getitem__(self, row: int) -> Any:
-        return self.__getitems__([row])
 
 
 def loader(dataset: Dataset[Any], batches: Iterable[list[Any]], *, images: int, size: int) -> DataLoader[Any]:

@@ -30,7 +30,7 @@ def look(name: str) -> tuple[str, str, list[str]]:
     return "ready", _counts(bench), []
 
 
-def show_inventory(runs: Path = Path("runs")) -> None:
+def show_inventory() -> None:
     """Benchmarks, then runs; files are listed, no picture is decoded."""
     console = Console(highlight=False)
     root = benchmarks_root()
@@ -50,8 +50,8 @@ def show_inventory(runs: Path = Path("runs")) -> None:
         for name in missing:
             console.print(f"  {name:<{max(map(len, missing))}}  {BENCHES[name].where}", soft_wrap=True)
         console.print()
-    found = sorted({path.parent.parent for path in runs.rglob("checkpoints/step-*.pt")})
-    console.print("runs:" if found else f"runs: none below {runs}/")
+    found = sorted({path.parent.parent for path in Path("runs").rglob("checkpoints/step-*.pt")})
+    console.print("runs:" if found else "runs: none below runs/")
     for run in found:
         console.print(f"  {run}", soft_wrap=True, markup=False)
 

@@ -189,11 +189,11 @@ def interval_chart(
     return "".join([*parts, "</svg>"])
 
 
-def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """Round numbers from at most `low` to at least `high`."""
     if high <= low:
         low, high = low - 0.5, low + 0.5
-    rough = (high - low) / wanted
+    rough = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

@@ -67,9 +67,6 @@ class ViewDataset(Dataset["Batch | UserError"]):
         self.texts = index.text_id
         self.labels = index.label
 
-    def __len__(self) -> int:
-        return len(self.texts)
-
     def __getitems__(self, tickets: list[Ticket]) -> Batch | UserError:
         try:
             return self.batch(tickets)
@@ -97,9 +94,6 @@ class ViewDataset(Dataset["Batch | UserError"]):
             torch.from_numpy(self.labels[samples].astype(np.int64)),
             tuple(bad),
         )
-
-    def __getitem__(self, ticket: Ticket) -> Batch | UserError:
-        return self.__getitems__([ticket])
 
 
 def batches_of(loader: Iterable[Batch | UserError], device: torch.device | None = None) -> Iterator[Batch]:

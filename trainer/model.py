@@ -39,11 +39,12 @@ TIMM = "timm"  # as a place to start from: timm's weights of the backbone
 class Encoder(nn.Module):
     """Images -> projections. The projector is thrown away after training: what lies before it transfers better."""
 
-    def __init__(self, backbone: nn.Module, projector: nn.Module, text: nn.Module | None = None) -> None:
+    def __init__(self, backbone: nn.Module, projector: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
         self.projector = projector
-        self.text = text
+        self.text: nn.Module | None = None
+        """clip's tower of captions."""
 
     def forward(
         self, images: torch.Tensor, tokens: torch.Tensor | None = None

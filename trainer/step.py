@@ -187,11 +187,11 @@ class Stepper:
             return clip_loss(z, text, world), None
         if self.table is not None:
             block = SimilarityBlock.of_texts(batch.texts, self.table, tau_s=objective.tau_s, world=world)
+        elif objective.name == "simclr":
+            block = SimilarityBlock.of_samples(len(batch.samples), device, world=world)
         else:
-            keys = batch.samples.to(device, non_blocking=True)
-            if objective.name == "supcon":
-                labels = batch.labels.to(device, non_blocking=True)
-                keys = torch.where(labels < 0, -1 - keys, labels)  # without a label: a key of its own, as in SimCLR
+            labels, samples = (x.to(device, non_blocking=True) for x in (batch.labels, batch.samples))
+            keys = torch.where(labels < 0, -1 - samples, labels)  # without a label: a key of its own, as in SimCLR
             block = SimilarityBlock.of_keys(keys, world=world)
         return contrastive_loss(z, block, tau=objective.tau, implementation=objective.implementation), block
 
@@ -247,9 +247,11 @@ def _pieces(batch: Batch, size: int) -> Iterator[Batch]:
 
 @contextmanager
 def _statistics_held(encoder: nn.Module) -> Iterator[None]:
-    """The running statistics of normalisation layers do not move, so that two passes count once."""
+    """The running statistics of normalisation layers do not move, so that two passes count once. Under no_grad."""
     held = [module for module in encoder.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     momenta = [module.momentum for module in held]
+    counts = [module.num_batches_tracked for module in held if module.num_batches_tracked is not None]
+    before = [count.clone() for count in counts]
     for module in held:
         module.momentum = 0.0
     try:
@@ -257,3 +259,5 @@ def _statistics_held(encoder: nn.Module) -> Iterator[None]:
     finally:
         for module, momentum in zip(held, momenta, strict=True):
             module.momentum = momentum
+        for count, value in zip(counts, before, strict=True):
+            count.copy_(value)

@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import Dataset
 
 from eval.benchmarks.bench import ImageSet, Task
-from eval.features import Features, loader, normalise
+from eval.features import Features, exact, loader, normalise, placed
 from eval.heads.bank import Bank, Ints
 from eval.heads.probe import Candidate, Probe, ProbeConfig, split
 from eval.heads.solvers import Heads, Moments, curvature, moments, prepare
@@ -42,7 +42,8 @@ def fit_views(
     batch = max(1, min(config.batch_size, len(wanted) * VIEWS // 8) // VIEWS)
     steps = passes * -(-len(wanted) // batch)
     step = 0
-    network = model.network.to(runs[0].bank.device)
+    place = runs[0].bank.device
+    network = placed(model, place)
     augment = AugmentConfig(image_size=model.transform.image_size, jitter_probability=0, grayscale=0, blur=0)
     dataset, batches = _TwoViews(images, augment, config.seed), _batches(wanted, passes, batch, config.seed)
     size = batch * VIEWS * 3 * augment.image_size**2
@@ -50,8 +51,8 @@ def fit_views(
     seen = iter(loader(dataset, batches, images=len(wanted), size=size))
     with bar(f"probe on views of {images.name}", passes * len(wanted)) as advance:
         for views, rows in seen:
-            with torch.inference_mode():
-                x = network(normalise(views.to(runs[0].bank.device), model.transform)).float()
+            with torch.inference_mode(), exact():
+                x = network(normalise(views.to(place), model.transform)).float()
             for run in runs:
                 run.step(x, rows, step / steps)
             step += 1
@@ -156,6 +157,3 @@ class _TwoViews(Dataset[Any]):
                 continue  # the file has changed since: a black picture among thousands
             views[:, i] = two_views(image, self.augment, sample_rng(self.seed, number, row))
         return torch.from_numpy(views.reshape(-1, size, size, 3)), np.array([row for _, row in tickets], np.int64)
-
-    def __getitem__(self, ticket: Ticket) -> Any:
-        return self.__getitems__([ticket])

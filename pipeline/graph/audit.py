@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pipeline.search.exact import ROWS, TIE, Doubles, Similarity, largest_similarities, random_texts
 from shards.graph import Graph
 
-__all__ = ["BATCH", "TAU_S", "background", "fidelity", "histogram", "recall"]
+__all__ = ["BATCH", "TAU_S", "background", "background_similarity", "fidelity", "histogram", "recall"]
 
 Vectors = npt.NDArray[np.float32]
 
@@ -79,15 +79,14 @@ def fidelity(graph: Graph, similarity: Similarity, seed: int) -> dict[str, Any]:
 
     A view's target is the softmax over the other views: its own text's second view at similarity 1, every other text
     twice. kl is KL(dense || target), tv the total variation, averaged over rows, natural logarithm. Tails: `code`
-    (listed, else the code's similarity), `background` (listed, else the mean of exp(G / tau_s) that a normal G of
-    the row's background has), `none` (listed only; KL is infinite, so None) and `one_hot` (SimCLR's target).
+    (listed, else the code's similarity), `background` (listed, else `background_similarity` of the row), `none`
+    (listed only; KL is infinite, so None) and `one_hot` (SimCLR's target).
     """
     batch = random_texts(len(graph), BATCH, seed, "fidelity")
     listed, known = _listed(graph, batch)
     dense = _target(similarity(batch, batch))
-    mean, deviation = (x[batch].astype(np.float64) for x in (graph.background_mean, graph.background_std))
     tails = {
-        "background": np.broadcast_to((mean + deviation**2 / (2 * TAU_S))[:, None], listed.shape),
+        "background": np.broadcast_to(background_similarity(graph, batch, TAU_S)[:, None], listed.shape),
         "none": np.full(listed.shape, -np.inf),
     }
     if graph.codes is not None and graph.code_scale is not None:
@@ -97,6 +96,25 @@ def fidelity(graph: Graph, similarity: Similarity, seed: int) -> dict[str, Any]:
     for name, tail in tails.items():
         result[name] = _distance(dense, _target(np.where(known, listed, tail)))
     return result | {"one_hot": _distance(dense, _target(np.full(listed.shape, -np.inf)))}
+
+
+def background_similarity(graph: Graph, texts: npt.NDArray[np.int64], tau_s: float) -> Doubles:
+    """The similarity [t] that stands for each text's unlisted pairs, as training takes it (trainer/block.py).
+
+    tau_s log E[exp(G / tau_s)] of a G that is normal with the text's mean and deviation and cut off at 1, where cosines
+    end; tau_s = inf: the mean.
+    """
+    from scipy.special import log_ndtr  # type: ignore[import-untyped]  # slow to import
+
+    mean: Doubles
+    mean, deviation = (x[texts].astype(np.float64) for x in (graph.background_mean, graph.background_std))
+    if np.isinf(tau_s):
+        return mean
+    deviation = np.maximum(deviation, 1e-6)
+    end = (1 - mean) / deviation
+    cut = log_ndtr(end - deviation / tau_s) - log_ndtr(end)
+    similarity: Doubles = mean + deviation**2 / (2 * tau_s) + tau_s * cut
+    return similarity
 
 
 def _target(similarities: Doubles) -> Doubles:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.graph.audit import background_similarity
 from pipeline.packing import flat_places
 from shards.graph import Graph
 
@@ -109,14 +110,4 @@ def tail_pairs(graph: Graph, texts: Ints, tau_s: float) -> Doubles:
         rows = graph.codes[texts].astype(np.float64) * graph.code_scale[texts, None]
         products: Doubles = rows @ rows.T
         return products
-    from scipy.special import log_ndtr  # type: ignore[import-untyped]  # slow to import
-
-    # tau_s log E[exp(G / tau_s)] of a normal G that is cut off at 1, as training takes it (trainer/block.py).
-    background: Doubles
-    background, deviation = (x[texts, None].astype(np.float64) for x in (graph.background_mean, graph.background_std))
-    if np.isfinite(tau_s):  # else the mean
-        deviation = np.maximum(deviation, 1e-6)
-        end = (1 - background) / deviation
-        cut = log_ndtr(end - deviation / tau_s) - log_ndtr(end)
-        background = background + deviation**2 / (2 * tau_s) + tau_s * cut
-    return background
+    return background_similarity(graph, texts, tau_s)[:, None]

@@ -9,7 +9,6 @@ hundred candidates a row, merged each time the columns seen have doubled. The ca
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -48,12 +47,7 @@ def quantise(vectors: Vectors, dim: int | None = None) -> Codes:
 
 
 def search_rows(
-    vectors: Vectors,
-    codes: Codes,
-    rows: npt.NDArray[np.int64],
-    k: int,
-    margin: int,
-    advance: Callable[[int], None] = lambda units: None,
+    vectors: Vectors, codes: Codes, rows: npt.NDArray[np.int64], k: int, margin: int
 ) -> tuple[Ids, Vectors]:
     """The k nearest texts of some rows, the row itself left out: ids and similarities [rows, k], by (similarity, id).
 
@@ -66,9 +60,7 @@ def search_rows(
 
     def block(part: npt.NDArray[np.int64]) -> tuple[Ids, Vectors]:
         torch.set_num_threads(1)  # of this thread: one tile, one core
-        found = rank(vectors, part, _candidates(codes, part, keep), k)
-        advance(len(part))
-        return found
+        return rank(vectors, part, _candidates(codes, part, keep), k)
 
     parts = [rows[start : start + ROWS] for start in range(0, len(rows), ROWS)]
     try:

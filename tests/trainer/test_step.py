@@ -130,8 +130,13 @@ def test_cached_gradients_are_those_of_the_whole_batch(shards: Path, objective: 
         torch.testing.assert_close(pieces[name], value, atol=2e-6, rtol=1e-5)
 
 
-def test_each_piece_moves_running_statistics_once(shards: Path) -> None:
-    """At a rate of 0: as if each piece of the three batches were forwarded once."""
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_each_piece_moves_running_statistics_once(
+    shards: Path, monkeypatch: pytest.MonkeyPatch, momentum: float | None
+) -> None:
+    """At a rate of 0: as if each piece of the three batches were forwarded once. Without momentum statistics are means
+    over all batches, by their count."""
+    monkeypatch.setattr(torch.nn.BatchNorm1d.__init__, "__defaults__", (1e-5, momentum, True, True, None, None))
     chosen = recipe(
         shards,
         model__backbone="test_resnet",
@@ -151,7 +156,8 @@ def test_each_piece_moves_running_statistics_once(shards: Path) -> None:
     norm, other = cached.projector[1], once.projector[1]
     assert isinstance(norm, torch.nn.BatchNorm1d)
     torch.testing.assert_close(norm.running_var, other.running_var)
-    assert norm.momentum == 0.1
+    torch.testing.assert_close(norm.num_batches_tracked, other.num_batches_tracked)
+    assert norm.momentum == momentum
 
 
 def test_a_piece_must_divide_the_share_of_a_rank(shards: Path) -> None:
