@@ -13,10 +13,9 @@ from typing import Any
 
 from eval.models.model import Model
 from eval.models.open import open_model
-from shards.config import from_table
 from shards.errors import UserError
 from trainer.own import is_own
-from trainer.recipe import Recipe, as_table, differences
+from trainer.recipe import as_table, differences, stored_recipe
 
 __all__ = ["Row", "open_rows", "recipe_of", "rows_of", "run_names", "unalike", "unfinished"]
 
@@ -123,7 +122,7 @@ def _what(model: Model, *, untrained: bool) -> dict[str, Any]:
 def recipe_of(model: Model) -> dict[str, Any]:
     """What it was trained by; {} where it was not trained here, or by a version that knew other options."""
     try:
-        recipe = from_table(Recipe, _described(model)["recipe"], "")
+        recipe = stored_recipe(_described(model)["recipe"], "")
     except (KeyError, TypeError, UserError):
         return {}
     mean, std = recipe.model.statistics  # left open by a run of an earlier version

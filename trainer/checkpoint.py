@@ -21,11 +21,10 @@ import torch
 from torch import nn
 
 from shards.atomic import atomic_file, sha256_file
-from shards.config import from_table
 from shards.errors import UserError
 from trainer.model import build_encoder, feature_dim
 from trainer.own import is_own, short
-from trainer.recipe import Recipe
+from trainer.recipe import Recipe, stored_recipe
 
 __all__ = [
     "BackboneInfo",
@@ -209,8 +208,8 @@ def load_encoder(
         if path.parent.name != "checkpoints" or not others:
             raise
         raise UserError(f"{error}; {others[-1]} beside it may be whole: give that") from None
-    recipe = from_table(Recipe, json.loads(state["recipe"]), where=str(path))
-    model = recipe.model if untrained else replace(recipe.model, pretrained=False, start="")  # nothing to fetch
+    recipe = stored_recipe(json.loads(state["recipe"]), where=str(path))
+    model = recipe.model if untrained else replace(recipe.model, start="")  # nothing to fetch
     if own and not is_own(model.backbone):
         raise UserError(f"{path} is of timm's {model.backbone}: leave out {own}@")
     if is_own(model.backbone) and not own:

@@ -18,6 +18,7 @@ from torch import nn
 from shards.atomic import atomic_file, sha256_file
 from shards.errors import UserError
 from trainer.checkpoint import BackboneInfo, find_checkpoint, load_backbone, run_of
+from trainer.model import TIMM
 from trainer.recipe import as_table
 
 __all__ = ["export", "find"]
@@ -108,7 +109,7 @@ def _card(info: BackboneInfo, checkpoint: Path, weights: str) -> str:
         "Training": f"step {info.step} of {facts.get('steps', 'unknown')}, batch {recipe.data.batch_size}, "
         f"{recipe.optimiser.name}, learning rate {recipe.optimiser.peak_lr(recipe.data.batch_size):g}, "
         f"{recipe.precision}, seed {recipe.seed}",
-        "Started from": recipe.model.start or ("timm's weights" if recipe.model.pretrained else "random weights"),
+        "Started from": "timm's weights" if recipe.model.start == TIMM else recipe.model.start or "random weights",
         "Checkpoint": f"{checkpoint.name}, sha256 {info.sha256}",
         "Weights": f"model.safetensors, sha256 {weights}",
     }

@@ -61,8 +61,7 @@ class Encoder(nn.Module):
 def build_encoder(config: ModelConfig, image_size: int, seed: int) -> Encoder:
     """An encoder whose initial weights are a function of (config, image_size, seed), and of where it starts from."""
     torch.manual_seed(seed)
-    pretrained = config.pretrained or config.start == TIMM
-    backbone = build_backbone(config.backbone, image_size, pretrained=pretrained)
+    backbone = build_backbone(config.backbone, image_size, pretrained=config.start == TIMM)
     if config.start and config.start != TIMM:
         load_weights(backbone, Path(config.start))
     width = feature_dim(backbone)
@@ -86,7 +85,7 @@ def with_statistics(config: ModelConfig, before: Statistics | None = None) -> Mo
 
 def _statistics_of_start(config: ModelConfig) -> Statistics | None:
     """timm's, a run's or an export's own; None where nothing says them."""
-    if config.pretrained or config.start == TIMM:
+    if config.start == TIMM:
         known = get_pretrained_cfg(config.backbone, allow_unregistered=True)
         return (known.mean, known.std) if known else None
     if not config.start:
@@ -117,7 +116,7 @@ def build_backbone(name: str, image_size: int, *, pretrained: bool = False) -> n
     """
     if is_own(name):
         if pretrained:
-            raise UserError(f"timm has no weights of {name}: leave out --start timm (model.pretrained)")
+            raise UserError(f"timm has no weights of {name}: leave out --start timm")
         return _own(name, image_size)
     if not timm.is_model(name):
         near = get_close_matches(name, timm.list_models(), 5) or timm.list_models(f"*{name}*")[:5]

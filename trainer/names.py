@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from shards.config import unlike_values
+from shards.errors import UserError
 from trainer.own import short
-from trainer.recipe import Recipe, as_table, builtin_recipes, load_recipe
+from trainer.recipe import Recipe, as_table, builtin_recipes, load_recipe, stored_recipe
 
 __all__ = ["OF_XCLR", "default_run", "unheeded", "usual_recipe"]
 
@@ -86,9 +87,10 @@ def _value(value: Any) -> str:
 def _is_run_of(run: Path, recipe: Recipe) -> bool:
     """Whether run.json is there and says that the folder holds a run of this recipe, on these shards."""
     try:
-        found = json.loads((run / "run.json").read_text(encoding="utf-8"))["recipe"]
+        described = json.loads((run / "run.json").read_text(encoding="utf-8"))["recipe"]
+        found = as_table(stored_recipe(described, str(run)))
         shards = found["data"]["shards"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError):
         return False
     if os.path.abspath(shards) != os.path.abspath(recipe.data.shards):
         return False

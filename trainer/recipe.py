@@ -30,6 +30,7 @@ __all__ = [
     "changed",
     "differences",
     "load_recipe",
+    "stored_recipe",
 ]
 
 
@@ -59,10 +60,9 @@ class DataConfig:
 class ModelConfig:
     backbone: str = "resnet50"
     """Any timm model, or FILE.py:FUNCTION, which gives a module: [n, 3, size, size] -> [n, features]."""
-    pretrained: bool = False
-    """Start from timm's weights for it (downloads them)."""
     start: str = ""
-    """Fine-tune from here: a run folder or checkpoint of xclr-train, a file of the backbone's weights, or `timm`."""
+    """Fine-tune from here: a run folder or checkpoint of xclr-train, a file of the backbone's weights, or `timm` for
+    timm's own (downloaded)."""
     projector_hidden: int = 0
     """Width of the projector's hidden layer; 0: that of the features."""
     projector_dim: int = 128
@@ -213,6 +213,14 @@ def load_recipe(name: str) -> Recipe:
         path = Path(str(files("trainer").joinpath(f"recipes/{name}.toml")))
     table = read_toml(path)
     return from_table(Recipe, {"name": path.stem, **table}, where=f"recipe {name}")
+
+
+def stored_recipe(table: dict[str, Any], where: str) -> Recipe:
+    """What `as_table` made of a recipe, in this version or an earlier one: new options take their defaults."""
+    model = dict(table.get("model", {}))
+    if model.pop("pretrained", False):  # until 2026-11
+        model["start"] = model.get("start") or "timm"
+    return from_table(Recipe, {**table, "model": model}, where=where)
 
 
 def changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:

@@ -21,13 +21,12 @@ import torch.distributed as dist
 
 from shards.atomic import json_bytes, sweep, write_json
 from shards.bars import say
-from shards.config import from_table
 from shards.errors import NO_LOCKS, UserError
 from shards.graph import Graph
 from shards.reader import Shards
 from trainer.checkpoint import NotRead, checkpoint_path, checkpoints, read_checkpoint
 from trainer.own import code_id, normal
-from trainer.recipe import Recipe, as_table, differences
+from trainer.recipe import Recipe, as_table, differences, stored_recipe
 from trainer.world import World
 
 __all__ = [
@@ -82,7 +81,7 @@ def _chosen_state(run: Path, recipe: Recipe, data_id: str, *, resume: bool) -> d
             say(f"warning: {run} was at step {lost} and has no checkpoints any more: it starts anew")
         return None
     state, torn = _newest_readable(found)
-    before = from_table(Recipe, json.loads(state["recipe"]), where=str(found[-1]))  # new options take their defaults
+    before = stored_recipe(json.loads(state["recipe"]), where=str(found[-1]))
     # Where the shards lie may change; whether they are the same ones is asked of the manifest.
     # A run of an earlier version has no graph's name where there was one graph only.
     graph = recipe.data.graph if recipe.objective.name == "supcon" else before.data.graph or recipe.data.graph

@@ -87,7 +87,7 @@ def build_stepper(
     objective = recipe.objective
     soft = objective.name == "xclr" and graph is not None
     table = TextTable.from_graph(graph, world.device, tail=objective.tail) if soft and graph else None
-    model = recipe.model if fresh else replace(recipe.model, pretrained=False, start="")
+    model = recipe.model if fresh else replace(recipe.model, start="")
     captions = None
     with room_for_weights():
         encoder = build_encoder(model, recipe.augment.image_size, recipe.seed)

@@ -11,9 +11,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from shards.config import from_table
 from shards.errors import UserError
-from trainer.recipe import Recipe, builtin_recipes, load_recipe
+from trainer.recipe import Recipe, builtin_recipes, load_recipe, stored_recipe
 
 __all__ = ["as_toml", "recipe_of"]
 
@@ -31,7 +30,7 @@ def recipe_of(name: str) -> Recipe:
         table = json.loads(described.read_text(encoding="utf-8"))["recipe"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{described} is damaged ({type(error).__name__}): name another run, or a recipe") from None
-    return from_table(Recipe, table, where=str(described))
+    return stored_recipe(table, where=str(described))
 
 
 def as_toml(recipe: Recipe) -> str:

@@ -9,17 +9,16 @@ from pathlib import Path
 import pytest
 import timm
 
-from shards.config import from_table
 from shards.errors import UserError
 from trainer.optim import learning_rate
 from trainer.recipe import (
     OptimiserConfig,
-    Recipe,
     as_table,
     builtin_recipes,
     changed,
     differences,
     load_recipe,
+    stored_recipe,
 )
 
 
@@ -32,9 +31,18 @@ def test_builtin_recipes_load_and_name_real_models(name: str) -> None:
 
 def test_round_trip_through_json() -> None:
     recipe = load_recipe("demo")
-    again = from_table(Recipe, json.loads(json.dumps(as_table(recipe))), where="test")
+    again = stored_recipe(json.loads(json.dumps(as_table(recipe))), where="test")
     assert again == recipe
     assert differences(as_table(recipe), as_table(again)) == []
+
+
+@pytest.mark.parametrize(
+    ("pretrained", "start", "expected"), [(False, "", ""), (True, "", "timm"), (True, "runs/a", "runs/a")]
+)
+def test_what_earlier_versions_stored_is_read(pretrained: bool, start: str, expected: str) -> None:
+    table = as_table(load_recipe("demo"))
+    table["model"] |= {"pretrained": pretrained, "start": start}
+    assert stored_recipe(table, "").model.start == expected
 
 
 @pytest.mark.parametrize(
