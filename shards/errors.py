@@ -16,9 +16,10 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from textwrap import shorten
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-import typer
+if TYPE_CHECKING:
+    import typer
 
 __all__ = ["NO_LOCKS", "OverBudget", "SkipBudget", "TornTar", "UserError", "first_line", "run_cli"]
 

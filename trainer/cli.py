@@ -365,14 +365,14 @@ def _objective_line(recipe: Recipe, shards: Shards, run: Path) -> str:
 
 
 def main() -> None:
-    def say(line: str) -> bool:
+    def is_ours_to_say(line: str) -> bool:
         if "RANK" not in os.environ:
             return True
         from trainer.launch import first_to_say  # with PyTorch
 
         return first_to_say(line)
 
-    run_cli(app, say=say, again="run the same command with --resume")
+    run_cli(app, say=is_ours_to_say, again="run the same command with --resume")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from shards.errors import UserError
 
 __all__ = ["Tracker", "library_of", "open_tracker"]
 
-KINDS = ("wandb", "mlflow")
 PROJECT = "xclr"  # where the libraries' own variables name none
 
 
@@ -43,9 +42,8 @@ def open_tracker(name: str, run: Path, recipe: dict[str, Any]) -> Tracker:
     Raises UserError where the library is missing or refuses.
     """
     library = library_of(name)
-    kinds: dict[str, type[_WandB] | type[_MLflow]] = {"wandb": _WandB, "mlflow": _MLflow}
     try:
-        return kinds[name](library, run, recipe)
+        return KINDS[name](library, run, recipe)
     except Exception as error:  # each library has a zoo of its own: no server, no key, no such record
         raise UserError(f"--track {name}: {' '.join(str(error).split())}") from error
 
@@ -86,6 +84,9 @@ class _MLflow:
 
     def close(self, *, failed: bool) -> None:
         self.library.end_run("FAILED" if failed else "FINISHED")
+
+
+KINDS: dict[str, type[_WandB] | type[_MLflow]] = {"wandb": _WandB, "mlflow": _MLflow}
 
 
 def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:

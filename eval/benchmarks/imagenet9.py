@@ -20,7 +20,7 @@ import numpy as np
 
 from eval.benchmarks.bench import LEFT_OUT, Bench, Column, ImageSet, Ints, Source, Summary, check_counts, top
 from eval.benchmarks.imagefolder import Pictures, list_folder
-from eval.benchmarks.imagenet_labels import class_index
+from eval.benchmarks.imagenet_labels import WNID, class_index
 from eval.benchmarks.imagenet_tree import TASK, need, splits, train_set, training_counts
 from eval.benchmarks.scoring import mapped
 from shards.errors import UserError
@@ -40,7 +40,6 @@ VARIANTS = (
 WITHOUT_OBJECT = ("no_fg", "only_bg_b", "only_bg_t")  # where a larger figure is no better
 IMAGES = 4_050  # of each variant: 450 of each of the nine classes
 FOLDER = re.compile(r"0?([0-8])_(.+)")
-WNID = re.compile(r"n\d{8}")
 
 
 @cache

@@ -22,6 +22,7 @@ from shards.errors import UserError
 
 __all__ = [
     "IMAGES",
+    "WNID",
     "check_against_real",
     "class_index",
     "flat_labels",

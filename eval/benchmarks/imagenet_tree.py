@@ -10,7 +10,6 @@ Class i is the i-th of the sorted WordNet ids, the order of torchvision and timm
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,15 @@ import numpy as np
 
 from eval.benchmarks.bench import Absent, ImageSet, Ints, Source, Task
 from eval.benchmarks.imagefolder import Pictures, contents, list_folder, list_tar, size_of
-from eval.benchmarks.imagenet_labels import IMAGES, check_against_real, class_index, flat_labels, image_number, wnids
+from eval.benchmarks.imagenet_labels import (
+    IMAGES,
+    WNID,
+    check_against_real,
+    class_index,
+    flat_labels,
+    image_number,
+    wnids,
+)
 from eval.benchmarks.registry import BENCHES
 from shards.bars import say
 from shards.errors import UserError
@@ -29,7 +36,6 @@ __all__ = ["TASK", "ImageNet", "Val", "need", "splits", "train_set", "training_c
 
 TASK = "imagenet"
 TRAIN_IMAGES = 1_281_167  # Russakovsky et al. 2015, table 2
-WNID = re.compile(r"n\d{8}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

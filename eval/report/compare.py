@@ -24,9 +24,10 @@ from eval.benchmarks.bench import Floats
 from eval.evaluate import DIGITS, METHODS, hits_of
 from eval.report.titles import TITLES
 
-__all__ = ["COMPARED", "RowHits", "compare_rows", "comparison_lines", "difference", "is_sure", "points"]
+__all__ = ["COMPARED", "MANY", "RowHits", "compare_rows", "comparison_lines", "difference", "is_sure", "points"]
 
 LEVEL = 0.95
+MANY = 15  # pairs of rows, of six; those of more are shown on the page alone, folded
 COMPARED = (
     "Differences in points, ± half of the 95% interval, picture by picture; in bold those beyond it (one in twenty "
     "where nothing differs). It covers other pictures, and other seeds where one of the two rows has several runs."

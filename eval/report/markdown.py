@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from eval.report.compare import COMPARED, comparison_lines, is_sure, points
+from eval.report.compare import COMPARED, MANY, comparison_lines, is_sure, points
 from eval.report.table import difference_lines, heading, marks, plus_minus, runs_line, warnings
 from eval.report.titles import TITLES
 from shards.atomic import atomic_file
@@ -14,7 +14,6 @@ from shards.atomic import atomic_file
 __all__ = ["markdown", "write_markdown"]
 
 MARKS = {"best": "**", "near": "*", "": ""}
-PAIRS = 15  # of rows, of six; the comparisons of more are left to results.json and the page
 
 
 def write_markdown(path: Path, results: dict[str, Any]) -> None:
@@ -78,7 +77,7 @@ def _comparisons(results: dict[str, Any]) -> list[str]:
     parts = []
     for method in results["methods"]:
         lines = comparison_lines(results, method)
-        if len(lines) > PAIRS:
+        if len(lines) > MANY:
             words = f"{len(lines)} pairs of rows are compared in report.html and results.json; `against` names one row"
             return [f"{words} to compare the others with.", ""]
         if lines:

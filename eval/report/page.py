@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.report.claims import verdicts
-from eval.report.compare import COMPARED, comparison_lines, is_sure, points
+from eval.report.compare import COMPARED, MANY, comparison_lines, is_sure, points
 from eval.report.gallery import GraphStrips, Neighbour, Strip
 from eval.report.table import difference_lines, marks, plus_minus, runs_line, warnings
 from eval.report.titles import TITLES
@@ -18,7 +18,6 @@ from shards.page import COLOURS, interval_chart, legend, line_chart, table, writ
 
 __all__ = ["Curves", "read_curves", "write_report"]
 
-PAIRS = 15  # of rows, that are shown at once
 Curves = dict[str, list[tuple[float, float]]]
 """Metric -> (step, value)."""
 CURVES = {
@@ -182,7 +181,7 @@ def _comparisons(results: dict[str, Any]) -> str:
         else ""
     )
     body = f'<p class="soft">{escape(COMPARED + lost)}</p>{"".join(tables)}'
-    if count > PAIRS:
+    if count > MANY:
         body = f"<details><summary>{count} pairs of rows</summary>{body}</details>"
     return f"<h2>Row against row</h2>{body}"
 

@@ -28,7 +28,7 @@ from pipeline.search.tiles import column_of, product_of, ranked_keys, row_of
 from shards.atomic import atomic_file
 from shards.bars import bar, say
 
-__all__ = ["Lists", "descend"]
+__all__ = ["Candidates", "descend"]
 
 Codes = npt.NDArray[np.int8]
 LEAF, TREES = 1024, 4  # first lists: recall 0.47 at 160,096 captions after 6 s
@@ -40,7 +40,7 @@ EMPTY = np.iinfo(np.int32).min + 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lists:
+class Candidates:
     """The nearest so far of each text, by falling integer product."""
 
     ids: Ids
@@ -78,9 +78,9 @@ def descend(
     return *_ranked(vectors, lists, k), reached
 
 
-def _first_lists(codes: Codes, space: Vectors, keep: int, seed: int) -> Lists:
+def _first_lists(codes: Codes, space: Vectors, keep: int, seed: int) -> Candidates:
     n = len(codes)
-    lists = Lists(ids=np.full((n, keep), -1, np.int32), products=np.full((n, keep), EMPTY, np.int32))
+    lists = Candidates(ids=np.full((n, keep), -1, np.int32), products=np.full((n, keep), EMPTY, np.int32))
 
     def within(leaf: npt.NDArray[np.int64]) -> int:
         for start in range(0, len(leaf), GROUP):
@@ -96,8 +96,8 @@ def _first_lists(codes: Codes, space: Vectors, keep: int, seed: int) -> Lists:
     return lists
 
 
-def _pass(codes: Codes, space: Vectors, lists: Lists, fan: int, seed: list[int], title: str) -> Lists:
-    result = Lists(ids=np.empty_like(lists.ids), products=np.empty_like(lists.products))
+def _pass(codes: Codes, space: Vectors, lists: Candidates, fan: int, seed: list[int], title: str) -> Candidates:
+    result = Candidates(ids=np.empty_like(lists.ids), products=np.empty_like(lists.products))
 
     def group(rows: npt.NDArray[np.int64]) -> int:
         near = _distinct(rows, lists.ids[rows])
@@ -109,7 +109,9 @@ def _pass(codes: Codes, space: Vectors, lists: Lists, fan: int, seed: list[int],
     return result
 
 
-def _search(codes: Codes, rows: npt.NDArray[np.int64], union: npt.NDArray[np.int64], old: Lists, new: Lists) -> None:
+def _search(
+    codes: Codes, rows: npt.NDArray[np.int64], union: npt.NDArray[np.int64], old: Candidates, new: Candidates
+) -> None:
     """Write to `new` the best of `union` for each row. The union holds all that `old` lists for the rows."""
     keep = old.ids.shape[1]
     products, mask = SPACE.products(codes[rows], codes[union])
@@ -208,7 +210,7 @@ def _each(
         torch.set_num_threads(threads)
 
 
-def _ranked(vectors: Vectors, lists: Lists, k: int) -> tuple[Ids, Vectors]:
+def _ranked(vectors: Vectors, lists: Candidates, k: int) -> tuple[Ids, Vectors]:
     ids = np.empty((len(vectors), min(k, len(vectors) - 1)), np.int32)
     similarities = np.empty(ids.shape, np.float32)
     for start in range(0, len(vectors), 1 << 16):
@@ -217,16 +219,16 @@ def _ranked(vectors: Vectors, lists: Lists, k: int) -> tuple[Ids, Vectors]:
     return ids, similarities
 
 
-def _save(work: Path, lists: Lists, reached: list[float]) -> None:
+def _save(work: Path, lists: Candidates, reached: list[float]) -> None:
     with atomic_file(work / "descent.npz") as file:
         np.savez(file, ids=lists.ids, products=lists.products, recall=np.array(reached))
 
 
-def _resume(work: Path, n: int, keep: int) -> tuple[Lists | None, int, list[float]]:
+def _resume(work: Path, n: int, keep: int) -> tuple[Candidates | None, int, list[float]]:
     path = work / "descent.npz"
     if not path.exists():
         return None, 0, []
     with np.load(path) as saved:
         assert saved["ids"].shape == (n, keep)
         reached = saved["recall"].tolist()
-        return Lists(ids=saved["ids"], products=saved["products"]), len(reached), reached
+        return Candidates(ids=saved["ids"], products=saved["products"]), len(reached), reached

@@ -19,7 +19,6 @@ from pipeline.preview.measure import batch_target, preview
 from shards.errors import UserError
 from shards.graph import Graph, write_graph
 from shards.manifest import Manifest
-from shards.page import line_chart, table, ticks
 from tests.make import make_graph, make_shards
 from trainer.block import background
 
@@ -163,17 +162,3 @@ def test_graphs_without_measurements_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"several graphs \(made, two\): say which"):
         preview(root)
     assert not list(root.glob("*.html"))
-
-
-def test_charts_and_tables() -> None:
-    assert ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1]
-    assert ticks(3, 3)[0] < 3 < ticks(3, 3)[-1]
-    chart = line_chart({"a<b": [(0, 1), (1, 3)], "none": []}, x_title="x", y_title="y", colours={"a<b": 1}, mark=0.5)
-    assert "a&lt;b" in chart
-    assert chart.count("<polyline") == chart.count('class="mark"') == 1
-    alone = line_chart({"a": [(2, 1)]}, x_title="x", y_title="y", colours={"a": 1})
-    assert '<circle class="dot s1"' in alone  # a line of one point is not seen
-    assert "<circle" not in chart
-    assert line_chart({"none": []}, x_title="x", y_title="y", colours={}) == ""
-    assert '<tr class="marked"><td>&lt;</td>' in table(["head"], [["a"], ["<"]], marked=["<"])
-    Page(table(["head"], [["a"], ["<"]]))

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import re
 
-from shards.page import interval_chart, line_chart, ticks
+from shards.page import interval_chart, line_chart, table, ticks
 
 
 def test_charts() -> None:
     assert ticks(0, 10) == [0, 2, 4, 6, 8, 10]
     assert ticks(0.31, 0.32)[0] <= 0.31
     assert ticks(5, 5)[0] < 5 < ticks(5, 5)[-1]
-    chart = line_chart({"a<b": [(0, 1), (10, 2)]}, x_title="step", y_title="loss", colours={"a<b": 2})
+    lines = {"a<b": [(0, 1), (10, 2)], "none": []}
+    chart = line_chart(lines, x_title="step", y_title="loss", colours={"a<b": 2}, mark=5)
     assert 'class="line s2"' in chart
     assert "a&lt;b" in chart
+    assert chart.count("<polyline") == chart.count('class="mark"') == 1
+    assert "<circle" not in chart
+    alone = line_chart({"a": [(2, 1)]}, x_title="x", y_title="y", colours={"a": 1})
+    assert '<circle class="dot s1"' in alone  # a line of one point is not seen
     assert line_chart({"a": []}, x_title="x", y_title="y", colours={"a": 0}) == ""
     two = {"a": [(50.0, 40.0, 60.0), (80.0, 70.0, 90.0)], "b": [(60.0, 50.0, 70.0), (10.0, 0.0, 20.0)]}
     dots = interval_chart(["one", "<two>"], two, x_title="%", colours={"a": 0, "b": 1})
@@ -23,6 +28,10 @@ def test_charts() -> None:
     assert [y for _, y in places] == sorted(y for _, y in places)  # group by group, series by series
     assert "&lt;two&gt;: 10.0 (0.0 to 20.0)" in dots
     assert interval_chart([], {}, x_title="%", colours={}) == ""
+
+
+def test_tables() -> None:
+    assert '<tr class="marked"><td>&lt;</td>' in table(["head"], [["a"], ["<"]], marked=["<"])
 
 
 def test_charts_of_several_runs() -> None:
