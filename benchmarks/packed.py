@@ -52,8 +52,9 @@ def packed(lists: tuple[Ints, Ints, Ints], text_ids: Ints, growth: float) -> tup
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--captions", type=int, help="only so many, spread over all")
+    wanted = parser.parse_args().captions
     captions, vectors = read_captions(), embeddings()
-    wanted = parser.parse_args().captions or len(captions)
+    wanted = wanted or len(captions)
     rows = np.unique(np.linspace(0, len(captions) - 1, wanted).astype(int))
     texts = list(dict.fromkeys(captions[row] for row in rows))
     number = {text: i for i, text in enumerate(texts)}

@@ -29,7 +29,7 @@ Bench = Annotated[str, typer.Option(help=f"One of {', '.join(BENCHES)}.")]
 Data = Annotated[
     Path | None,
     typer.Option(
-        help="Folder of the benchmark (of a suite's only one). Default: $XCLR_BENCHMARKS/BENCH, or "
+        help="Folder of the benchmark (for a suite: of its only one). Default: $XCLR_BENCHMARKS/BENCH, or "
         "data/benchmarks/BENCH; imagenet-real takes imagenet's, demo data/demo, shards those of the checkpoint."
     ),
 ]
@@ -53,6 +53,11 @@ Cache = Annotated[
 ]
 
 
+@app.callback()
+def _group() -> None:
+    """What comes after training: how good frozen features are, on benchmarks, and how far they follow the graph."""
+
+
 @app.command()
 def linear_probe(
     bench: Bench,
@@ -63,19 +68,29 @@ def linear_probe(
     partial: Partial = False,
     features: Cache = None,
     learning_rates: Annotated[
-        str | None, typer.Option(help="Candidates, separated by commas, relative to the features' curvature.")
+        str | None,
+        typer.Option(
+            help="Candidates, separated by commas, relative to the features' curvature. Default: 0.03,0.1,0.3,1,3,10."
+        ),
     ] = None,
-    weight_decays: Annotated[str | None, typer.Option(help="Candidates, separated by commas.")] = None,
+    weight_decays: Annotated[
+        str | None, typer.Option(help="Candidates, separated by commas. Default: 0.001,0.01,0.1.")
+    ] = None,
     kinds: Annotated[
-        str | None, typer.Option(help="Kinds of features, separated by commas: standardised, unit.")
+        str | None,
+        typer.Option(help="Kinds of features, separated by commas: standardised, unit. Default: standardised."),
     ] = None,
     solver: Annotated[str, typer.Option(help="sgd, or lbfgs: every weight decay to convergence.")] = "sgd",
     protocol: Annotated[
         str, typer.Option(help="features: one centre crop an image, kept. views: augmented views, as papers do; slow.")
     ] = "features",
     few_shot: FewShot = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training features.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images of a step.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the training features. Default: 40, and at least 500 steps.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images of a step. Default: 512, and at most an eighth.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Held-out part and order of the training features.")] = 0,
 ) -> None:
     """Accuracy of linear classifiers on frozen features, trained for every hyper-parameter at once.
@@ -129,10 +144,15 @@ def knn(
     partial: Partial = False,
     features: Cache = None,
     k: Annotated[int, typer.Option("--k", help="Neighbours that vote.")] = 20,
-    temperature: Annotated[float, typer.Option(help="Of their weights.")] = 0.07,
+    temperature: Annotated[float, typer.Option(help="Temperature of the votes' weights.")] = 0.07,
     few_shot: FewShot = None,
 ) -> None:
-    """Accuracy of a weighted vote of the nearest training images (Wu et al. 2018); nothing is trained."""
+    """Accuracy of a weighted vote of the nearest training images (Wu et al. 2018); nothing is trained.
+
+    \b
+    xclr-eval knn --bench demo                                             the newest run
+    xclr-eval knn --bench imagefolder --data DIR --checkpoint timm:resnet50
+    """
     from eval.evaluate import Settings
     from eval.features import features_root
     from eval.heads.knn import KNNConfig
@@ -309,9 +329,10 @@ def _check_writable(path: Path, keys: set[str]) -> None:
         raise UserError(
             f"{path} is there and no earlier result, which it would replace: choose another --out, or delete it"
         )
+    # Nothing is made yet: what is refused leaves no empty folder.
+    there = next(place for place in (folder, *folder.parents) if place.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
         raise UserError(f"{folder}: {error.strerror}: choose another --out") from None

@@ -44,7 +44,7 @@ EncoderOption = Annotated[
     typer.Option(help="A sentence-transformers name or folder, or a CLIP folder. Default: the bundled MiniLM."),
 ]
 CodeOption = Annotated[int, typer.Option(min=1, help="Dimensions of the int8 code of unlisted pairs, at most.")]
-SeedOption = Annotated[int, typer.Option(min=0)]
+SeedOption = Annotated[int, typer.Option(min=0, help="Seed of random graphs, searches and audits.")]
 RecallOption = Annotated[float, typer.Option(help="Recall that the search must reach on a sample, 0..1.")]
 MemoryOption = Annotated[
     float | None, typer.Option(min=0.001, help="GB that the search may hold beside the embeddings.")
@@ -69,7 +69,7 @@ def build(
             "packed: groups of samples with neighbouring captions, shuffled."
         ),
     ] = Layout.shuffled,
-    seed: Annotated[int, typer.Option(min=0, help="Of the order of samples, the graph, and generated data.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the order of samples, the graph, and generated data.")] = 0,
     shard_size: Annotated[int, typer.Option(help="Samples a shard, at most.")] = 4096,
     group_size: Annotated[int, typer.Option(help="Samples a group of layout packed.")] = 32,
     image_size: Annotated[
@@ -78,7 +78,9 @@ def build(
     ] = None,
     max_skipped: Annotated[
         float | None,
-        typer.Option(help="Share of unusable samples that stops the build (ten are let pass). Default: DATASET's."),
+        typer.Option(
+            help="Share of unusable samples above which the build stops (ten always pass). Default: DATASET's."
+        ),
     ] = None,
     max_caption: Annotated[int, typer.Option(min=1, help="Characters; longer captions are cut.")] = 2000,
     max_pixels: Annotated[int, typer.Option(min=1, help="Images of more are skipped.")] = 100_000_000,

@@ -1,7 +1,7 @@
 """Files that do not lie on this machine: fetched through fsspec, whatever the protocol.
 
-hf:// comes with huggingface_hub, http(s):// needs aiohttp, s3:// needs s3fs, gs:// gcsfs; their settings (keys,
-endpoints, anonymous access) are fsspec's own, in its configuration files and variables.
+hf:// and http(s):// work as installed, s3:// needs s3fs, gs:// gcsfs; their settings (keys, endpoints, anonymous
+access) are fsspec's own, in its configuration files and variables.
 """
 
 from __future__ import annotations

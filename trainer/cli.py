@@ -45,8 +45,8 @@ def command(
     shards: Annotated[
         str | None,
         typer.Option(
-            help="Folder of shards, or its URL (s3://, hf://, https://). Default: the recipe's, else the one built "
-            "last below data/."
+            help="Folder of shards, or its URL (s3://, hf://, https://). Default: with --recipe the recipe's, else "
+            "the one built last below data/."
         ),
     ] = None,
     graph: Annotated[str | None, typer.Option(help="Graph of the shards, by name. Default: the only one.")] = None,
@@ -260,7 +260,7 @@ def recipe_command(
     from trainer.template import as_toml, recipe_of
 
     text = as_toml(recipe_of(name))  # before anything is written: the output may be a recipe's file
-    print(f"# As {name}, with every key; one that is left out of a file has xclr's default, not this recipe's value.")
+    print(f"# As {name}, with every key. A key left out of a file takes the program's own value, not that of a recipe.")
     print(text, end="")
 
 

@@ -179,7 +179,8 @@ class Recipe:
     epochs: int = 100
     seed: int = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the model's forward pass; auto: bfloat16 where the device has instructions for it, float32 elsewhere."""
+    """Of the model's forward pass; auto: bfloat16 where the device has instructions for it (on a CPU from 32 pixels
+    on), float32 elsewhere."""
     compile: bool = False
     """torch.compile the encoder."""
     deterministic: bool = False

@@ -409,6 +409,7 @@ def test_missing_runs_and_shards_are_one_line(
     assert "runs that are not there: runs/demo/simclr, runs/demo/supcon, runs/demo/xclr" in capsys.readouterr().err
     assert run_eval(["suite", "--config", "nothing"]) == 2
     assert "unknown suite 'nothing': give a .toml file or one of demo" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())  # what is refused leaves nothing
     shutil.copytree(world / "data/demo", tmp_path / "data/demo")
     with pytest.raises(UserError, match=r"demo-test is missing.*xclr-shards build demo-test"):
         open_demo(Source(root=tmp_path / "data/demo", benchmarks=tmp_path))
