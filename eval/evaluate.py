@@ -38,6 +38,7 @@ __all__ = [
     "hits_of",
     "is_whole",
     "method_table",
+    "prepared",
     "wilson",
 ]
 

@@ -24,7 +24,7 @@ from shards.bars import bar
 from shards.errors import UserError
 from shards.index import read_texts
 
-__all__ = ["Packing", "batch_edges", "flat_places", "in_groups", "neighbour_groups", "packed_order"]
+__all__ = ["GROWTH", "Packing", "batch_edges", "flat_places", "in_groups", "neighbour_groups", "packed_order"]
 
 Ints = npt.NDArray[Any]
 GROWTH = 1.5  # 160,096 captions, groups of 32: 11.2 edges a row; 2 gives 10.4, the whole list at once 7.8

@@ -22,7 +22,17 @@ from PIL import Image
 from shards.errors import UserError
 from shards.pictures import PIL_RAISES, as_rgb, opencv_misreads
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "AugmentConfig", "BadImage", "Image8", "decode", "sample_rng", "two_views"]
+__all__ = [
+    "DECODERS_RAISE",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "AugmentConfig",
+    "BadImage",
+    "Image8",
+    "decode",
+    "sample_rng",
+    "two_views",
+]
 
 Image8 = npt.NDArray[np.uint8]  # [height, width, 3], RGB
 

@@ -35,6 +35,7 @@ __all__ = [
     "load_backbone",
     "load_encoder",
     "read_checkpoint",
+    "run_of",
     "write_best",
     "write_checkpoint",
 ]

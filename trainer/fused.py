@@ -29,7 +29,7 @@ import triton.language as tl
 
 from shards.errors import UserError, first_line
 
-__all__ = ["LARGEST_DIM", "check", "repel", "tiles_for"]
+__all__ = ["check", "repel", "tiles_for"]
 
 LARGEST_DIM = 128  # a tile of features lies in shared memory whole
 

@@ -23,7 +23,7 @@ from shards.errors import UserError
 from trainer.block import SimilarityBlock
 from trainer.collectives import gather_with_gradient
 
-__all__ = ["Implementation", "contrastive_loss"]
+__all__ = ["TILE_ENTRIES", "Implementation", "contrastive_loss"]
 
 Implementation = Literal["auto", "dense", "tiled", "fused"]
 

@@ -23,6 +23,7 @@ from trainer.own import call, is_own
 from trainer.recipe import ModelConfig, Statistics
 
 __all__ = [
+    "TIMM",
     "Encoder",
     "build_backbone",
     "build_encoder",

@@ -38,7 +38,6 @@ __all__ = [
     "resume_state",
     "set_status",
     "start_kept",
-    "status_kept",
     "status_of",
 ]
 

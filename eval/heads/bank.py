@@ -15,7 +15,7 @@ import torch
 
 from eval.features import Features, device
 
-__all__ = ["Bank"]
+__all__ = ["Bank", "Floats", "Ints"]
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]

@@ -27,7 +27,17 @@ from eval.heads.flow import follow, path_steps
 from eval.heads.solvers import Advance, Candidate, Kind, Moments, Schedule, lbfgs, moments, prepare, sgd
 from shards.errors import UserError
 
-__all__ = ["LBFGS_DECAYS", "Candidate", "Probe", "ProbeConfig", "fit_probe", "probe_steps", "split"]
+__all__ = [
+    "LBFGS_DECAYS",
+    "Candidate",
+    "Probe",
+    "ProbeConfig",
+    "check_split",
+    "fit_probe",
+    "probe_steps",
+    "schedule",
+    "split",
+]
 
 SMALLEST_RATE = 1e-9  # relative
 LARGEST_RATE = 15.0  # relative; SGD with momentum 0.9 is not stable above

@@ -15,6 +15,7 @@ from torch.nn import functional
 from eval.heads.bank import Bank, Ints
 
 __all__ = [
+    "Advance",
     "Candidate",
     "Heads",
     "Kind",

@@ -17,7 +17,19 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["COLOURS", "SHAPES", "SIZE", "TEXTURES", "Floats", "Layer", "bits", "composite", "draw_object", "shrink"]
+__all__ = [
+    "CANVAS",
+    "COLOURS",
+    "SHAPES",
+    "SIZE",
+    "TEXTURES",
+    "Floats",
+    "Layer",
+    "bits",
+    "composite",
+    "draw_object",
+    "shrink",
+]
 
 Floats = npt.NDArray[np.float32]
 Polygon = npt.NDArray[np.float64]  # [points, 2]: x to the right, y down

@@ -24,7 +24,7 @@ from shards.errors import UserError
 from shards.graph import Graph, write_graph
 from shards.reader import Shards
 
-__all__ = ["KINDS", "build_graph", "graph_name"]
+__all__ = ["KINDS", "build_graph", "check_options", "graph_name"]
 
 KINDS = ("encoder", "class", "random", "wordnet", "file")
 

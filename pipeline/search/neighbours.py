@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from shards.bars import bar
 
-__all__ = ["MARGIN", "Lists", "pair_similarities", "rank", "search_exact", "symmetric_lists"]
+__all__ = ["MARGIN", "Ids", "Lists", "Vectors", "pair_similarities", "rank", "search_exact", "symmetric_lists"]
 
 Vectors = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int32]
