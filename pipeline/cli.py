@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shards.errors import UserError, run_cli
+
+if TYPE_CHECKING:
+    from pipeline.sources.datasets import Dataset
 
 __all__ = ["app", "main"]
 
@@ -123,17 +126,7 @@ def build(
         return
     chosen = load_dataset(dataset)
     kind = graph or chosen.graph
-    if kind not in ("encoder", "class", "random", "none"):
-        raise UserError(f"--graph is encoder, class, random or none here, not {kind!r}; others: xclr-shards graph")
-    if layout is Layout.packed and kind != "encoder":
-        raise UserError(f"layout packed groups by the neighbours of an encoder graph, not by --graph {kind}")
-    if kind in ("class", "random") and chosen.format not in ("imagefolder", "demo") and not chosen.label:
-        raise UserError(
-            f"--graph {kind} needs class labels, and {chosen.name} has none: use encoder, or say in a data set file of "
-            "your own where they stand, label = ... (docs/sources.md)"
-        )
-    if kind == "none" and encoder is not None:
-        raise UserError(f"--graph none encodes nothing: leave --encoder {encoder} out")
+    _check_graph(kind, chosen, layout, encoder)
     if kind != "none":
         check_options(kind, encoder, None, k, code_dim, recall)
     weights = resolve_encoder(encoder) if kind == "encoder" else None
@@ -181,6 +174,21 @@ def build(
             recall=recall,
             memory=_bytes(memory),
         )
+
+
+def _check_graph(kind: str, dataset: Dataset, layout: Layout, encoder: str | None) -> None:
+    """Raises UserError where shards of this data set can have no such graph, or not with these options."""
+    if kind not in ("encoder", "class", "random", "none"):
+        raise UserError(f"--graph is encoder, class, random or none here, not {kind!r}; others: xclr-shards graph")
+    if layout is Layout.packed and kind != "encoder":
+        raise UserError(f"layout packed groups by the neighbours of an encoder graph, not by --graph {kind}")
+    if kind in ("class", "random") and dataset.format not in ("imagefolder", "demo") and not dataset.label:
+        raise UserError(
+            f"--graph {kind} needs class labels, and {dataset.name} has none: use encoder, or say in a data set file "
+            "of your own where they stand, label = ... (docs/sources.md)"
+        )
+    if kind == "none" and encoder is not None:
+        raise UserError(f"--graph none encodes nothing: leave --encoder {encoder} out")
 
 
 @app.command()
