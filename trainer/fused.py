@@ -61,9 +61,7 @@ def check(rows: torch.Tensor) -> None:
     if rows.dtype != torch.float32 or rows.shape[1] > LARGEST_DIM:
         found = f"{rows.shape[1]} of {str(rows.dtype).removeprefix('torch.')}"
         raise UserError(f"the fused loss takes up to {LARGEST_DIM} dimensions of float32, not {found}: use tiled")
-    if _interpreted():
-        return
-    if not rows.is_cuda or torch.version.hip or torch.cuda.get_device_capability(rows.device) < (8, 0):
+    if not _has_kernels(rows):
         raise UserError("the fused loss needs an NVIDIA GPU of compute capability 8.0 or more: use tiled")
     if obstacle := _obstacle(rows.device):
         raise UserError(f"the kernels of the fused loss cannot be built here ({obstacle}): use tiled")
@@ -116,29 +114,27 @@ def _obstacle(device: torch.device) -> str:
     return ""
 
 
+def _has_kernels(rows: torch.Tensor) -> bool:
+    return rows.is_cuda and not torch.version.hip and torch.cuda.get_device_capability(rows.device) >= (8, 0)
+
+
 def _parts() -> int:
-    """How many bfloat16 make a float32; 1: none, float32 as it is, since Triton's interpreter has no bfloat16."""
-    return 1 if _interpreted() else 3 if torch.get_float32_matmul_precision() == "highest" else 2
+    """How many bfloat16 make a float32."""
+    return 3 if torch.get_float32_matmul_precision() == "highest" else 2
 
 
 def _cut(x: torch.Tensor, parts: int) -> torch.Tensor:
     """x [n, dim] -> [parts, n, width] bfloat16 whose sum is x; the width that kernels read, beyond dim 0."""
     n, dim = x.shape
-    found = x.new_zeros(
-        parts, n, max(16, triton.next_power_of_2(dim)), dtype=torch.float32 if parts == 1 else torch.bfloat16
-    )
+    found = x.new_zeros(parts, n, max(16, triton.next_power_of_2(dim)), dtype=torch.bfloat16)
     for part in found[:, :, :dim]:
         part.copy_(x)
         x = x - part
     return found
 
 
-def _interpreted() -> bool:
-    return bool(triton.knobs.runtime.interpret)
-
-
 def _shared_memory(rows: torch.Tensor) -> int:
-    """Bytes that a block may have, of the card; 0 on the CPU."""
+    """Bytes that a block may have, of the card; 0 in Triton's interpreter."""
     if not rows.is_cuda:
         return 0
     return int(torch.cuda.get_device_properties(rows.device).shared_memory_per_block_optin)  # type: ignore[attr-defined]
@@ -150,9 +146,8 @@ def _load(x, count, i, WIDTH: tl.constexpr, PARTS: tl.constexpr):
     at = x + i.to(tl.int64)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
     part, inside = count.to(tl.int64) * WIDTH, (i < count)[:, None]
     x0 = tl.load(at, mask=inside, other=0.0)
-    x1, x2 = x0, x0
-    if PARTS > 1:
-        x1 = tl.load(at + part, mask=inside, other=0.0)
+    x1 = tl.load(at + part, mask=inside, other=0.0)
+    x2 = x1
     if PARTS > 2:
         x2 = tl.load(at + 2 * part, mask=inside, other=0.0)
     return x0, x1, x2
@@ -161,10 +156,9 @@ def _load(x, count, i, WIDTH: tl.constexpr, PARTS: tl.constexpr):
 @triton.jit
 def _split(x, PARTS: tl.constexpr):
     """What `_cut` does, in registers."""
-    x0, x1, x2 = x, x, x
-    if PARTS > 1:
-        x0 = x.to(tl.bfloat16)
-        x1 = (x - x0.to(tl.float32)).to(tl.bfloat16)
+    x0 = x.to(tl.bfloat16)
+    x1 = (x - x0.to(tl.float32)).to(tl.bfloat16)
+    x2 = x1
     if PARTS > 2:
         x2 = (x - x0.to(tl.float32) - x1.to(tl.float32)).to(tl.bfloat16)
     return x0, x1, x2
@@ -176,8 +170,6 @@ def _dot(a, b, PARTS: tl.constexpr):
     a0, a1, a2 = a
     b0, b1, b2 = b
     total = tl.zeros([a0.shape[0], b0.shape[1]], tl.float32)
-    if PARTS == 1:
-        return tl.dot(a0, b0, total, input_precision="ieee")
     if PARTS > 2:
         total = tl.dot(a2, b0, total)
         total = tl.dot(a0, b2, total)
