@@ -46,6 +46,7 @@ from shards.remote import shown
 __all__ = ["build_shards", "is_built"]
 
 EXAMPLES = "examples"  # reason -> samples left out for it, in a scan's metadata
+DENSEST = 5  # bytes of a resized JPEG for each pixel of the square: 1.5 a pixel, of pictures three times as long
 READ = "captions_read"  # what was counted of the captions, there too
 Positions = npt.NDArray[np.int64]
 
@@ -246,9 +247,12 @@ def _is_scan_of(source: Source, settings: BuildSettings, partition: Partition, p
 
 
 def _scan_id(source: Source, settings: BuildSettings, partition: Partition) -> str:
-    """What decides a scan's rows: what it is of, and how it is read."""
+    """What decides a scan's rows: what it is of, and how it is read. By time as well: tars are filled up to 10 KB, so
+    a mended one often has the size it had."""
     how = _reading(source.dataset, settings.limits, settings.layout == "in-place")
-    return hashlib.sha256(f"{_scanned(source, partition)} {how}".encode()).hexdigest()
+    beside = [] if partition.url else [partition.path, partition.path.with_suffix(".parquet")]
+    times = [path.stat().st_mtime_ns for path in beside if path.is_file()]
+    return hashlib.sha256(f"{_scanned(source, partition)} {how} {times}".encode()).hexdigest()
 
 
 @cache
@@ -283,7 +287,7 @@ def _write_all(
     source: Source, settings: BuildSettings, out: Path, work: Path, samples: pa.Table, workers: Workers
 ) -> list[ShardResult]:
     if settings.layout != "in-place":
-        _check_room(out, samples)
+        _check_room(out, samples, settings.image_size)
     places, groups = _places(source, settings, out, work, samples)
     say(f"{samples.num_rows:,} samples, {len(places)} shards")
     jobs = [
@@ -347,9 +351,12 @@ def _bytes_of(path: Path) -> int:
     return path.stat().st_size if path.is_file() else -1
 
 
-def _check_room(out: Path, samples: pa.Table) -> None:
+def _check_room(out: Path, samples: pa.Table, image_size: int | None) -> None:
     """Images and 4 KB of headers and texts a sample, less what is already there."""
-    needed = int(np.sum(samples["size"].to_numpy())) + 4096 * samples.num_rows
+    sizes = samples["size"].to_numpy()
+    if image_size:
+        sizes = np.minimum(sizes, DENSEST * image_size**2)
+    needed = int(np.sum(sizes)) + 4096 * samples.num_rows
     there = sum(path.stat().st_size for path in out.glob("*.tar"))
     free = shutil.disk_usage(out).free
     say(f"the shards take some {needed / 1e9:.2f} GB; {free / 1e9:.0f} GB are free")

@@ -151,6 +151,8 @@ def _source_line(source: Source) -> str:
 
 def _probe(source: Source, limits: Limits, spool: Path) -> tuple[Partition, Scan, float]:
     """The first partition that holds anything, scanned, and how long that took."""
+    if not source.partitions:
+        raise UserError(f"{source.where} holds no sample: check the source")
     for partition in source.partitions[:TRIED]:
         begin = time.perf_counter()
         found = scan(source, partition, limits, spool / f"{partition.number}.tar")

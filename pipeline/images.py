@@ -61,7 +61,7 @@ def kind(data: bytes | memoryview) -> str:
 def resized(data: bytes, side: int) -> bytes:
     """A JPEG copy whose shorter side has `side` pixels; the bytes as they are where the image is no larger.
 
-    Raises ValueError for what does not decode.
+    Raises ValueError for what does not decode, or is too long for a JPEG.
     """
     image = _bgr(data)
     height, width = image.shape[:2]
@@ -70,7 +70,10 @@ def resized(data: bytes, side: int) -> bytes:
     scale = side / min(height, width)
     shape = max(side, round(width * scale)), max(side, round(height * scale))
     small = cv2.resize(image, shape, interpolation=cv2.INTER_AREA)
-    return cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes()
+    made, encoded = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    if not made:
+        raise ValueError("is too long for a JPEG")  # above 65,500 pixels a side
+    return encoded.tobytes()
 
 
 def _bgr(data: bytes) -> npt.NDArray[np.uint8]:

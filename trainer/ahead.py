@@ -129,6 +129,8 @@ class Ahead:
         """
         with self.change:
             while not self.done:
+                # Another run on these shards may have given some up.
+                self.held = {one for one in self.held if one in self.coming or self.shards.tar_path(one).exists()}
                 if shard in self.held:
                     return False
                 if sum(map(self.shards.bytes_of, self.held)) + self.shards.bytes_of(shard) <= self.limit:

@@ -13,7 +13,7 @@ from pipeline.images import kind
 from pipeline.scan.samples import NOT_OURS, Limits, Scan, mapped
 from pipeline.sources.class_names import as_text
 from pipeline.sources.labels import Labels
-from pipeline.sources.source import Partition, Source
+from pipeline.sources.source import Partition, Source, refuse_unread
 from pipeline.sources.tables import URL, find_image, grouped_rows
 from shards.pictures import EXTENSIONS
 
@@ -49,7 +49,8 @@ def table(source: Source, partition: Partition, limits: Limits, spool: Path) -> 
         path = find_image(os.fsdecode(name), source.images)
         if path is None:
             reason = NOT_OURS if URL.match(os.fsdecode(name)) else "missing file"
-            found.skip(reason, str(source.images[0] / name.decode("utf-8", "replace")))
+            lost = 1 if name else max(1, len(captions), len(labels))  # all rows without a name are of one image here
+            found.skip(reason, str(source.images[0] / name.decode("utf-8", "replace")), lost)
             continue
         meta = json.dumps({"path": name.decode("utf-8", "replace")}, ensure_ascii=False)
         if values := found.described(source.dataset, captions, labels, limits, str(path)):
@@ -67,7 +68,7 @@ def of_class(source: Source, label: int, path: str) -> dict[str, Any]:
 
 def _visible(root: Path) -> Iterator[Path]:
     """Files below `root`, sorted, but hidden ones. Links to folders are not followed: they may lead in a circle."""
-    for place, folders, files in os.walk(root):
+    for place, folders, files in os.walk(root, onerror=refuse_unread):
         folders[:] = sorted(name for name in folders if name[0] != ".")
         yield from (Path(place, name) for name in sorted(files) if name[0] != ".")
 

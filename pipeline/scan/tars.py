@@ -31,7 +31,7 @@ __all__ = ["class_tar", "webdataset"]
 MAX_TEXT_MEMBER = 4 << 20  # bytes of a KEY.json or KEY.txt; img2dataset's largest, with EXIF, are some 100 KB
 TORN = "torn tar"
 LOST = "named by the parquet file, not in the tar"
-MAX_KEY = 200  # characters: a file system's longest name is 255, and an extension follows
+MAX_KEY = 200  # bytes: a file system's longest name is 255, and an extension follows
 NOT_IN_KEYS = re.compile(r"[^\w+=@,;()\[\]-]")  # slashes, dots, blanks, control characters, undecodable bytes
 
 
@@ -50,14 +50,14 @@ def webdataset(source: Source, partition: Partition, limits: Limits, spool: Path
     path, prefix, met = str(tar), f"{partition.number:05d}_", set[str]()
     with mapped(tar) as (file, content), _torn(partition, found, limits):
         for key, parts in groups(file, content):
-            flat, name = _flat(key), key.rpartition("/")[2]
+            stored, name = _own(key, in_place) or prefix + _flat(key), key.rpartition("/")[2]
             met.add(name)
             extension = "jpg" if "jpg" in parts else next((e for e in EXTENSIONS if e in parts), None)
-            reason = _unlike_a_sample(parts, extension) or ("repeated key" if flat in seen else None)
+            reason = _unlike_a_sample(parts, extension) or ("repeated key" if stored in seen else None)
             if reason:
                 found.skip(reason, f"{as_text(key)} of {partition.name}")
                 continue
-            seen.add(flat)
+            seen.add(stored)
             what = f"{as_text(key)} of {partition.name}"
             captions, labels = _words(content, parts, *rows.get(name, ((), ())), dataset)
             values = found.described(dataset, captions, labels, limits, what)
@@ -68,7 +68,7 @@ def webdataset(source: Source, partition: Partition, limits: Limits, spool: Path
                 limits,
                 content,
                 parts[extension or ""],
-                key=_own(key, in_place) or prefix + flat,
+                key=stored,
                 what=what,
                 file=path,
                 extension=extension,
@@ -182,8 +182,9 @@ def _words(
     labels: Sequence[object],
     dataset: Dataset,
 ) -> Words:
-    """What the parquet file beside a tar gave of a sample, and where it gave nothing KEY.json, else KEY.txt (or the
-    member that is named as the label); a JSON file that cannot be read counts as none."""
+    """What the parquet file beside a tar says of a sample (a null caption there is none); where it has no such row or
+    column KEY.json, else KEY.txt (or the member that is named as the label). A JSON file that cannot be read counts as
+    none."""
     texts, lacks_label = bool(captions), dataset.label and labels in ((), [None])
     fields: dict[str, object] = {}
     if "json" in parts and ((dataset.captions and not texts) or lacks_label):
@@ -217,9 +218,10 @@ def _own(key: str, in_place: bool) -> str:
 def _flat(key: str) -> str:
     """A key as one plain name: what could leave a folder, or is no text, becomes an underscore; long ones a digest."""
     flat = key if key.isalnum() else NOT_IN_KEYS.sub("_", key)
-    if len(flat) <= MAX_KEY:
+    if len(encoded := flat.encode()) <= MAX_KEY:
         return flat
-    return f"{flat[: MAX_KEY - 17]}_{hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"
+    digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return f"{encoded[: MAX_KEY - 17].decode(errors='ignore')}_{digest}"
 
 
 @contextmanager

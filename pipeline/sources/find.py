@@ -24,7 +24,7 @@ from pipeline.sources.class_names import ClassName, class_names, names_file
 from pipeline.sources.columns import columns, holds_images
 from pipeline.sources.datasets import Dataset
 from pipeline.sources.remote import RemoteFile, find
-from pipeline.sources.source import Partition, Source, check_unpacked
+from pipeline.sources.source import Partition, Source, check_unpacked, refuse_unread
 from shards.bars import say
 from shards.errors import TornTar, UserError, first_line
 from shards.remote import is_remote, shown
@@ -129,13 +129,13 @@ def _folders(dataset: Dataset, path: Path) -> Source:
     splits = [dataset.split, *(["val"] if dataset.split == "test" else [])]
     for place in (*(path / name for split in splits for name in (split, f"{split}.tar")), path):
         if place.is_file():
-            names = class_names(_tar_classes(place), names_file(place.parent), dataset.caption)
+            names = _distinct(class_names(_tar_classes(place), names_file(place.parent), dataset.caption))
             partitions = _partitions([place], place.parent)
         else:
             folders = _class_folders(place) if place.is_dir() and (place == path or _is_class(place)) else []
             if not folders or (place == path and {folder.name for folder in folders} <= SPLITS):
                 continue
-            names = class_names([folder.name for folder in folders], names_file(path), dataset.caption)
+            names = _distinct(class_names([folder.name for folder in folders], names_file(path), dataset.caption))
             partitions = _partitions(folders, place)
         if place != path and place.stem != dataset.split:
             say(f"{path} has no test/ of class folders and no test.tar: its test split is {place.name}")
@@ -144,6 +144,20 @@ def _folders(dataset: Dataset, path: Path) -> Source:
         f"{path} holds no class folders: expected {dataset.split}/CLASS/*.jpg, {dataset.split}.tar or CLASS/"
         + (" (or val for test)" if len(splits) > 1 else "")
     )
+
+
+def _distinct(names: list[ClassName]) -> list[ClassName]:
+    """Raises UserError where two folders, of names that differ in blanks or in how an accent is written, would be one
+    text."""
+    first: dict[str, ClassName] = {}
+    for name in names:
+        other = first.setdefault(name.caption, name)
+        if other is not name:
+            raise UserError(
+                f"the class folders {other.folder!r} and {name.folder!r} would both be {name.caption!r}: rename one, "
+                "or name them apart in classes.tsv (docs/sources.md)"
+            )
+    return names
 
 
 def _class_folders(place: Path) -> list[Path]:
@@ -240,7 +254,7 @@ def _partitions(paths: Iterable[Path], root: Path) -> tuple[Partition, ...]:
             name=str(path.relative_to(root)),
             path=path,
             bytes=path.stat().st_size if path.is_file() else 0,
-            stop=sum(len(files) for _, _, files in os.walk(path)),
+            stop=sum(len(files) for _, _, files in os.walk(path, onerror=refuse_unread)) if path.is_dir() else 0,
         )
         for i, path in enumerate(paths)
     )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import NoReturn
 
 from pipeline.sources.class_names import ClassName
 from pipeline.sources.datasets import Dataset
@@ -14,7 +15,7 @@ from shards.atomic import sha256_file
 from shards.errors import UserError
 from shards.tar import compression
 
-__all__ = ["Partition", "Source", "check_unpacked"]
+__all__ = ["Partition", "Source", "check_unpacked", "refuse_unread"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +103,14 @@ class Source:
             raise UserError(f"layout in-place needs tars on a local disk, not {self.where}: use --layout shuffled")
         if any(partition.path.suffix != ".tar" or not partition.path.is_file() for partition in self.partitions):
             raise UserError(f"layout in-place needs tars, and {self.where} has none: use --layout shuffled")
+
+
+def refuse_unread(error: OSError) -> NoReturn:
+    """For os.walk, which passes over folders that it may not list: their images would be lost without a word.
+
+    Raises UserError.
+    """
+    raise UserError(f"{error.filename} cannot be listed ({error.strerror}): mend it, or take it out of the source")
 
 
 def check_unpacked(path: Path, where: str) -> None:

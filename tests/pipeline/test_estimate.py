@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -28,7 +29,7 @@ from pipeline.sources.datasets import load_dataset
 from pipeline.sources.find import open_source
 from shards.errors import UserError
 from shards.manifest import Manifest
-from tests.pipeline.sources import class_folders, data_set, img2dataset, pictures, write_tar
+from tests.pipeline.sources import class_folders, data_set, images_inside, img2dataset, pictures, write_tar
 from tests.pipeline.texts import text_shards
 from tests.standin import stand_in_gpu
 
@@ -167,6 +168,14 @@ def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
     write_tar(tmp_path / "empty" / "0.tar", [("a.jpg", b"<html>"), ("a.txt", b"a")])
     with pytest.raises(UserError, match=r"0\.tar, the first of .* holds no usable sample"):
         cost_of("flickr8k", tmp_path / "empty", tmp_path)
+    images_inside(tmp_path / "none.parquet", [0], ["cat"])
+    pq.write_table(pq.read_table(tmp_path / "none.parquet").slice(0, 0), tmp_path / "none.parquet")
+    with pytest.raises(UserError, match=r"none\.parquet holds no sample: check the source"):
+        cost_of(
+            data_set(tmp_path / "i.toml", format="table", label="label", captions=[]),
+            tmp_path / "none.parquet",
+            tmp_path,
+        )
     assert np.isclose(Range(low=1, high=2).times(2).plus(Range(low=1, high=1)).high, 5)
 
 

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from shards.atomic import TEMPORARY
 from shards.errors import UserError
 from shards.verify import verify
 from tests.pipeline.building import contents
-from tests.pipeline.sources import class_folders
+from tests.pipeline.sources import class_folders, pictures
 
 FULL = r"the disk of .* is full: make room and run the same command again, it goes on where it was"
 
@@ -90,6 +91,16 @@ def test_embeddings_on_a_full_disk(disk: Path, tmp_path: Path) -> None:
     vectors = _text_means(captions, [tmp_path / "chunk.npy"], disk / "embeddings.npy")
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
     del vectors
+
+
+def test_shrunk_images_need_less_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures(tmp_path / "in" / "train" / "cat", [f"{i}.jpg" for i in range(6)], size=300)
+    found, size = open_source(load_dataset("tiny-imagenet-100"), str(tmp_path / "in")), 6 * 40_000
+    assert sum(path.stat().st_size for path in (tmp_path / "in").rglob("*.jpg")) > size
+    monkeypatch.setattr(pipeline.build.shutil, "disk_usage", lambda path: Mock(free=size))
+    with pytest.raises(UserError, match=r"shrink images with --image-size"):
+        build_shards(found, tmp_path / "out", BuildSettings(), 1)
+    assert build_shards(found, tmp_path / "out2", BuildSettings(image_size=32), 1)
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT])

@@ -87,6 +87,8 @@ def test_resizing_keeps_the_ratio_and_small_images() -> None:
     assert resized(small, 64) is small
     with pytest.raises(ValueError, match="decode"):
         resized(b"no image", 64)
+    with pytest.raises(ValueError, match="too long for a JPEG"):
+        resized(encoded("PNG", (24, 70_000)), 23)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "LAB", "RGB"])

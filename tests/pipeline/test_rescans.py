@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -150,3 +152,27 @@ def test_a_null_caption_beside_a_tar_is_no_caption(tmp_path: Path) -> None:
     pq.write_table(table.drop_columns(["caption"]), path)
     out = build("flickr8k", source, tmp_path / "out")
     assert Manifest.load(out).skipped == {"no caption": 1}
+
+
+@pytest.mark.parametrize("mended", ["00000.tar", "00000.parquet"])
+def test_a_file_mended_to_its_old_size_is_scanned_again(
+    mended: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scanned: list[str]
+) -> None:
+    """Tars are filled up to 10 KB: with other captions, or in another order, they are often as large as before."""
+    source, out = img2dataset(tmp_path / "in", tars=2, parquet=mended.endswith("parquet")), tmp_path / "out"
+    path = source / mended
+    if path.suffix == ".parquet":
+        pq.write_table(pq.read_table(path, partitioning=None), path, compression="none")
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.build, "_write_all", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            build("flickr8k", source, out)
+    before = path.stat()
+    path.write_bytes(path.read_bytes().replace(b"picture 1 of", b"painting 1 o"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert path.stat().st_size == before.st_size
+    scanned.clear()
+    build("flickr8k", source, out)
+    assert scanned == ["00000.tar"]
+    assert contents(out) == contents(build("flickr8k", source, tmp_path / "fresh"))
+    assert any(text.startswith("painting 1") for text in Shards.open(out).texts())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -106,6 +108,46 @@ def test_names_that_become_one_are_counted(tmp_path: Path) -> None:
     members = [m for name in ("a/b", "a_b", "c_d", "c/d") for m in ((f"{name}.jpg", IMAGE), (f"{name}.txt", b"t"))]
     write_tar(tmp_path / "in" / "0.tar", members)
     assert build("flickr8k", tmp_path / "in", tmp_path / "out").skipped == {"repeated key": 2}
+    stay = build("flickr8k", tmp_path / "in", tmp_path / "in-place", layout="in-place")
+    assert (stay.samples, stay.skipped) == (4, {})  # under their own keys they differ
+
+
+def test_keys_are_cut_by_bytes(tmp_path: Path) -> None:
+    """Of which file systems count 255 in a name."""
+    keys = ["\N{CJK UNIFIED IDEOGRAPH-6F22}" * 90 + end for end in "ab"]
+    write_tar(tmp_path / "in" / "0.tar", [m for key in keys for m in ((f"{key}.jpg", IMAGE), (f"{key}.txt", b"t"))])
+    assert build("flickr8k", tmp_path / "in", tmp_path / "out").samples == 2
+    with tarfile.open(tmp_path / "out" / "train-000000.tar") as tar:
+        tar.extractall(tmp_path / "files", filter="data")
+    assert len(list((tmp_path / "files").iterdir())) == 6
+
+
+@pytest.mark.parametrize(("one", "other"), [("caf\N{LATIN SMALL LETTER E WITH ACUTE}", "cafe\u0301"), (" cat", "cat")])
+@pytest.mark.parametrize("kind", ["folders", "tar"])
+def test_class_folders_that_would_be_one_text_are_refused(one: str, other: str, kind: str, tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "in", [one, other, "dog"], images=2)
+    if kind == "tar":
+        write_tar(root / "train.tar", [(f"{name}/0.jpg", IMAGE) for name in (one, other, "dog")])
+        shutil.rmtree(root / "train")
+    with pytest.raises(UserError, match=r"the class folders .* and .* would both be 'a photo of a .*classes\.tsv"):
+        build("tiny-imagenet-100", tmp_path / "in", tmp_path / "out")
+    (tmp_path / "in" / "classes.tsv").write_text(f"{other}\tanother\n")
+    assert len(build("tiny-imagenet-100", tmp_path / "in", tmp_path / "out").classes) == 3
+
+
+@pytest.mark.parametrize("place", ["train/dog", "train/cat/deep"])
+def test_folders_that_may_not_be_listed_are_told(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class_folders(tmp_path / "in", ["cat", "dog"], images=3)
+    scandir, closed = os.scandir, str(tmp_path / "in" / place)
+
+    def refusing(path: Any) -> Any:
+        if str(path) == closed:  # root may list what others may not
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(UserError, match=rf"{place} cannot be listed \(Permission denied\): mend it"):
+        build("tiny-imagenet-100", tmp_path / "in", tmp_path / "out")
 
 
 def test_huge_and_many_members(tmp_path: Path) -> None:

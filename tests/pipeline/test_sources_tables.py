@@ -169,6 +169,9 @@ def test_rows_that_lead_nowhere(tmp_path: Path) -> None:
     }
     skipped = {"missing file": 6, "not downloaded": 3, "unreadable row": 2}
     assert Manifest.load(tmp_path / "out").skipped == skipped
+    write_table(tmp_path / "lost" / "t.csv", [("", f"caption {i}") for i in range(11)])
+    with pytest.raises(UserError, match=r"11 of the first 11 samples are .*11 missing file"):
+        build(mine, tmp_path / "lost", tmp_path / "out2")
     write_table(tmp_path / "few" / "t.csv", [(f"{i}.jpg", "x") for i in range(11)])
     with pytest.raises(UserError, match=r"11 of the first 11 samples are .*11 missing file.*`images = .*--max-skipped"):
         build(mine, tmp_path / "few", tmp_path / "out2")

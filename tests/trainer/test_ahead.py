@@ -117,6 +117,21 @@ def test_with_room_for_all_each_tar_is_fetched_once_and_before_it_is_needed(url:
     assert sorted(fetched(handler)) == [f"train-{i:06d}.tar" for i in range(6)]
 
 
+def test_what_another_run_gave_up_is_fetched_again(url: str) -> None:
+    """Two runs on the same shards share the folder, as those of a sweep do."""
+    shards = RemoteShards.mirror(url)
+    plan = plan_of(shards)
+    for shard in range(6):
+        shards.local_tar(shard)
+    ahead = Ahead(shards, plan, start=0, stop=plan.steps_per_epoch, limit=cache_limit(shards, plan, 0))
+    for shard in range(6):
+        RemoteShards.mirror(url).drop(shard)
+    with ahead:
+        for thread in ahead.threads:
+            thread.join(30)
+    assert sorted(shards.here()) == list(range(6))
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_tar_that_does_not_come_is_told_in_one_line(made: Path, url: str, tmp_path: Path, workers: int) -> None:
     broken = tmp_path / "broken"
