@@ -15,6 +15,7 @@ from shards.bars import say
 from shards.errors import UserError
 from shards.graph import Graph
 from shards.machine import cores
+from shards.mirror import RemoteShards
 from shards.reader import Shards
 from trainer.checkpoint import checkpoints
 from trainer.memory import check_fits, room_for_weights
@@ -57,10 +58,14 @@ def make_plan(recipe: Recipe, shards: Shards) -> BatchPlan:
 
 
 def graph_of(recipe: Recipe, shards: Shards, world: World) -> Graph | None:
-    """The graph that xclr trains on; None for other objectives. All ranks of `world` call it together."""
-    if recipe.objective.name != "xclr":
-        return None
+    """The graph that xclr trains on; None for other objectives, whose monitor may look at one that is named. All ranks
+    of `world` call it together."""
     name = recipe.data.graph or None
+    if recipe.objective.name != "xclr":
+        if name:
+            with suppress(UserError):  # which `monitors_graph` tells
+                shards.fetch_graph(name)
+        return None
     shards.fetch_graph(name)  # each rank waits for as long as it takes; others would not wait for one that reads
     return read_for_all(partial(shards.graph, name), world)
 
@@ -68,9 +73,12 @@ def graph_of(recipe: Recipe, shards: Shards, world: World) -> Graph | None:
 def monitors_graph(recipe: Recipe, shards: Shards) -> Graph | None:
     """For an objective without one: any that is there, by whose codes the monitor says how alike neighbours are.
 
-    None where there are labels, by which it says more.
+    None where there are labels, by which it says more, and where it would have to be fetched unasked: the other ranks
+    would not wait for that.
     """
-    name = recipe.data.graph or (shards.graph_names() or [""])[0]
+    name = recipe.data.graph
+    if not name and not isinstance(shards, RemoteShards):
+        name = (shards.graph_names() or [""])[0]
     labelled = bool((shards.index.label >= 0).all())
     try:
         return shards.graph(name) if name and not labelled else None

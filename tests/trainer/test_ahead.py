@@ -17,6 +17,7 @@ from shards.mirror import RemoteShards, open_shards
 from tests.make import make_shards
 from tests.served import Files, new_handler, serving
 from tests.trainer.test_loop import ALONE, lines_of, recipe, weights
+from trainer import setup
 from trainer.ahead import Ahead, cache_limit
 from trainer.dryrun import estimate
 from trainer.loop import train
@@ -115,6 +116,21 @@ def test_with_room_for_all_each_tar_is_fetched_once_and_before_it_is_needed(url:
             thread.join(30)
     assert sorted(shards.here()) == list(range(6))
     assert sorted(fetched(handler)) == [f"train-{i:06d}.tar" for i in range(6)]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_only_a_graph_that_is_named_is_fetched_to_watch_by(
+    url: str, handler: type[Files], named: bool, tmp_path: Path
+) -> None:
+    """CC12M's are 8 GB, for the codes of a thousand pictures, and other ranks would wait in vain."""
+    chosen = recipe(url, objective__name="simclr", epochs=1, data__graph="made" if named else "")  # type: ignore[arg-type]
+    shards = open_shards(url)
+    label = np.full(len(shards), -1)
+    shards.index = replace(shards.index, label=label)  # type: ignore[misc]
+    assert setup.graph_of(chosen, shards, ALONE) is None
+    graph = setup.monitors_graph(chosen, shards)
+    assert (graph is not None) == named
+    assert any("graphs/made" in path for path, _ in handler.asked) == named
 
 
 def test_what_another_run_gave_up_is_fetched_again(url: str) -> None:
