@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import resource
 import statistics
 import subprocess
@@ -210,7 +211,9 @@ def memory(method: str, rows: int, texts: TextTable) -> float:
         return peak_extra_mb(method, rows, texts)
     command = [sys.executable, "-m", "benchmarks.loss", "--peak", method, "--rows", str(rows)]
     command += ["--precision", torch.get_float32_matmul_precision()]
-    done = [subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True) for _ in range(3)]
+    # Buffers are mapped each by itself, and given back: else what was freed before hides a part of what a step takes.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = [subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment) for _ in range(3)]
     return statistics.median(float(one.stdout.splitlines()[-1]) for one in done)
 
 
@@ -271,7 +274,7 @@ def summary(results: dict[int, dict[str, dict[str, float]]]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rows", type=int, nargs="*")
+    parser.add_argument("--rows", type=int, nargs="*", help="views of a batch, even")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peak", choices=METHODS, help="only this method's peak memory, in this process")
     parser.add_argument(
@@ -279,7 +282,13 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     torch.set_float32_matmul_precision(arguments.precision)
+    if any(rows < 2 or rows % 2 for rows in arguments.rows or ()):
+        parser.error("--rows are two views of each sample: even numbers from 2 on")
+    if arguments.rounds < 1:
+        parser.error("--rounds is at least 1")
     if arguments.peak:
+        if not arguments.rows:
+            parser.error("--peak needs --rows")
         print(peak_extra_mb(arguments.peak, arguments.rows[0]))
         return
     sizes = arguments.rows or [1 << n for n in range(10, 17 if torch.cuda.is_available() else 15)]

@@ -149,8 +149,6 @@ def _scan_all(source: Source, settings: BuildSettings, work: Path, workers: Work
         for _ in workers.ordered(function, todo):
             advance(1)
     remedy = "check the source, or raise --max-skipped (max_skipped in a data set file)"
-    if source.dataset.format in ("table", "coco"):
-        remedy = "say below which folders the files lie (`images = [...]` in the data set file), " + remedy
     budget, not_ours = SkipBudget(source.where, most_skipped(source, settings), remedy=remedy), 0
     captions = Counter[str]()
     skips = list[LeftOut]()  # judged once all usable ones are counted: the bad ones may be the first
@@ -167,6 +165,8 @@ def _scan_all(source: Source, settings: BuildSettings, work: Path, workers: Work
             LeftOut(partition=partition.name, reason=reason, count=count, names=_names(examples.get(reason, [])))
             for reason, count in sorted(counts.items())
         ]
+    if source.dataset.format in ("table", "coco") and any(left.reason == "missing file" for left in skips):
+        budget.remedy = f"say below which folders the files lie (`images = [...]` in the data set file), {remedy}"
     try:
         judge(budget, skips, work / SKIPPED)
     except OverBudget:

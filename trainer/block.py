@@ -176,6 +176,8 @@ class SimilarityBlock:
         return cls(world=world, tau_s=1.0, row_key=key, column_key=columns)
 
     def __post_init__(self) -> None:
+        if getattr(self.tau_s, "requires_grad", False):
+            raise ValueError("tau_s is of the targets, which no gradient flows to: give a number")
         if not self.tau_s > 0:
             raise ValueError(f"tau_s is a temperature above 0, not {self.tau_s}")
 

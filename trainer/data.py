@@ -96,14 +96,15 @@ class ViewDataset(Dataset["Batch | UserError"]):
         )
 
 
-def batches_of(loader: Iterable[Batch | UserError], device: torch.device | None = None) -> Iterator[Batch]:
+def batches_of(loader: Iterable[Batch | UserError], device: torch.device | str | None = None) -> Iterator[Batch]:
     """Workers start with this call. Raises what they met.
 
     device: a GPU's batches come with their views on it, copied while the step before is still at work. None, as for
     batches that are forwarded in pieces: a step copies what it needs.
     """
     batches = map(_checked, _handed_over(iter(loader)))
-    return _sent_ahead(batches, device) if device is not None and device.type == "cuda" else batches
+    place = None if device is None else torch.device(device)
+    return _sent_ahead(batches, place) if place is not None and place.type == "cuda" else batches
 
 
 def _sent_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:

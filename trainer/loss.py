@@ -17,7 +17,6 @@ from collections.abc import Callable
 from typing import Any, Literal, cast, get_args
 
 import torch
-from torch.nn import functional
 
 from shards.errors import UserError
 from trainer.block import SimilarityBlock
@@ -43,13 +42,13 @@ def contrastive_loss(
 ) -> torch.Tensor:
     """Mean loss over this rank's rows; averaged over ranks it is the loss of the global batch.
 
-    z: [2b, dim] projections of any float type, first views then second views; they are normalised here. All is
-    computed in float32 (float64 if z is), under autocast too. Every rank calls it: features are gathered, with
-    gradient, over the ranks of `block.world`. implementation: `auto` is `tiled`, which was slower than `dense` at no
-    size (docs/loss.md); `dense` is the one to read, and to differentiate twice; `fused` raises UserError where its
-    kernels do not run. Raises ValueError where z does not hold two views of each of the block's samples, and for a tau
-    that is not above 0 or, but with `dense`, is to be learnt; TypeError for what is no block; RuntimeError in a
-    backward pass with create_graph=True.
+    z: [2b, dim] projections of any float type, first views then second views; they are normalised here (a row of zeros
+    stays one). All is computed in float32 (float64 if z is), under autocast too. Every rank calls it: features are
+    gathered, with gradient, over the ranks of `block.world`. implementation: `auto` is `tiled`, which was slower than
+    `dense` at no size above 256 rows (docs/loss.md); `dense` is the one to read, and to differentiate twice; `fused`
+    raises UserError where its kernels do not run. Raises ValueError where z does not hold two views of each of the
+    block's samples, and for a tau that is not above 0 or, but with `dense`, is to be learnt; TypeError for what is no
+    block or tensor; RuntimeError in a backward pass with create_graph=True.
     """
     if isinstance(tau, torch.Tensor) and tau.requires_grad and implementation != "dense":
         raise ValueError("a tau that is to be learnt needs implementation='dense': the others give it no gradient")
@@ -60,6 +59,8 @@ def contrastive_loss(
             f"block is a SimilarityBlock, not {type(block).__name__}: of_matrix(...) makes one of similarities [b, B], "
             "of_vectors(...) of embeddings"
         )
+    if not isinstance(z, torch.Tensor):
+        raise TypeError(f"z is a tensor [2b, dim], not {type(z).__name__}: torch.cat([first views, second views])")
     if not tau > 0:
         raise ValueError(f"tau is a temperature above 0, not {float(tau)}")
     if not len(block):
@@ -69,7 +70,7 @@ def contrastive_loss(
     if z.device != block.row_key.device:
         raise ValueError(f"z is on {z.device} and the block on {block.row_key.device}: make both on one")
     with torch.autocast(z.device.type, enabled=False):
-        rows = functional.normalize(z if z.dtype == torch.float64 else z.float(), dim=1)
+        rows = _unit(z if z.dtype == torch.float64 else z.float())
         columns = gather_with_gradient(rows, block.world)
         if implementation == "dense":
             return _dense(rows, columns, block, tau)
@@ -77,6 +78,15 @@ def contrastive_loss(
         # Not the same tensor twice: of two arguments that are one, torch.compile of PyTorch 2.11 loses the gradient.
         others = None if columns is rows else columns
         return cast(torch.Tensor, _Sweep.apply(rows, others, block, float(tau), repel))
+
+
+def _unit(z: torch.Tensor) -> torch.Tensor:
+    """Rows of length 1, contiguous. Of any length: none whose squares overflow or vanish, and of a row of zeros, as
+    ReLU leaves it, no gradient of 1e12."""
+    scale = z.detach().abs().amax(1, keepdim=True)
+    z = z / torch.where(scale > 0, scale, 1)
+    length = torch.linalg.vector_norm(z, dim=1, keepdim=True)
+    return (z / torch.where(length > 0, length, 1)).contiguous()
 
 
 def _dense(

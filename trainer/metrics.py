@@ -29,7 +29,7 @@ __all__ = ["Metrics"]
 SHOWN = {
     "loss": "loss {:.4g}",
     "knn": "knn {:.3g}",
-    "knn_similarity": "knn {:.3g}",
+    "knn_similarity": "knn similarity {:+.3g}",
     "samples_per_s": "{:.0f} samples/s",
     "data_wait": "wait {:.0%}",
 }

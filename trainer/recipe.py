@@ -162,7 +162,8 @@ class RunConfig:
     keep: int = 2
     """Newest checkpoints kept, besides the best."""
     knn_every: int = 1
-    """Epochs between online kNN checks; 0: none."""
+    """Epochs between online kNN checks (docs/scaling.md); 0: none. With labels an accuracy, without how much more alike
+    the captions of near images are than those of random ones."""
     cache_gib: float = 0
     """Tars of shards on object storage that are kept here (below $XCLR_CACHE); 0: nine tenths of the disk's room."""
     track: Literal["", "wandb", "mlflow"] = ""

@@ -45,7 +45,7 @@ class TextTable:
     """[n, n] float16 on `device`, of a complete graph alone: its lists would be a batch's whole block, pair by pair."""
 
     @classmethod
-    def from_graph(cls, graph: Graph, device: torch.device, tail: Tail = "code") -> TextTable:
+    def from_graph(cls, graph: Graph, device: torch.device | str, tail: Tail = "code") -> TextTable:
         """Raises UserError where `tail` is unknown, or `code` and the graph has no codes, though it needs some.
 
         A complete graph lists every pair, so it has no tail, whatever is asked for.
@@ -64,7 +64,7 @@ class TextTable:
                 "this graph has no codes for the pairs that it does not list: use --tail background or --tail none"
             )
         return cls(
-            device=device,
+            device=torch.device(device),
             tail=tail,
             indptr=torch.from_numpy(indptr),
             neighbours=torch.from_numpy(neighbours),

@@ -51,8 +51,9 @@ class World:
         return self.rank == 0
 
 
-def this_world(device: torch.device) -> World:
+def this_world(device: torch.device | str) -> World:
     """In a loop that is not ours: the ranks of the process group that is there, or this process alone."""
+    device = torch.device(device)
     if not (dist.is_available() and dist.is_initialized()):
         return World(device=device)
     return World(

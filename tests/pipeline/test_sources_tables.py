@@ -172,6 +172,11 @@ def test_rows_that_lead_nowhere(tmp_path: Path) -> None:
     write_table(tmp_path / "lost" / "t.csv", [("", f"caption {i}") for i in range(11)])
     with pytest.raises(UserError, match=r"11 of the first 11 samples are .*11 missing file"):
         build(mine, tmp_path / "lost", tmp_path / "out2")
+    pictures(tmp_path / "mute", [f"{i}.jpg" for i in range(11)])
+    write_table(tmp_path / "mute" / "t.csv", [(f"{i}.jpg", "") for i in range(11)])
+    with pytest.raises(UserError, match=r"11 no caption.*: check the source, or raise --max-skipped") as told:
+        build(mine, tmp_path / "mute", tmp_path / "out2")
+    assert "below which folders" not in str(told.value)  # no file is missed
     write_table(tmp_path / "few" / "t.csv", [(f"{i}.jpg", "x") for i in range(11)])
     with pytest.raises(UserError, match=r"11 of the first 11 samples are .*11 missing file.*`images = .*--max-skipped"):
         build(mine, tmp_path / "few", tmp_path / "out2")

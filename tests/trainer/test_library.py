@@ -10,12 +10,14 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from tests.eval.make_folders import make_folders
 from tests.make import make_shards
 from tests.trainer.ranks import Ranks
 from tests.trainer.reference import Samples, random_graph, random_samples, value_and_gradient
 from trainer.block import SimilarityBlock
+from trainer.data import batches_of
 from trainer.loss import Implementation, contrastive_loss
 from trainer.table import TextTable
 from trainer.world import World, this_world
@@ -116,6 +118,10 @@ SAMPLES = SimilarityBlock.of_samples(4, torch.device("cpu"))
         (lambda: SimilarityBlock.of_vectors(torch.zeros(4, 3, requires_grad=True)), "vectors are targets.*detach"),
         (lambda: SimilarityBlock.of_vectors(torch.zeros(4)), r"vectors are \[samples, dim\], not \[4\]"),
         (lambda: SimilarityBlock.of_vectors(torch.zeros(4, 3), tau_s=0.0), "tau_s is a temperature above 0, not 0.0"),
+        (
+            lambda: SimilarityBlock.of_vectors(torch.ones(4, 3), tau_s=nn.Parameter(torch.tensor(0.1))),  # type: ignore[arg-type]
+            "tau_s is of the targets, which no gradient flows to",
+        ),
         (lambda: SimilarityBlock.of_vectors(torch.full((4, 3), torch.nan)), "vectors must be numbers"),
         (lambda: SimilarityBlock.of_matrix(torch.full((4, 4), torch.inf)), "similarities must be numbers"),
         (lambda: contrastive_loss(torch.randn(8, 3), SAMPLES, implementation="denser"), "auto, dense, tiled, fused"),  # type: ignore[arg-type]
@@ -144,6 +150,8 @@ def test_what_cannot_be_meant_is_told(call: Callable[[], Any], message: str) -> 
 def test_what_is_no_block_or_tensor_is_told() -> None:
     with pytest.raises(TypeError, match=r"block is a SimilarityBlock, not Tensor: of_matrix\(\.\.\.\) makes one"):
         contrastive_loss(torch.randn(8, 3), torch.eye(4))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"z is a tensor \[2b, dim\], not tuple: torch\.cat"):
+        contrastive_loss((torch.randn(4, 3), torch.randn(4, 3)), SAMPLES)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"keys are a tensor of .* not list"):
         SimilarityBlock.of_keys(["a", "b"])  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"vectors are .* a tensor, not list"):
@@ -152,6 +160,13 @@ def test_what_is_no_block_or_tensor_is_told() -> None:
         SimilarityBlock.of_matrix([[1.0]])  # type: ignore[arg-type]
     assert repr(SAMPLES) == "SimilarityBlock(4 of 4 samples, keys, tau_s=1)"
     assert repr(SimilarityBlock.of_matrix(torch.eye(3))) == "SimilarityBlock(3 of 3 samples, matrix, tau_s=0.1)"
+
+
+def test_a_device_may_be_given_by_its_name() -> None:
+    table = TextTable.from_graph(random_graph(np.random.default_rng(0), 9), "cpu")
+    block = SimilarityBlock.of_texts(torch.arange(4), table, world=this_world("cpu"))
+    assert float(contrastive_loss(torch.randn(8, 3), block)) > 0
+    assert list(batches_of([], "cpu")) == []
 
 
 def test_a_second_derivative_is_dense_or_none() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
@@ -217,3 +218,36 @@ def test_the_reference_is_the_cross_entropy_of_targets() -> None:
     log_p = (z @ z.T / 0.1).fill_diagonal_(-torch.inf).log_softmax(1).fill_diagonal_(0.0)
     expected = -(torch.tensor(s, dtype=torch.float64) * log_p).sum(1).mean()
     assert float(loss(batch.z.flatten(0, 1), s, 0.1)) == pytest.approx(float(expected))
+
+
+@pytest.mark.parametrize("how", ALL)
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e20, 1e30])
+def test_rows_of_any_length_are_normalised(how: Implementation, scale: float) -> None:
+    rng = np.random.default_rng(0)
+    batch, graph = random_samples(rng, 5, 4), random_graph(rng, 4)
+    block = build(batch, graph, "xclr", "code", 0.1)
+    value, gradient = computed(batch, block, 0.1, how, torch.float32)
+    longer = replace(batch, z=batch.z * scale)
+    found, found_gradient = computed(longer, block, 0.1, how, torch.float32)
+    assert found == pytest.approx(value, rel=1e-5)
+    torch.testing.assert_close(found_gradient * scale, gradient, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ALL)
+def test_a_row_of_zeros_does_not_explode(how: Implementation) -> None:
+    """As ReLU may leave it; divided by the usual 1e-12 its gradient was 1e11."""
+    rng = np.random.default_rng(0)
+    batch, graph = random_samples(rng, 5, 4), random_graph(rng, 4)
+    batch.z[0, 2] = 0
+    value, gradient = computed(batch, build(batch, graph, "xclr", "code", 0.1), 0.1, how, torch.float32)
+    assert np.isfinite(value)
+    assert 0 < gradient[0, 2].abs().max() < 10
+
+
+@pytest.mark.parametrize("how", ALL)
+def test_projections_may_lie_in_memory_as_they_like(how: Implementation) -> None:
+    rng = np.random.default_rng(0)
+    batch, graph = random_samples(rng, 5, 4), random_graph(rng, 4)
+    block, z = build(batch, graph, "xclr", "code", 0.1), batch.z.float().flatten(0, 1)
+    whole = contrastive_loss(z, block, implementation=how)
+    assert contrastive_loss(z.T.contiguous().T, block, implementation=how) == pytest.approx(float(whole), rel=1e-6)
