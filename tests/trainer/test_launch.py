@@ -164,6 +164,11 @@ def two_of(program: str) -> str:
     return f"import sys; from trainer.launch import _run; sys.exit(_run({of_each(program, program)!r}, 2, '1')[1])"
 
 
+def before_the_end(said: Path) -> str:
+    """Without what Triton 3.9's bindings say as a forked process ends."""
+    return said.read_text().partition("nanobind: ")[0]
+
+
 def test_another_rank_s_store_is_met(tmp_path: Path) -> None:
     program = (
         "import torch; from trainer.world import join_world\n"
@@ -171,7 +176,7 @@ def test_another_rank_s_store_is_met(tmp_path: Path) -> None:
         "os.write(2, f'{world.rank} {int(x)}\\n'.encode())"
     )
     forked.run(two_of(program), [], tmp_path / "said", how="-c")
-    assert sorted((tmp_path / "said").read_text().split("\n")) == ["", "0 2", "1 2"]
+    assert sorted(before_the_end(tmp_path / "said").split("\n")) == ["", "0 2", "1 2"]
 
 
 @pytest.mark.parametrize(
@@ -203,7 +208,7 @@ def test_a_line_is_said_once_a_start(tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
     for _ in range(2):  # another start says it again
         forked.run(two_of(program), [], tmp_path / "said", how="-c")
-        assert sorted((tmp_path / "said").read_text().split()) == ["0", "1", "all"]
+        assert sorted(before_the_end(tmp_path / "said").split()) == ["0", "1", "all"]
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
