@@ -305,11 +305,19 @@ def _run(
     name = evaluation_hash(model, opened, method, settings)
     path = out or _free(_default_out(model, opened, method, untrained, settings), name)
     _check_writable(path, {"bench", "method", "columns"})  # before the work, not after it
-    step = f", step {model.about['step']}" if model.folder and "step" in model.about else ""
-    say(f"{model.folder or model.name}{step} on {bench} ({opened.root})")
+    say(f"{model.folder or model.name}{_at_step(model)} on {bench} ({opened.root})")
     result = evaluate(model, opened, method, settings)
     write_json(path, {"hash": name, **result})
     show_result(result, path)
+
+
+def _at_step(model: Model) -> str:
+    from eval.rows import steps_of
+
+    step, steps = model.about.get("step"), steps_of(model)
+    if not model.folder or not isinstance(step, int):
+        return ""
+    return f", step {step:,} of {steps:,}" if step < steps else f", step {step:,}"
 
 
 def _similarity_out(models: list[Model], pictures: Pictures) -> Path:
@@ -364,6 +372,8 @@ def _default_out(model: Model, bench: OpenBench, method: Method, untrained: bool
     parts += [settings.probe.solver] if method == "linear_probe" and settings.probe.solver != "sgd" else []
     parts += ["views"] if settings.views else []
     parts += [f"{settings.few_shot:g}pct"] if settings.few_shot else []
+    # Of a run that goes on: the plain name is that of its end.
+    parts += [f"step{model.about['step']}"] if " of " in _at_step(model) and not untrained else []
     folder = (
         model.folder / "eval" if model.folder else Path("runs/eval") / model.name.replace(":", "-").replace("/", "_")
     )

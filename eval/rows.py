@@ -14,10 +14,11 @@ from typing import Any
 from eval.models.model import Model
 from eval.models.open import open_model
 from shards.errors import UserError
+from shards.mirror import local_folder
 from trainer.own import is_own
 from trainer.recipe import as_table, differences, stored_recipe
 
-__all__ = ["Row", "open_rows", "recipe_of", "rows_of", "run_names", "unalike", "unfinished"]
+__all__ = ["Row", "open_rows", "recipe_of", "rows_of", "run_names", "steps_of", "unalike", "unfinished"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,9 +97,15 @@ def run_names(row: Row) -> list[str]:
 def unfinished(row: Row, models: list[Model]) -> Iterator[str]:
     """`simclr: step 136 of 270` of each run that has not come to its end."""
     for name, model in zip(run_names(row), models, strict=True):
-        step, steps = model.about.get("step"), _described(model).get("steps")
-        if not row.untrained and isinstance(step, int) and isinstance(steps, int) and step < steps:
+        step, steps = model.about.get("step"), steps_of(model)
+        if not row.untrained and isinstance(step, int) and steps and step < steps:
             yield f"{name}: step {step:,} of {steps:,}"
+
+
+def steps_of(model: Model) -> int:
+    """Of the whole run that a model is of; 0 where nothing says."""
+    steps = _described(model).get("steps")
+    return steps if isinstance(steps, int) else 0
 
 
 def unalike(row: Row, models: list[Model]) -> Iterator[str]:
@@ -116,7 +123,9 @@ def _what(model: Model, *, untrained: bool) -> dict[str, Any]:
     table = recipe_of(model)
     if not table:
         return {"network": model.name}
-    return {"model": table["model"]} if untrained else {**table, "seed": 0}
+    shards = local_folder(table["data"]["shards"])  # however it was spelt
+    where = os.path.realpath(shards) if shards else table["data"]["shards"]
+    return {"model": table["model"]} if untrained else {**table, "seed": 0, "data": {**table["data"], "shards": where}}
 
 
 def recipe_of(model: Model) -> dict[str, Any]:
@@ -126,7 +135,9 @@ def recipe_of(model: Model) -> dict[str, Any]:
     except (KeyError, TypeError, UserError):
         return {}
     mean, std = recipe.model.statistics  # left open by a run of an earlier version
-    return as_table(replace(recipe, model=replace(recipe.model, mean=mean, std=std)))
+    graph = recipe.data.graph if recipe.objective.name == "xclr" else ""  # others train on none
+    model_part = replace(recipe.model, mean=mean, std=std)
+    return as_table(replace(recipe, data=replace(recipe.data, graph=graph), model=model_part))
 
 
 def _described(model: Model) -> dict[str, Any]:

@@ -99,7 +99,9 @@ def run_suite(
     """
     rows = rows_of(suite.rows, suite.name, Path(suite.runs).expanduser() if suite.runs else out, checkpoints)
     models = open_rows(rows)
-    _check_ours(suite, out)
+    # Other rows than its own are another suite's: they do not replace those.
+    called = f"{suite.name} with --checkpoint" if checkpoints else suite.name
+    _check_ours(called, out)
     benches = _open_benches(suite, models, data, partial=settings.partial)
     settings = replace(settings, probe=suite.probe, knn=suite.knn)
     parts = [(name, bench, replace(settings, few_shot=None)) for name, bench in benches.items()]
@@ -120,7 +122,7 @@ def run_suite(
     work = [(*part, method) for part, method in product(parts, suite.methods)]
     evaluated = [_evaluate_row(row, models[row.method], work, out, count) for row in rows]
     results = gather(
-        suite.name,
+        called,
         suite.title,
         evaluated,
         [(prefix, bench) for prefix, bench, _ in parts],
@@ -185,10 +187,10 @@ def _place(bench: str) -> tuple[str, str, str]:
     return called, name, folder
 
 
-def _check_ours(suite: Suite, out: Path) -> None:
+def _check_ours(called: str, out: Path) -> None:
     """Raises UserError where the folder has the results of another suite, which would be lost."""
-    found = (_read(out / "results.json") or {}).get("suite", suite.name)
-    if found != suite.name:
+    found = (_read(out / "results.json") or {}).get("suite", called)
+    if found != called:
         raise UserError(f"{out} has the results of the suite {found}: give another --out, or move these")
 
 

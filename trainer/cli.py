@@ -314,8 +314,11 @@ def _recipe(name: str | None, shards: str | None) -> Recipe:
 
 def _announce(recipe: Recipe, run: Path, ranks: int, device: str, *, dry_run: bool) -> None:
     """Say what will be trained on what, before anything slow happens."""
+    from trainer.setup import check_split
+
     shards = open_shards(recipe.data.shards)
     manifest = shards.manifest
+    check_split(shards)
     objective = _objective_line(recipe, shards, run)  # names what is wrong with the graph, which no batch size mends
     if manifest.samples < recipe.data.batch_size:
         raise UserError(
@@ -372,7 +375,8 @@ def main() -> None:
 
         return first_to_say(line)
 
-    run_cli(app, say=is_ours_to_say, again="run the same command with --resume")
+    resumed = sys.argv[1:2] not in (["export"], ["recipe"]) and "--dry-run" not in sys.argv
+    run_cli(app, say=is_ours_to_say, again=f"run the same command {'with --resume' if resumed else 'again'}")
 
 
 if __name__ == "__main__":

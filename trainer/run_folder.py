@@ -83,7 +83,7 @@ def _chosen_state(run: Path, recipe: Recipe, data_id: str, *, resume: bool) -> d
     before = stored_recipe(json.loads(state["recipe"]), where=str(found[-1]))
     # Where the shards lie may change; whether they are the same ones is asked of the manifest.
     # A run of an earlier version has no graph's name where there was one graph only.
-    graph = recipe.data.graph if recipe.objective.name == "supcon" else before.data.graph or recipe.data.graph
+    graph = before.data.graph or recipe.data.graph if recipe.objective.name == "xclr" else recipe.data.graph
     before = replace(before, data=replace(before.data, shards=recipe.data.shards, graph=graph))
     mean, std = before.model.statistics  # left open by a run of an earlier version
     before = replace(before, model=replace(before.model, backbone=normal(before.model.backbone), mean=mean, std=std))

@@ -32,6 +32,7 @@ from trainer.world import World
 
 __all__ = [
     "build_stepper",
+    "check_split",
     "graph_name",
     "graph_of",
     "make_plan",
@@ -133,10 +134,7 @@ def settle(recipe: Recipe, shards: Shards, world: World, run: Path | None = None
         raise UserError(
             f"clip needs captions, and {shards.root} has none: use simclr, or supcon where there are labels"
         )
-    if shards.manifest.split != "train":
-        raise UserError(
-            f"{shards.root} holds the {shards.manifest.split} split of {shards.manifest.dataset}, not training data"
-        )
+    check_split(shards)
     precision = recipe.precision
     if precision == "auto":
         small = world.device.type == "cpu" and recipe.augment.image_size < SMALL
@@ -145,6 +143,14 @@ def settle(recipe: Recipe, shards: Shards, world: World, run: Path | None = None
     before = statistics_of_run(run) if run and checkpoints(run) else None
     model = with_statistics(replace(recipe.model, backbone=normal(recipe.model.backbone)), before)
     return replace(recipe, precision=precision, data=data, model=model)
+
+
+def check_split(shards: Shards) -> None:
+    """Raises UserError for a test split."""
+    if shards.manifest.split != "train":
+        raise UserError(
+            f"{shards.root} holds the {shards.manifest.split} split of {shards.manifest.dataset}, not training data"
+        )
 
 
 def graph_name(recipe: Recipe, shards: Shards, run: Path | None) -> str:

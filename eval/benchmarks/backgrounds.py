@@ -26,6 +26,7 @@ from eval.benchmarks.classes import class_figures
 from eval.benchmarks.composites import VERSION, Box, ground, on_black, on_ground
 from eval.benchmarks.imagefolder import WORDS as FOLDERS
 from eval.benchmarks.imagefolder import WORTH_A_BAR, Pictures, open_splits
+from eval.benchmarks.overlap import of_training
 from shards.bars import bar
 from shards.errors import UserError
 from trainer.augment import DECODERS_RAISE, BadImage, decode
@@ -88,7 +89,8 @@ def open_backgrounds(source: Source) -> Bench:
         tasks=(task,),
         columns=tuple(columns),
         summaries=(BG_GAP,),
-        notes={**notes, "boxes": str(source.root / "boxes.csv"), "left_out": left_out, "test_pictures": len(test.keys)},
+        notes={**notes, "boxes": str(source.root / "boxes.csv"), "left_out": left_out, "test_pictures": len(test.keys)}
+        | {"of_training": of_training(train.held(), test.held())},
     )
 
 

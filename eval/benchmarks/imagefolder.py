@@ -19,9 +19,11 @@ import numpy as np
 
 from eval.benchmarks.bench import Bench, ImageSet, Source, fingerprint
 from eval.benchmarks.classes import Classified, Words, class_figures
+from eval.benchmarks.overlap import Held, of_training
 from shards.bars import bar
 from shards.errors import TornTar, UserError
 from shards.pictures import is_image
+from shards.reader import is_finished
 from shards.tar import class_images, compression, scan
 
 __all__ = [
@@ -63,6 +65,9 @@ class Pictures:
         labels = np.array([number[name] for name in of_each], np.int64)
         return Classified(images=images, where=self.where, names=names, labels=labels)
 
+    def held(self) -> Held:
+        return Held(where=self.where, sizes=np.array(self.sizes, np.int64), read=self.read)
+
     def image_set(self, name: str, *, may_train: bool) -> ImageSet:
         return ImageSet(
             name=name, keys=self.keys, read=self.read, fingerprint=self.fingerprint(self.keys), may_train=may_train
@@ -92,12 +97,14 @@ def open_imagefolder(source: Source) -> Bench:
         sets=(train.image_set("train", may_train=True), test.image_set("val", may_train=False)),
         tasks=(task,),
         columns=columns,
-        notes=notes,
+        notes={**notes, "of_training": of_training(train.held(), test.held())},
     )
 
 
 def open_splits(root: Path) -> tuple[Pictures, Pictures]:
     """train and val (or test). Raises UserError naming what is missing."""
+    if is_finished(root):
+        raise UserError(f"{root} holds shards: --bench shards scores such, where they have labels and test shards")
     if not root.is_dir():
         what = f"{root} is a file" if root.is_file() else f"there is no folder {root}"
         raise UserError(f"{what}: give --data DIR that holds train/ and val/, or train.tar and val.tar")
@@ -172,4 +179,4 @@ def _split(root: Path, names: tuple[str, ...]) -> Pictures:
                     raise UserError(f"{path} holds no pictures in class folders: it must look like {path}/CLASS/*.jpg")
                 return pictures
     wanted = " or ".join(f"{name}/, {name}.tar" for name in names)
-    raise UserError(f"{root} has no {wanted}: give --data DIR with one folder a class in each")
+    raise UserError(f"{root} has no {wanted}: give --data DIR that holds these, with a folder for each class in them")

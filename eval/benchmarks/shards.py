@@ -18,6 +18,7 @@ import numpy as np
 
 from eval.benchmarks.bench import Bench, ImageSet, Ints, Source, fingerprint
 from eval.benchmarks.classes import Classified, Words, class_figures
+from eval.benchmarks.overlap import Held, of_training
 from shards.bars import say
 from shards.errors import UserError
 from shards.reader import TEST, Shards, is_finished, test_folder, training_folder
@@ -25,8 +26,6 @@ from shards.reader import TEST, Shards, is_finished, test_folder, training_folde
 __all__ = ["open_labelled"]
 
 NAME = "shards"
-COMPARED = 100  # test pictures that are looked for among the training pictures
-READ = 1 << 28  # bytes of those, at most
 DATA = "give --data a folder of labelled training shards"
 WORDS = Words(
     truth="the class of the label",
@@ -51,7 +50,7 @@ def open_labelled(source: Source) -> Bench:
         sets=(_image_set("train", train, rows), _image_set("test", test, test_rows)),
         tasks=(task,),
         columns=columns,
-        notes={**notes, "unlabelled": unlabelled, "of_training": _known(train, test, test_rows)},
+        notes={**notes, "unlabelled": unlabelled, "of_training": of_training(_held(train), _held(test, test_rows))},
     )
 
 
@@ -134,29 +133,10 @@ def _check_apart(train: Shards, test: Shards) -> None:
         )
 
 
-def _known(train: Shards, test: Shards, rows: Ints) -> dict[str, int]:
-    """How many of some test pictures are training pictures, byte for byte; said where there are any.
-
-    Only training pictures of equal size are read: of ImageNet's some 60 MB for all of them. Where more than READ would
-    be, fewer test pictures are compared.
-    """
-    some = np.random.default_rng(0).permutation(rows)[:COMPARED]
-    alike = np.flatnonzero(np.isin(train.index.size, test.index.size[some]))
-    compared = found = spent = 0
-    for sample in some.tolist():
-        size = int(test.index.size[sample])
-        same = alike[train.index.size[alike] == size]
-        if spent + size * len(same) > READ:
-            continue
-        spent, compared = spent + size * len(same), compared + 1
-        image = test.image(sample)
-        found += any(train.image(other) == image for other in same.tolist())
-    if found:
-        say(
-            f"warning: {found:,} of {compared:,} pictures of {test.root} that were looked at are in {train.root} too, "
-            "byte for byte: figures say how well such are remembered"
-        )
-    return {"compared": compared, "found": found}
+def _held(shards: Shards, rows: Ints | None = None) -> Held:
+    """The pictures at `rows`, or all."""
+    at: Ints = np.arange(len(shards)) if rows is None else rows
+    return Held(where=shards.root, sizes=shards.index.size[at], read=lambda i: shards.image(int(at[i])))
 
 
 def _labelled(shards: Shards) -> Ints:

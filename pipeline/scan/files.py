@@ -86,5 +86,7 @@ def _keep(found: Scan, limits: Limits, path: Path, *, text: str, **values: Any) 
                 found.add(text=text, file=str(path), offset=0, size=len(content), extension=extension, **values)
     except UnicodeEncodeError:
         found.skip("file name that is not UTF-8", as_text(str(path)))
-    except OSError:  # a dangling link, or a file that must not be read
+    except PermissionError:
+        found.skip("unreadable file", str(path))
+    except OSError:  # a dangling link
         found.skip("missing file", str(path))

@@ -339,6 +339,23 @@ def broken(folders: Path, data: Path, what: str) -> None:
         (data / "val" / "class1" / "up").symlink_to("..")
 
 
+@pytest.mark.parametrize("shared", [0, 3])
+def test_training_pictures_among_the_test_pictures_are_told_of(
+    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], shared: int
+) -> None:
+    data = shutil.copytree(folders, tmp_path / "data")
+    for path in sorted((data / "train" / "class1").rglob("*.JPEG"))[:shared]:
+        shutil.copy(path, data / "val" / "class1" / f"again-{path.name}")
+    assert open_bench("imagefolder", data).notes["of_training"]["found"] == shared
+    said = " ".join(capsys.readouterr().err.split())
+    assert (f"warning: {shared} of " in said and "byte for byte" in said) == (shared > 0)
+
+
+def test_shards_are_no_class_folders(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds shards: --bench shards scores such"):
+        open_bench("imagefolder", make_shards(tmp_path / "shards"))
+
+
 @pytest.mark.parametrize(
     ("what", "message"),
     [

@@ -202,7 +202,7 @@ def test_training_images_among_the_test_images_are_told_of(
         build(mine, tmp_path / "in", tmp_path / name, max_skipped=1)
     capsys.readouterr()
     with monkeypatch.context() as patch:
-        patch.setattr("eval.benchmarks.shards.READ", 1)
+        patch.setattr("eval.benchmarks.overlap.READ", 1)
         assert (
             open_bench("shards", tmp_path / "mine").notes["of_training"]["compared"] <= 16
         )  # those without an equal size

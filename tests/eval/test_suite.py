@@ -121,7 +121,11 @@ def test_a_second_run_evaluates_nothing(
 
 
 def test_checkpoints_can_be_named_instead(
-    world: Path, results: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: Path,
+    results: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(world)
     call = ["suite", "--config", "demo", "--out", str(tmp_path)]
@@ -130,6 +134,11 @@ def test_checkpoints_can_be_named_instead(
     assert [row["method"] for row in rows] == ["xclr", "simclr"]
     assert rows[0]["knn"] == results["rows"][3]["knn"]
     assert rows[1]["linear_probe"] == results["rows"][1]["linear_probe"]
+    whole = (world / "runs/demo/results.json").read_text()
+    capsys.readouterr()
+    assert run_eval(["suite", "--config", "demo", "--out", "runs/demo", "--checkpoint", "runs/demo/xclr"]) == 2
+    assert "runs/demo has the results of the suite demo: give another --out" in capsys.readouterr().err
+    assert (world / "runs/demo/results.json").read_text() == whole
 
 
 def test_a_report_does_without_what_is_gone(
@@ -270,6 +279,9 @@ def test_a_run_that_has_not_ended_is_told_of(
     assert json.loads((tmp_path / "results.json").read_text())["unfinished"] == [line]
     assert f"NOT TRAINED TO THE END: {line}" in capsys.readouterr().out
     assert all(line in (tmp_path / name).read_text() for name in ("results.md", "report.html"))
+    assert run_eval(["knn", "--bench", "demo", "--checkpoint", str(tmp_path / "half")]) == 0
+    assert f"half, step {run['steps']} of {2 * run['steps']} on demo" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "half/eval").iterdir()] == [f"knn-demo-step{run['steps']}.json"]
 
 
 def test_models_of_several_data_sets_want_one_to_be_judged_on(

@@ -125,6 +125,29 @@ def test_the_mean_is_said_wherever_it_is_shown(
     assert "; learning rates 0.3; " in markdown
 
 
+def test_the_graph_of_simclr_and_the_spelling_of_a_folder_are_no_difference(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = make_model()
+
+    def of(objective: str, **data: str) -> Model:
+        folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        recipe = changed(
+            load_recipe("demo"), {"objective.name": objective, **{f"data.{k}": v for k, v in data.items()}}
+        )
+        (folder / "run.json").write_text(json.dumps({"recipe": as_table(recipe)}))
+        return replace(model, folder=folder)
+
+    row = Row(method="a", checkpoints=("x", "y"))
+    assert list(unalike(row, [of("simclr", graph="one"), of("simclr")])) == []
+    assert list(unalike(row, [of("xclr", graph="one"), of("xclr")])) == ["a, y: data.graph: '', not 'one'"]
+    folders = ("data/demo", f"{tmp_path}/data/../data/demo/", f"file://{tmp_path}/data/demo")
+    assert list(unalike(row, [of("xclr", shards=folders[0]), of("xclr", shards=folders[1])])) == []
+    assert list(unalike(row, [of("xclr", shards=folders[0]), of("xclr", shards=folders[2])])) == []
+
+
 def test_runs_that_differ_in_more_than_the_seed_are_told_of(
     world: Path, results: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

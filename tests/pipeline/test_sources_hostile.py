@@ -22,6 +22,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+import pipeline.scan.files
 from pipeline.build import build_shards
 from pipeline.cli import app
 from pipeline.images import problem
@@ -133,6 +134,19 @@ def test_class_folders_that_would_be_one_text_are_refused(one: str, other: str, 
         build("tiny-imagenet-100", tmp_path / "in", tmp_path / "out")
     (tmp_path / "in" / "classes.tsv").write_text(f"{other}\tanother\n")
     assert len(build("tiny-imagenet-100", tmp_path / "in", tmp_path / "out").classes) == 3
+
+
+def test_images_that_may_not_be_read_are_not_called_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class_folders(tmp_path / "in", ["cat", "dog"], images=3)
+    opened = pipeline.scan.files.mapped
+
+    def refusing(path: Path) -> Any:
+        if path.name == "dog_1.JPEG":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return opened(path)
+
+    monkeypatch.setattr("pipeline.scan.files.mapped", refusing)
+    assert build("tiny-imagenet-100", tmp_path / "in", tmp_path / "out").skipped == {"unreadable file": 1}
 
 
 @pytest.mark.parametrize("place", ["train/dog", "train/cat/deep"])

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from shutil import copy
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import timm
@@ -24,7 +25,7 @@ from tests.make import make_shards
 from tests.trainer.test_loop import ALONE, SIZES, command, recipe
 from trainer import data
 from trainer.checkpoint import checkpoints, load_backbone, read_checkpoint
-from trainer.cli import app
+from trainer.cli import app, main
 from trainer.cli import command as train_command
 from trainer.data import ViewDataset
 from trainer.dryrun import estimate
@@ -71,6 +72,20 @@ def test_timm_loads_an_export_with_identical_outputs(run: Path, tmp_path: Path) 
         '"batch_size"',
     ):
         assert fact in card
+
+
+@pytest.mark.parametrize(
+    ("arguments", "how"),
+    [(["export"], "again"), (["recipe"], "again"), (["--dry-run"], "again"), (["--epochs", "2"], "with --resume")],
+)
+def test_what_is_stopped_is_told_how_it_goes_on(
+    arguments: list[str], how: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["xclr-train", *arguments])
+    monkeypatch.setattr("trainer.cli.app", Mock(return_value=130))  # as typer ends on Ctrl-C
+    with pytest.raises(SystemExit, match="130"):
+        main()
+    assert capsys.readouterr().err == f"stopped: run the same command {how} to go on\n"
 
 
 def test_export_by_command_line(run: Path, tmp_path: Path) -> None:

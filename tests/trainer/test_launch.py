@@ -14,12 +14,14 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from pipeline.info import describe
 from shards.errors import UserError
 from tests import forked
 from tests.make import make_shards
-from tests.trainer.test_loop import SIZES, command, lines_of
+from tests.trainer.test_loop import SIZES, command, lines_of, recipe
 from trainer import launch as launch_module
 from trainer import world as world_module
+from trainer.cli import _announce
 from trainer.launch import BY_HAND, INTERRUPTED, _run, _without_ranks, launch, ranks_wanted
 from trainer.world import PeerGone, join_world
 
@@ -224,6 +226,14 @@ def test_a_line_is_said_once_a_start(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_shards(tmp_path_factory.mktemp("shards"), sizes=SIZES, classes=6)
+
+
+def test_a_test_split_is_told_before_its_graph_is_missed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shards = make_shards(tmp_path / "mine-test", split="test", graph=False)
+    with pytest.raises(UserError, match=r"mine-test holds the test split of .*, not training data"):
+        _announce(recipe(shards), tmp_path / "run", 1, "cpu", dry_run=False)
+    describe(shards)
+    assert "no graph: a test split needs none" in capsys.readouterr().out
 
 
 def test_what_the_user_can_mend_is_not_tried_again(shards: Path, tmp_path: Path) -> None:

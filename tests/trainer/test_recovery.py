@@ -283,7 +283,7 @@ def train_until(world: World, shards: Path, run: Path, stop: int, lost: int) -> 
 def test_settings_that_change_nothing_are_no_other_recipe(shards: Path, tmp_path: Path, objective: str) -> None:
     """Former versions kept them as they were given."""
     old = recipe(shards, objective__name=objective, objective__tau_s=0.3, objective__tail="none", epochs=1)
-    old = replace(old, data=replace(old.data, graph="toy" if objective == "supcon" else ""))
+    old = replace(old, data=replace(old.data, graph="toy"))
     train(old, tmp_path / "run", ALONE)
     now = recipe(shards, objective__name=objective, epochs=1)
     assert train(now, tmp_path / "run", ALONE, resume=True).already_done
