@@ -68,7 +68,11 @@ class Manifest:
         """Raises UserError for a folder without a manifest, a damaged one, or one of another format."""
         path = root / NAME
         if not root.is_dir():
-            raise UserError(f"{root} is not a folder of shards: build it with `xclr-shards build DATASET --out {root}`")
+            built = Path("data") / root.name
+            hint = f"did you mean {built}? Or " if (built / NAME).is_file() and root.name else ""
+            raise UserError(
+                f"{root} is not a folder of shards: {hint}build it with `xclr-shards build DATASET --out {root}`"
+            )
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(data, dict) or "format" not in data:

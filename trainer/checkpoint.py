@@ -14,6 +14,7 @@ import pickle
 import zipfile
 import zlib
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -97,7 +98,10 @@ def find_checkpoint(path: Path | None = None, runs: Path = Path("runs")) -> Path
     if path.is_file():
         return path
     if not path.is_dir():
-        raise UserError(f"there is no checkpoint or run folder {path}: other models are timm:NAME, torchvision:NAME")
+        beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = [str(path.with_name(name)) for name in get_close_matches(path.name, beside, 2)]
+        hint = f"did you mean {' or '.join(near)}? Other" if near else "other"
+        raise UserError(f"there is no checkpoint or run folder {path}: {hint} models are timm:NAME, torchvision:NAME")
     found = checkpoints(path)
     if not found and (path / "run.json").is_file():
         raise UserError(

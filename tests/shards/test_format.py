@@ -44,6 +44,13 @@ def test_random_access_equals_sequential_reading(tmp_path: Path) -> None:
     assert again.image(5) == shards.image(5)
 
 
+def test_a_folder_below_data_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_shards(tmp_path / "data" / "photos")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"photos is not a folder of shards: did you mean data/photos\? Or build it"):
+        Manifest.load(Path("photos"))
+
+
 def test_manifest_round_trip_and_what_it_refuses(tmp_path: Path) -> None:
     manifest = Manifest.load(make_shards(tmp_path))
     manifest.save(tmp_path)

@@ -141,6 +141,10 @@ def test_backbone_of_a_checkpoint(shards: Path, tmp_path: Path) -> None:
     shutil.copy(path, older)
     os.utime(older, (path.stat().st_mtime + 100,) * 2)
     assert find_checkpoint(None, tmp_path) == path
+    with pytest.raises(
+        UserError, match=rf"no checkpoint or run folder .*: did you mean {tmp_path}/a/run\? Other models"
+    ):
+        find_checkpoint(tmp_path / "a" / "runs")
     images = torch.randn(3, 3, 16, 16)
     trained, info = load_backbone(path)
     fresh, before = load_backbone(path, untrained=True)
