@@ -89,7 +89,8 @@ class Shards:
         if name is None and len(names) > 1:
             several = ", ".join(names)
             raise UserError(
-                f"{self.root} has several graphs ({several}): say which with --graph, in Python graph(NAME)"
+                f"{self.root} has several graphs ({several}): say which with --graph (of make, ARGS='--graph "
+                f"{names[0]}'), in Python graph(NAME)"
             )
         if name is not None and name not in names:
             raise UserError(f"{self.root} has no graph {name!r}, only {', '.join(names)}")
