@@ -372,7 +372,7 @@ def _default_out(model: Model, bench: OpenBench, method: Method, untrained: bool
     parts += [settings.probe.solver] if method == "linear_probe" and settings.probe.solver != "sgd" else []
     parts += ["views"] if settings.views else []
     parts += [f"{settings.few_shot:g}pct"] if settings.few_shot else []
-    # Of a run that goes on: the plain name is that of its end.
+    # Before a run's end: the plain name is that of its last checkpoint.
     parts += [f"step{model.about['step']}"] if " of " in _at_step(model) and not untrained else []
     folder = (
         model.folder / "eval" if model.folder else Path("runs/eval") / model.name.replace(":", "-").replace("/", "_")
