@@ -110,16 +110,11 @@ def run_suite(
         for name, bench in benches.items()
         for percent in suite.few_shot
     ]
-    for prefix, bench, chosen in parts:
-        for method in suite.methods:
-            try:
-                prepared(bench, method, chosen)  # before the first is paid for
-            except UserError as error:
-                raise UserError(f"{prefix}, {TITLES[method]}: {error}") from None
+    work = [(*part, method) for part, method in product(parts, suite.methods)]
+    _check_all(work)
     for line in (line for row in rows for line in unalike(row, models[row.method])):
         say(f"note: not alike but for the seed: {line}")
-    count = Count(sum(len(models[row.method]) for row in rows) * len(parts) * len(suite.methods))
-    work = [(*part, method) for part, method in product(parts, suite.methods)]
+    count = Count(sum(len(models[row.method]) for row in rows) * len(work))
     evaluated = [_evaluate_row(row, models[row.method], work, out, count) for row in rows]
     results = gather(
         called,
@@ -146,6 +141,15 @@ def run_suite(
         images=image_strips(first, next(iter(benches.values())), settings.features),
     )
     return results
+
+
+def _check_all(work: list[tuple[str, Bench, Settings, Method]]) -> None:
+    """Raises UserError for the first evaluation that could not be made, before any is paid for."""
+    for prefix, bench, settings, method in work:
+        try:
+            prepared(bench, method, settings)
+        except UserError as error:
+            raise UserError(f"{prefix}, {TITLES[method]}: {error}") from None
 
 
 def _open_benches(
