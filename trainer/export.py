@@ -8,6 +8,7 @@ gives the same features; the projector stays behind, as it does in evaluation.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ def export(checkpoint: Path, out: Path) -> Path:
     """
     if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - FILES):
         raise UserError(f"{out} holds other files: choose an empty or a new folder with --out")
+    if (other := _run_named(out / "README.md")) not in ("", _name(checkpoint)):
+        raise UserError(f"{out} holds the export of the run {other}: choose another folder with --out")
     backbone, info = load_backbone(checkpoint)
     try:
         _write(out, backbone, info)
@@ -89,6 +92,20 @@ def _write(out: Path, backbone: nn.Module, info: BackboneInfo) -> None:
     (out / "model.safetensors").chmod(path.stat().st_mode)  # safetensors writes what none but its owner may read
 
 
+def _name(checkpoint: Path) -> str:
+    """Of its run."""
+    return run_of(checkpoint.resolve()).name
+
+
+def _run_named(card: Path) -> str:
+    """By a model card; empty where none is there, or says."""
+    try:
+        found = re.search(r"^\| Run \| (.*) \|$", card.read_text(encoding="utf-8"), re.MULTILINE)
+    except (OSError, ValueError):
+        return ""
+    return found[1] if found else ""
+
+
 def _card(info: BackboneInfo, checkpoint: Path, weights: str) -> str:
     """The model card, filled from what lies in the run's folder."""
     run, recipe = run_of(checkpoint), info.recipe
@@ -110,6 +127,7 @@ def _card(info: BackboneInfo, checkpoint: Path, weights: str) -> str:
         f"{recipe.optimiser.name}, learning rate {recipe.optimiser.peak_lr(recipe.data.batch_size):g}, "
         f"{recipe.precision}, seed {recipe.seed}",
         "Started from": "timm's weights" if recipe.model.start == TIMM else recipe.model.start or "random weights",
+        "Run": _name(checkpoint),
         "Checkpoint": f"{checkpoint.name}, sha256 {info.sha256}",
         "Weights": f"model.safetensors, sha256 {weights}",
     }

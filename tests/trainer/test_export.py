@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from shutil import copy
+from shutil import copy, copytree
 from typing import Any
 from unittest.mock import Mock
 
@@ -72,6 +72,17 @@ def test_timm_loads_an_export_with_identical_outputs(run: Path, tmp_path: Path) 
         '"batch_size"',
     ):
         assert fact in card
+
+
+def test_an_export_does_not_replace_that_of_another_run(run: Path, tmp_path: Path) -> None:
+    out = export(checkpoints(run)[0], tmp_path / "out")
+    other = copytree(run, tmp_path / "other")
+    before = (out / "model.safetensors").read_bytes()
+    with pytest.raises(UserError, match=rf"out holds the export of the run {run.name}: choose another folder"):
+        export(checkpoints(other)[-1], out)
+    assert (out / "model.safetensors").read_bytes() == before
+    export(checkpoints(run)[-1], out)  # a later one of the same
+    assert (out / "model.safetensors").read_bytes() != before
 
 
 @pytest.mark.parametrize(
