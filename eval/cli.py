@@ -312,12 +312,12 @@ def _run(
 
 
 def _at_step(model: Model) -> str:
-    from eval.rows import steps_of
+    from eval.rows import is_before_end, steps_of
 
-    step, steps = model.about.get("step"), steps_of(model)
+    step = model.about.get("step")
     if not model.folder or not isinstance(step, int):
         return ""
-    return f", step {step:,} of {steps:,}" if step < steps else f", step {step:,}"
+    return f", step {step:,}{f' of {steps_of(model):,}' if is_before_end(model) else ''}"
 
 
 def _similarity_out(models: list[Model], pictures: Pictures) -> Path:
@@ -366,14 +366,16 @@ def _free(path: Path, name: str) -> Path:
 
 def _default_out(model: Model, bench: OpenBench, method: Method, untrained: bool, settings: Settings) -> Path:
     """RUN/eval/NAME.json; for a model without a run, runs/eval/MODEL/NAME.json."""
+    from eval.rows import is_before_end
+
     parts = [method.replace("_", "-"), bench.name]
     parts += [bench.root.resolve().name] if BENCHES[bench.name].own else []
     parts += ["untrained"] if untrained else []
     parts += [settings.probe.solver] if method == "linear_probe" and settings.probe.solver != "sgd" else []
     parts += ["views"] if settings.views else []
     parts += [f"{settings.few_shot:g}pct"] if settings.few_shot else []
-    # Before a run's end: the plain name is that of its last checkpoint.
-    parts += [f"step{model.about['step']}"] if " of " in _at_step(model) and not untrained else []
+    # The plain name is that of a run's last checkpoint.
+    parts += [f"step{model.about['step']}"] if is_before_end(model) and not untrained else []
     folder = (
         model.folder / "eval" if model.folder else Path("runs/eval") / model.name.replace(":", "-").replace("/", "_")
     )

@@ -18,7 +18,17 @@ from shards.mirror import local_folder
 from trainer.own import is_own
 from trainer.recipe import as_table, differences, stored_recipe
 
-__all__ = ["Row", "open_rows", "recipe_of", "rows_of", "run_names", "steps_of", "unalike", "unfinished"]
+__all__ = [
+    "Row",
+    "is_before_end",
+    "open_rows",
+    "recipe_of",
+    "rows_of",
+    "run_names",
+    "steps_of",
+    "unalike",
+    "unfinished",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,9 +107,14 @@ def run_names(row: Row) -> list[str]:
 def unfinished(row: Row, models: list[Model]) -> Iterator[str]:
     """`simclr: step 136 of 270` of each run that has not come to its end."""
     for name, model in zip(run_names(row), models, strict=True):
-        step, steps = model.about.get("step"), steps_of(model)
-        if not row.untrained and isinstance(step, int) and steps and step < steps:
-            yield f"{name}: step {step:,} of {steps:,}"
+        if not row.untrained and is_before_end(model):
+            yield f"{name}: step {model.about['step']:,} of {steps_of(model):,}"
+
+
+def is_before_end(model: Model) -> bool:
+    """Whether it is a checkpoint of a run that went on, or was to."""
+    step = model.about.get("step")
+    return isinstance(step, int) and step < steps_of(model)
 
 
 def steps_of(model: Model) -> int:

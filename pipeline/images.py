@@ -84,7 +84,7 @@ def _bgr(data: bytes) -> npt.NDArray[np.uint8]:
             with _opened(data) as picture:
                 return np.asarray(as_rgb(picture))[:, :, ::-1]
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except (*PIL_RAISES, cv2.error):  # the latter of a header that claims more pixels than OpenCV takes
+    except (*PIL_RAISES, cv2.error, Image.DecompressionBombError):  # of a header that claims more pixels than they take
         image = None
     if image is None:
         raise ValueError("does not decode")

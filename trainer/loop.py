@@ -249,8 +249,7 @@ class _Loop:
         return float(loss)
 
     def _count_bad(self, batch: Batch) -> None:
-        # First, else a share of a large batch would be one of the bad images alone.
-        self.budget.ok(len(batch.samples) - len(batch.bad))
+        self.budget.ok(len(batch.samples) - len(batch.bad))  # first, else the bad ones would be all that was seen
         for sample in batch.bad:
             key, tar = self.shards.index.key[sample], self.shards.tar_path(int(self.shards.index.shard[sample]))
             self.budget.skip("undecodable image", f"{key} of {tar.name}")

@@ -43,7 +43,7 @@ def of_training(train: Held, test: Held) -> dict[str, int]:
             continue
         spent, compared = spent + size * len(same), compared + 1
         image = test.read(sample)
-        found += any(train.read(other) == image for other in same.tolist())
+        found += bool(image) and any(train.read(other) == image for other in same.tolist())
     if found:
         say(
             f"warning: {found:,} of {compared:,} pictures of {test.where} that were looked at are in {train.where} "

@@ -102,6 +102,12 @@ def test_resizing_a_tiff_keeps_the_colours_that_training_sees(mode: str) -> None
     np.testing.assert_allclose(after.mean((0, 1)), before.mean((0, 1)), atol=2)
 
 
+def test_a_tiff_of_more_pixels_than_pillow_takes_is_not_resized(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(ValueError, match="decode"):
+        resized(encoded("TIFF", (80, 60)), 30)
+
+
 def test_a_tiff_of_floating_point_numbers_is_not_resized() -> None:
     buffer = BytesIO()
     Image.fromarray(np.ones((9, 9), np.float32)).save(buffer, "TIFF")
