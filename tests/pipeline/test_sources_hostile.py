@@ -159,9 +159,13 @@ def test_folders_that_may_not_be_listed_are_told(place: str, tmp_path: Path, mon
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
         return scandir(path)
 
+    found = open_source(load_dataset("tiny-imagenet-100"), str(tmp_path / "in"))  # whose files are counted by now
     monkeypatch.setattr(os, "scandir", refusing)
-    with pytest.raises(UserError, match=rf"{place} cannot be listed \(Permission denied\): mend it"):
-        build("tiny-imagenet-100", tmp_path / "in", tmp_path / "out")
+    told = rf"{place} cannot be listed \(Permission denied\): mend it"
+    with pytest.raises(UserError, match=told):
+        open_source(load_dataset("tiny-imagenet-100"), str(tmp_path / "in"))
+    with pytest.raises(UserError, match=told):
+        build_shards(found, tmp_path / "out", BuildSettings(), 1)
 
 
 def test_huge_and_many_members(tmp_path: Path) -> None:
