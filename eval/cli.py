@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,10 +35,11 @@ Data = Annotated[
     ),
 ]
 Checkpoint = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
         help="A run folder or checkpoint file, an exported folder, a folder in transformers' format, timm:NAME, "
-        "torchvision:NAME or FILE.py:FUNCTION, which gives a network. Default: the newest run below runs/."
+        "torchvision:NAME or FILE.py:FUNCTION, which gives a network; several are scored one after the other. "
+        "Default: the newest run below runs/."
     ),
 ]
 Untrained = Annotated[bool, typer.Option("--untrained", help="The initial weights of that run, or of a model by name.")]
@@ -283,16 +285,12 @@ def _run(
     method: Method,
     bench: str,
     data: Path | None,
-    checkpoint: str | None,
+    checkpoints: list[str] | None,
     untrained: bool,
     out: Path | None,
     settings: Settings,
 ) -> None:
-    from eval.benchmarks.registry import open_bench
-    from eval.evaluate import evaluate, evaluation_hash
     from eval.models.open import open_model
-    from eval.report.show import show_result
-    from shards.atomic import write_json
 
     if bench not in BENCHES:  # before anything slow
         raise UserError(f"unknown benchmark {bench!r}: give one of {', '.join(BENCHES)}")
@@ -300,7 +298,21 @@ def _run(
         raise UserError(
             f"--data {data} is no folder of shards, such as data/demo: class folders are --bench imagefolder"
         )
-    model = open_model(checkpoint, untrained=untrained)
+    if out and checkpoints and len(checkpoints) > 1:
+        raise UserError(f"--out {out} takes one result, and {len(checkpoints)} checkpoints are given: leave it out")
+    specs: Sequence[str | None] = checkpoints or [None]
+    for model in [open_model(spec, untrained=untrained) for spec in specs]:  # all, before any is scored
+        _score(method, bench, data, model, untrained, out, settings)
+
+
+def _score(
+    method: Method, bench: str, data: Path | None, model: Model, untrained: bool, out: Path | None, settings: Settings
+) -> None:
+    from eval.benchmarks.registry import open_bench
+    from eval.evaluate import evaluate, evaluation_hash
+    from eval.report.show import show_result
+    from shards.atomic import write_json
+
     opened = open_bench(bench, data, partial=settings.partial, shards=model.shards)
     name = evaluation_hash(model, opened, method, settings)
     path = out or _free(_default_out(model, opened, method, untrained, settings), name)

@@ -74,56 +74,6 @@ def test_folders_and_tars_give_the_same_figures(
     assert {"torch", "timm", "xclr"} <= set(first["versions"])
 
 
-def test_results_lie_beside_the_checkpoint_and_a_second_call_says_it_reuses(
-    run: Path, folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    call = ["linear-probe", "--bench", "imagefolder", "--data", str(folders), "--checkpoint", str(run)]
-    call += ["--features", str(tmp_path)]
-    assert run_eval(call) == 0
-    path = run / "eval" / f"linear-probe-imagefolder-{folders.name}.json"
-    trained = read(path)
-    assert "used again" not in capsys.readouterr().err
-    assert run_eval(call) == 0
-    said = capsys.readouterr().err
-    assert "features from before are used again" in said
-    assert "the probe trained before is used again (class)" in said
-    assert read(path) == trained
-    assert run_eval([*call, "--untrained"]) == 0
-    untrained = read(run / "eval" / f"linear-probe-imagefolder-{folders.name}-untrained.json")
-    assert untrained["model"]["objective"] == "untrained"
-    assert untrained["pictures"]["train"]["features"] != trained["pictures"]["train"]["features"]
-    # Other options are another result, which overwrites none.
-    assert run_eval([*call, "--weight-decays", "0.5", "--learning-rates", "1"]) == 0
-    assert read(path) == trained
-    others = set(path.parent.glob(f"{path.stem}-*.json")) - {path.with_name(f"{path.stem}-untrained.json")}
-    assert [read(other)["chosen"]["class"]["weight_decay"] for other in others] == [0.5]
-    assert f"{run}, step " in said
-    capsys.readouterr()
-    assert run_eval([*call, "--out", str(tmp_path)]) == 2
-    assert f"{tmp_path} is a folder, where the result would be written" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("text", ["def pix(): ...", '{"bench": "mine"}', "5", '["bench", "method"]'])
-def test_only_an_earlier_result_is_replaced(
-    run: Path, folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
-) -> None:
-    out = tmp_path / "mine.py"
-    out.write_text(text)
-    call = ["knn", "--bench", "imagefolder", "--data", str(folders), "--checkpoint", str(run), "--out", str(out)]
-    call += ["--features", str(tmp_path / "cache"), "--k", "1"]
-    assert run_eval(call) == 2
-    assert f"{out} is there and no earlier result, which it would replace" in capsys.readouterr().err
-    assert out.read_text() == text
-    out.write_text("")
-    assert run_eval(call) == run_eval(call) == 0
-    assert read(out)["bench"] == "imagefolder"
-    suite = tmp_path / "suite"
-    suite.mkdir()
-    (suite / "results.json").write_text(text)
-    assert run_eval(["suite", "--out", str(suite)]) == 2
-    assert "results.json is there and no earlier result" in capsys.readouterr().err
-
-
 def test_equal_names_and_sizes_are_not_equal_pictures(tmp_path: Path) -> None:
     """Formats without compression give equal sizes to all pictures."""
     found = []
@@ -185,15 +135,6 @@ def test_other_labels_of_the_test_images_are_another_evaluation(run: Path, folde
         assert found != before
         before = found
     assert evaluation_hash(model, other, "knn", settings) == before
-
-
-def test_more_neighbours_than_images_are_refused_before_features_are_extracted(
-    run: Path, folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    call = ["knn", "--bench", "imagefolder", "--data", str(folders), "--checkpoint", str(run)]
-    assert run_eval([*call, "--features", str(tmp_path / "kept"), "--k", "100000"]) == 2
-    assert "training images: give more, or lower --k" in capsys.readouterr().err
-    assert not (tmp_path / "kept").exists()
 
 
 @pytest.mark.parametrize(
@@ -301,6 +242,16 @@ def test_classes_are_matched_by_name(folders: Path) -> None:
     assert bench.by_name["val"].read(7) == (folders / "val/class1/images/2.JPEG").read_bytes()
 
 
+def test_classes_are_called_as_captions_call_them(folders: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(folders, tmp_path / "data")
+    for split in ("train", "val"):
+        (data / split / "class0").rename(data / split / "n01443537")
+        (data / split / "class3").rename(data / split / "my_bird")
+    (data / "classes.tsv").write_text("class1\tcar, auto\n")
+    bench = open_bench("imagefolder", data)
+    assert bench.tasks[0].classes == ["car", "class2", "my bird", "goldfish"]
+
+
 def test_real_tars_open(data_root: Path | None, folders: Path, tmp_path: Path) -> None:
     root = data_root / "tiny-imagenet-100" if data_root else as_tars(folders, tmp_path / "tars")
     bench = open_bench("imagefolder", root)
@@ -374,43 +325,3 @@ def test_wrong_folders_are_one_line(folders: Path, tmp_path: Path, what: str, me
     broken(folders, tmp_path / "data", what)
     with pytest.raises(UserError, match=message):
         open_bench("imagefolder", tmp_path / "data")
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--bench", "imagefolder", "--data", "nowhere"], "there is no folder nowhere: give --data DIR"),
-        (["--bench", "imagefolder"], "there is no folder benchmarks/imagefolder"),
-        (["--bench", "imagefolders"], "unknown benchmark 'imagefolders': give one of demo, imagefolder"),
-        (["--bench", "demo", "--checkpoint", "nowhere"], "there is no checkpoint or run folder nowhere"),
-        (["--bench", "demo"], "the benchmark demo needs the shards demo and demo-test"),
-        (["--bench", "demo", "--learning-rates", "a,b"], "--learning-rates takes numbers separated by commas"),
-        (["--bench", "demo", "--learning-rates", "nan"], "are numbers, not nan or inf"),
-        (["--bench", "demo", "--learning-rates", "1e-300"], "a learning rate below 1e-09 trains nothing"),
-        (["--bench", "demo", "--seed", "-1"], "the seed must lie in 0..2**32 - 1, not -1"),
-        (["--bench", "demo", "--data", "."], "--data . is no folder of shards, such as data/demo"),
-        (["--bench", "demo", "--solver", "lbfgs", "--learning-rates", "1"], "leave out --learning-rates"),
-    ],
-)
-def test_wrong_options_are_one_line(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str], message: str
-) -> None:
-    monkeypatch.chdir(run.parent.parent)
-    monkeypatch.setenv("XCLR_BENCHMARKS", "benchmarks")
-    assert run_eval(["linear-probe", *options]) == 2
-    said = capsys.readouterr().err
-    assert message in said
-    assert said.count("\n") == 1
-    assert said.startswith("error: ")
-
-
-def test_a_run_without_checkpoints_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_eval(["knn", "--bench", "demo", "--checkpoint", str(tmp_path)]) == 2
-    assert "holds no checkpoints/step-*.pt: give a run folder" in capsys.readouterr().err
-    (tmp_path / "a" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "a" / "checkpoints" / "step-00000001.pt").touch()
-    assert run_eval(["knn", "--bench", "demo", "--checkpoint", str(tmp_path)]) == 2
-    assert f"give one of {tmp_path / 'a'}\n" in capsys.readouterr().err
-    (tmp_path / "other.pt").write_bytes(b"x")
-    assert run_eval(["knn", "--bench", "demo", "--checkpoint", str(tmp_path / "other.pt")]) == 2
-    assert "is not a readable checkpoint" in capsys.readouterr().err
