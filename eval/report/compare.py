@@ -6,12 +6,13 @@ Its variance has two parts. Pictures drawn anew: that of the mean of d, with hal
 cases right/wrong of two models (Agresti and Min 2005), so that none is certain. Runs trained anew, where a row has
 several: the larger of the two rows' variances, over the number of runs of each; a single run has none of its own, and
 the other row's stands in. Student's t, degrees of freedom after Satterthwaite. Between rows of one run each, what other
-seeds would do is not in it.
+seeds would do is not in it. Of a figure that is one column less another (ImageNet-9's gap), each run has one, and the
+two columns' pictures are taken as independent: an object that is in both makes it less uncertain than is said.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from math import sqrt
@@ -24,7 +25,17 @@ from eval.benchmarks.bench import Floats
 from eval.evaluate import DIGITS, METHODS, hits_of
 from eval.report.titles import TITLES
 
-__all__ = ["COMPARED", "MANY", "RowHits", "compare_rows", "comparison_lines", "difference", "is_sure", "points"]
+__all__ = [
+    "COMPARED",
+    "MANY",
+    "RowHits",
+    "compare_rows",
+    "compared_columns",
+    "comparison_lines",
+    "difference",
+    "is_sure",
+    "points",
+]
 
 LEVEL = 0.95
 MANY = 15  # pairs of rows, of six; those of more are shown on the page alone, folded
@@ -53,14 +64,17 @@ class RowHits:
 
 
 def compare_rows(
-    evaluated: list[dict[str, Any]], titles: dict[tuple[str, str], str], methods: Sequence[str] = METHODS
+    evaluated: list[dict[str, Any]],
+    titles: dict[tuple[str, str], str],
+    methods: Sequence[str] = METHODS,
+    gaps: Collection[tuple[str, str]] = (),
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """(each pair of rows, the later less the earlier, by method and column: difference and interval in points; a line
     for each that cannot be compared, since one could not decode what another could).
 
     evaluated: {"method", "runs": [{"evaluations": {(prefix, method): evaluate()'s value}}]} of each row. titles: what
     the columns (prefix, name) are called. A mean over splits is compared split by split; as splits share pictures, its
-    interval is as wide as theirs on average.
+    interval is as wide as theirs on average. gaps: those that are one column less another.
     """
     found, lost = [], []
     for method, ((prefix, name), title) in product(methods, titles.items()):
@@ -72,7 +86,8 @@ def compare_rows(
             if not all(_same([*x, *y]) for x, y in zip(later, earlier, strict=True)):
                 lost.append(f"{more} - {less}, {TITLES[method]} on {title}")
                 continue
-            parts = [difference(x, y) for x, y in zip(hits[more], hits[less], strict=True)]
+            pairs = list(zip(hits[more], hits[less], strict=True))
+            parts = [difference(*pairs)] if (prefix, name) in gaps else [difference(pair) for pair in pairs]
             value, reach = (100 * float(np.mean(numbers)) for numbers in zip(*parts, strict=True))
             found.append(
                 {
@@ -88,25 +103,37 @@ def compare_rows(
     return found, lost
 
 
-def difference(a: RowHits, b: RowHits) -> tuple[float, float]:
-    """(a less b, half of its 95 % interval), in shares of 1."""
+def difference(first: tuple[RowHits, RowHits], *less: tuple[RowHits, RowHits]) -> tuple[float, float]:
+    """(a less b of the two rows (a, b) on the first column, less the same of any others; half of its 95 % interval), in
+    shares of 1."""
     from scipy.special import stdtrit  # type: ignore[import-untyped]  # slow to import
 
-    d, n = a.share - b.share, len(a.share)
-    pictures = ((float(d @ d) + 1) / (n + 2) - (float(d.sum()) / (n + 2)) ** 2) / (n + 2)
-    parts = [(pictures, max(1, n - 1))]
-    free = len(a.rates) + len(b.rates) - 2
+    parts = [_pictures(a.share - b.share) for a, b in (first, *less)]
+    rates = [one.rates - sum(other.rates for other in others) for one, *others in zip(first, *less, strict=True)]
+    counts = [len(of) for of in rates]
+    free = sum(counts) - 2
     if free:
-        larger = max(float(rates.var(ddof=1)) for rates in (a.rates, b.rates) if len(rates) > 1)
-        parts.append((larger * (1 / len(a.rates) + 1 / len(b.rates)), free))
+        larger = max(float(of.var(ddof=1)) for of in rates if len(of) > 1)
+        parts.append((larger * sum(1 / count for count in counts), free))
     total = sum(part for part, _ in parts)
     freedom = total**2 / sum(part**2 / of for part, of in parts)
-    return float(d.mean()), float(stdtrit(freedom, (1 + LEVEL) / 2)) * sqrt(total)
+    return float(rates[0].mean() - rates[1].mean()), float(stdtrit(freedom, (1 + LEVEL) / 2)) * sqrt(total)
+
+
+def _pictures(d: Doubles) -> tuple[float, int]:
+    """(variance of the mean of d over pictures drawn anew, its degrees of freedom)"""
+    n = len(d)
+    return ((float(d @ d) + 1) / (n + 2) - (float(d.sum()) / (n + 2)) ** 2) / (n + 2), max(1, n - 1)
+
+
+def compared_columns(results: dict[str, Any]) -> list[str]:
+    """The table's, and figures of two of them (ImageNet-9's gap), which have no column of their own there."""
+    return list(dict.fromkeys([*results["columns"], *(found["column"] for found in results["comparisons"])]))
 
 
 def comparison_lines(results: dict[str, Any], method: str) -> list[Line]:
-    """`xclr - simclr` and the comparison of each column, None where there is none; all pairs, or those with the rows
-    that the suite compares with."""
+    """`xclr - simclr` and the comparison of each of `compared_columns`, None where there is none; all pairs, or those
+    with the rows that the suite compares with."""
     lines: dict[tuple[str, str], dict[str, Any]] = {}
     for found in results["comparisons"]:
         against, pair = results["against"], (found["row"], found["less"])
@@ -118,7 +145,8 @@ def comparison_lines(results: dict[str, Any], method: str) -> list[Line]:
             found = {**found, **turned, "interval": [-high, -low]}
         lines.setdefault((found["row"], found["less"]), {})[found["column"]] = found
     return [
-        (f"{row} - {less}", [line.get(column) for column in results["columns"]]) for (row, less), line in lines.items()
+        (f"{row} - {less}", [line.get(column) for column in compared_columns(results)])
+        for (row, less), line in lines.items()
     ]
 
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from eval.report.compare import COMPARED, MANY, comparison_lines, is_sure, points
+from eval.report.compare import COMPARED, MANY, compared_columns, comparison_lines, is_sure, points
 from eval.report.table import difference_lines, heading, marks, plus_minus, runs_line, warnings
 from eval.report.titles import TITLES
 from shards.atomic import atomic_file
@@ -74,15 +74,15 @@ def _settings(results: dict[str, Any]) -> list[str]:
 
 
 def _comparisons(results: dict[str, Any]) -> list[str]:
-    parts = []
+    parts, columns = [], compared_columns(results)
     for method in results["methods"]:
         lines = comparison_lines(results, method)
         if len(lines) > MANY:
             words = f"{len(lines)} pairs of rows are compared in report.html and results.json; `against` names one row"
             return [f"{words} to compare the others with.", ""]
         if lines:
-            parts += [_line([TITLES[method], *map(_plain, results["columns"])])]
-            parts += [_line(["---", *["---:"] * len(results["columns"])])]
+            parts += [_line([TITLES[method], *map(_plain, columns)])]
+            parts += [_line(["---", *["---:"] * len(columns)])]
             parts += [_line([_plain(name), *map(_comparison, cells)]) for name, cells in lines] + [""]
     lost = [f"Not of the same pictures, so not compared: {_plain('; '.join(results['uncompared']))}.", ""]
     return [*([COMPARED, "", *parts] if parts else []), *(lost if results["uncompared"] else [])]

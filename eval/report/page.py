@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.report.claims import verdicts
-from eval.report.compare import COMPARED, MANY, comparison_lines, is_sure, points
+from eval.report.compare import COMPARED, MANY, compared_columns, comparison_lines, is_sure, points
 from eval.report.gallery import GraphStrips, Neighbour, Strip
 from eval.report.table import difference_lines, marks, plus_minus, runs_line, warnings
 from eval.report.titles import TITLES
@@ -163,7 +163,7 @@ def _settings(results: dict[str, Any]) -> str:
 
 
 def _comparisons(results: dict[str, Any]) -> str:
-    head = "".join(f"<th>{escape(column)}</th>" for column in results["columns"])
+    head = "".join(f"<th>{escape(column)}</th>" for column in compared_columns(results))
     tables, count = [], 0
     for method in results["methods"]:
         lines = comparison_lines(results, method)

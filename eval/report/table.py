@@ -50,7 +50,13 @@ def gather(
     columns = [(prefix, column) for prefix, bench in parts for column in _columns(bench)]
     titles = {place: f"{place[0]}/{place[1]}" if several else place[1] for place in columns}
     first = evaluated[0]["evaluations"]
-    comparisons, uncompared = compare_rows(evaluated, titles, methods)
+    gaps = {
+        (prefix, summary.name): f"{prefix}/{summary.name}" if several else summary.name
+        for prefix, bench in parts
+        for summary in bench.summaries
+        if summary.kind == "difference"
+    }
+    comparisons, uncompared = compare_rows(evaluated, titles | gaps, methods, gaps)
     return {
         "suite": name,
         "title": title,

@@ -118,6 +118,10 @@ def test_the_mean_is_said_wherever_it_is_shown(
     assert found["difference"] == pytest.approx(
         row["linear_probe"]["colour"] - results["rows"][1]["linear_probe"]["colour"], abs=0.02
     )
+    gap = next(f for f in results["comparisons"] if (f["row"], f["less"], f["column"]) == ("xclr", "simclr", "bg_gap"))
+    gaps = next(values for *_, values in results["differences"])
+    assert gap["difference"] == pytest.approx(gaps["xclr"] - gaps["simclr"], abs=0.02)
+    assert markdown.count(" texture | bg_gap |") == page.count("<th>texture</th><th>bg_gap</th>") == 2
     line = next(line for line in markdown.splitlines() if line.startswith("| xclr - simclr |"))
     assert f"{found['difference']:+.1f} ±{reach:.1f}" in line.replace("*", "")
     assert f">{found['difference']:+.1f}<small> ±{reach:.1f}</small>" in page
