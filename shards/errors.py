@@ -136,6 +136,8 @@ def run_cli(
         where = f"{error.filename}: " if error.filename else ""
         _end(f"{where}{error.strerror}; {PLACE[error.errno].format(again=again)}")
     except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # PyTorch's, which takes seconds to import
+            _end(f"a GPU has no room ({first_line(error)}): free it, or hide it (CUDA_VISIBLE_DEVICES=) and {again}")
         if not hasattr(error, "format_message"):  # click's, which typer carries under a name of its own
             raise
         context = getattr(error, "ctx", None)

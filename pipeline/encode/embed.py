@@ -26,7 +26,7 @@ from pipeline.encode.load import load_encoder
 from pipeline.work import mapped_zeros
 from shards.atomic import atomic_file, write_json
 from shards.bars import bar, say
-from shards.errors import UserError
+from shards.errors import UserError, first_line
 
 __all__ = [
     "BATCH",
@@ -219,7 +219,7 @@ def embed(encoder: Encoder, captions: Sequence[str], advance: Callable[[int], No
     vectors = np.empty((len(captions), encoder.dim), np.float32)
 
     def batch_of(rows: npt.NDArray[np.intp]) -> None:
-        vectors[rows] = found = encoder.embed([captions[i] for i in rows])
+        vectors[rows] = found = _embedded(encoder, [captions[i] for i in rows])
         finite = np.isfinite(found).all(1)
         if not finite.all():
             raise NotFinite(repr(captions[rows[np.argmin(finite)]][:80]))
@@ -227,6 +227,23 @@ def embed(encoder: Encoder, captions: Sequence[str], advance: Callable[[int], No
 
     _in_lanes(batch_of, [order[start : start + batch] for start in range(0, len(order), batch)], encoder.device)
     return vectors
+
+
+def _embedded(encoder: Encoder, captions: Sequence[str]) -> Vectors:
+    """In halves where a GPU has no room for the batch: captions may have thousands of tokens, encoders billions of
+    weights."""
+    import torch
+
+    try:
+        return encoder.embed(captions)
+    except torch.OutOfMemoryError as error:
+        if len(captions) == 1:
+            raise UserError(
+                f"{encoder.device} has no room for a single caption beside the encoder ({first_line(error)}): free it, "
+                "hide it (CUDA_VISIBLE_DEVICES=), or take a smaller --encoder"
+            ) from None
+    half = len(captions) // 2  # out of the handler, which would keep what the failed try holds
+    return np.concatenate([_embedded(encoder, captions[:half]), _embedded(encoder, captions[half:])])
 
 
 def _in_lanes(work: Callable[[Any], None], batches: Sequence[Any], device: str) -> None:

@@ -157,8 +157,7 @@ def _encode_probe(captions: list[str], source: EncoderSource, count: float) -> t
 
 def _search_probe(texts: Range, dim: int, k: int) -> tuple[Range, str, float]:
     """Seconds, method, and bytes beside the embeddings, by the formulae of pipeline.search.plan."""
-    import torch
-
+    from pipeline.search.gpu import has_room
     from pipeline.search.neighbours import MARGIN
     from pipeline.search.plan import LARGE, SMALL, exact_seconds, search_bytes
     from pipeline.search.tiles import quantise, search_rows
@@ -167,7 +166,7 @@ def _search_probe(texts: Range, dim: int, k: int) -> tuple[Range, str, float]:
     if n <= SMALL:
         seconds = Range(low=exact_seconds(int(texts.low), dim), high=exact_seconds(n, dim))
         return seconds, "exact", search_bytes("exact", n, dim, min(k, n))
-    if torch.cuda.is_available():
+    if has_room(n, dim):
         pair = _gpu_probe(dim, k + 1 + MARGIN)
         seconds = Range(low=pair * texts.low**2, high=SLOWER * pair * texts.high**2)
         return seconds, "gpu", search_bytes("gpu", n, dim, k)

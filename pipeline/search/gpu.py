@@ -7,6 +7,7 @@ the margin covers the rounding; the audit says if it does not. The vectors stay 
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -16,20 +17,43 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.search.neighbours import Vectors
+from shards.bars import say
+from shards.errors import first_line
 
-__all__ = ["Find", "faiss_gpu", "gpu_search", "torch_tiles"]
+__all__ = ["Find", "faiss_gpu", "gpu_search", "has_room", "torch_tiles"]
 
 Find = Callable[[npt.NDArray[np.int64], int], npt.NDArray[np.int64]]
 """(rows, keep) -> [rows, keep] ids of the largest dot products."""
 FAISS_MOST = 2048  # neighbours a query that FAISS selects on a GPU
 COLUMNS = 1 << 16  # texts a tile: with 4,096 rows 512 MB of float16 products
+BESIDE = 2 << 30  # bytes beside the vectors: FAISS takes 1.5 GB for its work, tiles some products
+
+
+def has_room(n: int, dim: int) -> bool:
+    """Whether n vectors fit what is free on a CUDA device, or on each its share where FAISS spreads them."""
+    import torch
+
+    library: Any = faiss
+    if not torch.cuda.is_available():
+        return False
+    gc.collect()  # what an encoder held, which holds itself in circles
+    torch.cuda.empty_cache()
+    devices = max(1, library.get_num_gpus())
+    free = min(torch.cuda.mem_get_info(device)[0] for device in range(devices))
+    return bool(2 * n * dim / devices + BESIDE <= free)
 
 
 def gpu_search(vectors: Vectors, device: str) -> Find:
     library: Any = faiss  # the CPU build lacks the GPU functions
     if not library.get_num_gpus():
         return torch_tiles(vectors, device)
-    few, many = faiss_gpu(vectors), cache(lambda: torch_tiles(vectors, device))
+    try:
+        few = faiss_gpu(vectors)
+        few(np.zeros(1, np.int64), 1)
+    except RuntimeError as error:  # a card that is newer or older than those that the wheel was built for
+        say(f"note: FAISS cannot search on this GPU ({first_line(error)}), so PyTorch does")
+        return torch_tiles(vectors, device)
+    many = cache(lambda: torch_tiles(vectors, device))
     return lambda rows, keep: few(rows, keep) if keep <= FAISS_MOST else many()(rows, keep)
 
 

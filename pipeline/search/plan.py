@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from pipeline.search import exact
 from pipeline.search.descent import descend
-from pipeline.search.gpu import gpu_search
+from pipeline.search.gpu import gpu_search, has_room
 from pipeline.search.neighbours import MARGIN, Ids, Vectors, pair_similarities, rank, search_exact
 from pipeline.search.tiles import quantise, search_rows
 from shards.atomic import atomic_file, write_json
@@ -138,11 +138,9 @@ def plan_search(vectors: Vectors, k: int, *, target: float, memory: int | None, 
 
 def _ways(n: int, dim: int) -> list[tuple[str, int | None]]:
     """(method, leading dimensions) to measure; None: all."""
-    import torch
-
     if n <= SMALL:
         return [("exact", None)]
-    if torch.cuda.is_available():
+    if has_room(n, dim):
         return [("gpu", None)]
     tiles: list[tuple[str, int | None]] = [("tiles", part) for part in dict.fromkeys(_share_of(dim, s) for s in SHARES)]
     # Beyond LARGE an exact search never wins, and copies all vectors.

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
@@ -21,6 +22,7 @@ from pipeline.encode.embed import (
     FLOAT32,
     Precision,
     choose_precision,
+    embed,
     encode_captions,
     encode_texts,
     unique_captions,
@@ -102,6 +104,26 @@ class Narrow(Counting):
             return rows
 
         return replace(super().load(source, device, precision), embed=embed)
+
+
+def test_a_batch_that_a_gpu_cannot_hold_is_halved(source: EncoderSource) -> None:
+    plain, sizes = Counting(), []
+
+    def cramped(captions: list[str]) -> Any:
+        sizes.append(len(captions))
+        if len(captions) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return plain.embed(captions)
+
+    captions = [f"{'a' * (i % 7)}{'b' * i}" for i in range(100)]
+    expected = embed(plain.load(source, "cpu", "float32"), captions)
+    encoder = replace(plain.load(source, "cpu", "float32"), embed=cramped)
+    room = 5
+    np.testing.assert_array_equal(embed(encoder, captions), expected)
+    assert set(sizes) == {32, 16, 8, 4}
+    room = 0
+    with pytest.raises(UserError, match=r"^cpu has no room for a single caption .*2\.00 GiB\.\): free it, hide it"):
+        embed(encoder, captions)
 
 
 def test_vectors_that_are_no_numbers(

@@ -91,6 +91,9 @@ def test_where_there_is_a_gpu_its_search_is_timed(monkeypatch: pytest.MonkeyPatc
     assert 0 < small.low < small.high
     assert 1000 < large.low / small.low < 100_000  # brute force: quadratic, and no probe takes equally long twice
     assert _search_probe(Range(low=SMALL, high=SMALL), 64, 8)[1] == "exact"
+    with stand_in_gpu():
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 << 30, 8 << 30))  # others hold the rest
+        assert _search_probe(Range(low=10**5, high=10**5), 64, 8)[1] == "tiles"
 
 
 def test_the_command_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

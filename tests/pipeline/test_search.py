@@ -18,7 +18,7 @@ import pipeline.search.tiles
 from pipeline.search.descent import descend
 from pipeline.search.gpu import faiss_gpu, gpu_search, torch_tiles
 from pipeline.search.neighbours import Ids, rank
-from pipeline.search.plan import nearest, plan_search, sample_recall
+from pipeline.search.plan import SMALL, nearest, plan_search, sample_recall
 from pipeline.search.tiles import quantise, search_rows
 from shards.errors import UserError
 
@@ -140,6 +140,33 @@ def test_several_gpus_are_given_all_vectors_at_once(monkeypatch: pytest.MonkeyPa
         ids, _ = rank(vectors, rows, found, 10)
         exact = -np.sort(-(vectors[rows].astype(np.float64) @ vectors.T), axis=1)[:, 10]
         assert (np.take_along_axis(vectors[rows] @ vectors.T, ids, 1)[:, -1] >= exact - 1e-6).all()
+
+
+def test_where_faiss_cannot_use_the_gpu_pytorch_searches(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_kernel(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Error in run: no kernel image is available for execution on the device\nmore")
+
+    monkeypatch.setattr(faiss, "GpuMultipleClonerOptions", SimpleNamespace, raising=False)
+    monkeypatch.setattr(faiss, "index_cpu_to_all_gpus", no_kernel, raising=False)
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1, raising=False)
+    vectors, rows = clustered(300), np.arange(300)
+    ids, _ = rank(vectors, rows, gpu_search(vectors, "cpu")(rows, 19), 10)
+    assert true_recall(vectors, ids, 10) == 1
+    assert "FAISS cannot search on this GPU (Error in run: no kernel image is available" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("devices", "gigabytes", "method"), [(1, 10, "tiles"), (1, 11, "gpu"), (4, 5, "gpu")])
+def test_vectors_that_do_not_fit_a_gpu_are_searched_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, devices: int, gigabytes: int, method: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (gigabytes << 30, 80 << 30))
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: devices, raising=False)
+    ways = pipeline.search.plan._ways(12_000_000, 384)  # CC12M's: 8.6 GiB in half precision
+    assert {way for way, _ in ways} == {method}
+    assert pipeline.search.plan._ways(SMALL, 384) == [("exact", None)]
 
 
 @pytest.mark.gpu

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 
 from shards.atomic import write_json
@@ -25,6 +26,8 @@ def main(what: str, number: int = 0) -> None:
         raise UserError("two\n  lines")
     if what == "interrupt":
         raise KeyboardInterrupt
+    if what == "gpu":
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
     if what == "defect":
         raise OSError("no number, no path")
     if what == "full":
@@ -60,6 +63,10 @@ def test_codes_and_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         ("fine",): (0, ""),
         ("exit",): (1, ""),
         ("user",): (2, "error: two lines\n"),
+        ("gpu",): (
+            2,
+            "error: a GPU has no room (CUDA out of memory. Tried to allocate 2.00 GiB.): free it, or hide it",
+        ),
         ("full",): (2, "error: No space left on device; make room and run the same command again\n"),
         ("interrupt",): (130, "stopped: run the same command again to go on\n"),
         (str(file),): (2, f"error: {file}/deeper: Not a directory; a file lies where a folder is needed"),
