@@ -290,10 +290,13 @@ def _run(
     out: Path | None,
     settings: Settings,
 ) -> None:
+    from eval.benchmarks.registry import open_bench
     from eval.models.open import open_model
 
     if bench not in BENCHES:  # before anything slow
         raise UserError(f"unknown benchmark {bench!r}: give one of {', '.join(BENCHES)}")
+    if data and not data.exists():
+        open_bench(bench, data, partial=settings.partial)  # which says what is missing, before weights are fetched
     if bench == "demo" and data and not any((at / "manifest.json").is_file() for at in (data, data / "demo")):
         raise UserError(
             f"--data {data} is no folder of shards, such as data/demo: class folders are --bench imagefolder"

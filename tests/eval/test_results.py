@@ -108,6 +108,7 @@ def test_more_neighbours_than_images_are_refused_before_features_are_extracted(
     ("options", "message"),
     [
         (["--bench", "imagefolder", "--data", "nowhere"], "there is no folder nowhere: give --data DIR"),
+        (["--bench", "imagefolder", "--data", "nowhere", "--checkpoint", "timm:no"], "there is no folder nowhere"),
         (["--bench", "imagefolder"], "there is no folder benchmarks/imagefolder"),
         (["--bench", "imagefolders"], "unknown benchmark 'imagefolders': give one of demo, imagefolder"),
         (["--bench", "demo", "--checkpoint", "nowhere"], "there is no checkpoint or run folder nowhere"),
