@@ -24,7 +24,8 @@ from trainer.plan import BatchPlan
 __all__ = ["Ahead", "cache_limit"]
 
 SPARE = 0.1  # of the disk's free bytes that stays free
-AGAIN = 5.0  # seconds before a tar that did not come is asked for again
+AGAIN = 5.0  # seconds before a tar that did not come is asked for again, twice as many each time
+TRIES = 6
 
 
 def cache_limit(shards: RemoteShards, plan: BatchPlan, gib: float) -> int:
@@ -65,7 +66,7 @@ class Ahead:
         self.change = threading.Condition()
         self.turn = threading.Lock()
         """Of the thread that makes room, so that it goes to the window that is needed first."""
-        self.done = False
+        self.ended = threading.Event()
         self.queue = self._queue(self.current)
         self.threads = [threading.Thread(target=self._work, daemon=True) for _ in range(THREADS)]
 
@@ -98,11 +99,11 @@ class Ahead:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with self.change:
-            self.done = True
+            self.ended.set()
             self.change.notify_all()
 
     def _work(self) -> None:
-        while not self.done:
+        while not self.ended.is_set():
             with self.turn:
                 following = next(self.queue, None)
                 if following is None:
@@ -110,14 +111,14 @@ class Ahead:
                 number, shard = following
                 if not self._make_room(shard, number):
                     continue
-            while not self.done:
+            for attempt in range(TRIES):
                 try:
                     self.shards.local_tar(shard)
                     break
-                except (UserError, OSError):  # the loader that needs it will say why
-                    with self.change:
-                        self.change.wait(AGAIN)
-            with self.change:
+                except (UserError, OSError):
+                    if self.ended.wait(AGAIN * 2**attempt):
+                        return
+            with self.change:  # one that did not come is left to the loader that needs it, which says why
                 self.coming.discard(shard)
                 self.change.notify_all()
 
@@ -128,7 +129,7 @@ class Ahead:
         the run may be past it, it may be dropped, and would come again uncounted.
         """
         with self.change:
-            while not self.done:
+            while not self.ended.is_set():
                 # Another run on these shards may have given some up.
                 self.held = {one for one in self.held if one in self.coming or self.shards.tar_path(one).exists()}
                 if shard in self.held:

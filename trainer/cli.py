@@ -188,9 +188,10 @@ def _train(
     from torch import OutOfMemoryError
 
     from trainer.dryrun import estimate
-    from trainer.launch import BY_HAND, INTERRUPTED, stop_without_launcher
+    from trainer.launch import BY_HAND, stop_without_launcher
     from trainer.loop import Stopped, train
     from trainer.memory import too_large
+    from trainer.signals import INTERRUPTED
     from trainer.world import LoaderGone, join_world
 
     stop_without_launcher()
@@ -214,7 +215,8 @@ def _train(
         except OutOfMemoryError as error:
             raise UserError(too_large(chosen, world.size, str(error).split(". ")[0])) from None
         except RuntimeError as error:  # PyTorch raises it wherever the step happens to be
-            if "DataLoader worker" not in str(error):
+            # "in DataLoader worker process": raised by code that a worker ran, whose traceback says where.
+            if "DataLoader worker" not in str(error) or "in DataLoader worker process" in str(error):
                 raise
             raise LoaderGone(
                 "a loader process was killed, for lack of memory perhaps: give fewer --workers; with --resume the "

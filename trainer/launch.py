@@ -23,13 +23,12 @@ from shards.bars import say
 from shards.errors import UserError
 from shards.machine import cores
 from trainer.plan import check_share
-from trainer.signals import heeded
+from trainer.signals import INTERRUPTED, heeded
 from trainer.world import LoaderGone, PeerGone
 
-__all__ = ["BY_HAND", "INTERRUPTED", "first_to_say", "launch", "ranks_wanted", "stop_without_launcher"]
+__all__ = ["BY_HAND", "first_to_say", "launch", "ranks_wanted", "stop_without_launcher"]
 
 BY_HAND = 130  # 128 + SIGINT
-INTERRUPTED = 143  # 128 + SIGTERM: what schedulers take for "was told to stop", and requeue
 FINAL = (0, UserError.code, BY_HAND, INTERRUPTED)  # done, something to be mended, told to stop
 RESTARTS = 3  # of all ranks, when one dies; only where they go on from a checkpoint
 TO_STOP = 240.0  # seconds after a rank has stopped: another may be writing the checkpoint
@@ -99,10 +98,15 @@ def _run(command: Sequence[str], count: int, threads: str) -> tuple[int, int]:
         "LOCAL_WORLD_SIZE": str(count),
         "OMP_NUM_THREADS": threads,
     }
-    ranks = list[subprocess.Popen[bytes]]()
+    ranks, forwarded = list[subprocess.Popen[bytes]](), list[tuple[int, int]]()
     theirs, ours = os.pipe()
+
+    def forward(number: int, before: Sequence[int]) -> None:
+        forwarded.append((number, len(ranks)))
+        _tell(ranks, number)
+
     try:
-        with heeded(lambda number, before: _tell(ranks, number)) as signals:
+        with heeded(forward) as signals:
             for rank in range(count):
                 own = {"RANK": str(rank), "LOCAL_RANK": str(rank), LIFELINE: str(theirs)}
                 # In a group of its own: the terminal's Ctrl-C comes once, by this process.
@@ -110,6 +114,8 @@ def _run(command: Sequence[str], count: int, threads: str) -> tuple[int, int]:
                     command, env={**os.environ, **shared, **own}, pass_fds=[theirs], process_group=0
                 )
                 ranks.append(process)
+            for number, told in forwarded:  # while ranks were still to be started
+                _tell(ranks[told:], number)
             return _wait(ranks, signals)
     finally:
         os.close(theirs)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from shards.mirror import RemoteShards, open_shards
 from shards.reader import Shards
 from trainer import run_folder, setup
 from trainer.advice import Adviser
+from trainer.agree import alike, meet, settings
 from trainer.ahead import Ahead, cache_limit
 from trainer.checkpoint import checkpoints, write_best, write_checkpoint
 from trainer.clock import Clock
@@ -39,7 +41,7 @@ from trainer.own import code_id, short
 from trainer.plan import BatchPlan
 from trainer.recipe import Recipe, as_table
 from trainer.saver import Saver
-from trainer.signals import heeded
+from trainer.signals import INTERRUPTED, STOPPING, heeded
 from trainer.step import Outcome
 from trainer.trackers import open_tracker
 from trainer.world import World
@@ -81,7 +83,11 @@ def train(recipe: Recipe, run: Path, world: World, *, resume: bool = False) -> R
         plan = setup.make_plan(recipe, shards)
         total = plan.steps_per_epoch * recipe.epochs
         data_id = sha256_file(shards.root / "manifest.json")
-    with run_folder.held(run) if world.is_main else nullcontext():
+        meet(world, "shards")
+        alike(settings(recipe, data_id), world)
+    before_the_first_step = partial(_stop_at_once, run if world.is_main else None)
+    without_ctrl_c = [number for number in STOPPING if number != signal.SIGINT]  # which is an exception already
+    with run_folder.held(run) if world.is_main else nullcontext(), heeded(before_the_first_step, without_ctrl_c):
         return _train(recipe, run, world, shards, plan, total, data_id, resume=resume)
 
 
@@ -98,6 +104,7 @@ def _train(
     if state and world.is_main:
         say(f"going on from step {start} of {total}")
     graph = setup.graph_of(recipe, shards, world)
+    alike({"graph (graph.json)": run_folder.graph_id(recipe, graph)}, world)
     run_folder.check_same(run, state, recipe, graph)
     loop = _Loop(recipe, run, world, shards, graph, plan, data_id, fresh=state is None)
     if world.is_main:
@@ -172,6 +179,7 @@ class _Loop:
     def go(self, start: int, total: int) -> Result:
         recipe, world = self.recipe, self.world
         ahead = self._ahead(start, total)
+        meet(world, "tars")
         loader = make_loader(
             self.shards, self.plan, recipe.augment, world, start=start, stop=total, workers=self.workers
         )
@@ -296,6 +304,9 @@ class _Loop:
         if not metrics or not self.monitor:
             return
         values = self.monitor.measure(self.stepper.encoder, self.world.device)
+        if not values:
+            self._warn(metrics, done, "the online kNN is left out: in evaluation mode some features are not finite")
+            return
         self._write(metrics, {"step": done, "epoch": done / self.plan.steps_per_epoch, **values})
         figure = values.get("knn", values.get("knn_similarity"))
         if figure is not None and figure > self.best:
@@ -309,7 +320,10 @@ class _Loop:
 
     def _weights_finite(self) -> torch.Tensor:
         """The loss is of the weights before a step: this is asked of those after it, before they are kept."""
-        sums = [parameter.detach().sum() for parameter in self.stepper.encoder.parameters()]
+        modules = self.stepper.encoder.modules()
+        running = [x for m in modules for x in (getattr(m, "running_mean", None), getattr(m, "running_var", None))]
+        kept = [*self.stepper.encoder.parameters(), *(x for x in running if isinstance(x, torch.Tensor))]
+        sums = [x.detach().sum() for x in kept]
         return torch.stack(sums).isfinite().all()
 
     def _check_finite(self, finite: torch.Tensor, done: int, what: str = "loss is") -> None:
@@ -397,4 +411,20 @@ def _stop_after_step(number: int, before: Sequence[int]) -> None:
     if number == signal.SIGINT:
         if number in before:
             raise KeyboardInterrupt
-        print("stopping after this step; Ctrl-C again stops at once", file=sys.stderr)
+        _tell("stopping after this step; Ctrl-C again stops at once")
+
+
+def _stop_at_once(run: Path | None, number: int, before: Sequence[int]) -> None:
+    """Nothing is lost yet, and what there is to wait for (tars, a graph) may take longer than a scheduler does."""
+    if run is not None:
+        with suppress(OSError, ValueError, KeyError):  # no run.json yet, or a full disk
+            if run_folder.status_of(run) != "finished":
+                run_folder.set_status(run, "stopped")
+        _tell("stopped before the first step; the same command with --resume starts again")
+    os._exit(INTERRUPTED)
+
+
+def _tell(line: str) -> None:
+    """From a signal's handler, which may have interrupted a print."""
+    with suppress(OSError):
+        os.write(2, f"{line}\n".encode())

@@ -66,7 +66,8 @@ class Monitor:
     @torch.no_grad()
     def measure(self, encoder: Encoder, device: torch.device) -> dict[str, float]:
         """knn (labelled) or knn_similarity (captioned); RankMe, the effective rank of the features; graph_correlation,
-        Spearman's, of the features' cosines with the codes' similarities, over pairs of different texts."""
+        Spearman's, of the features' cosines with the codes' similarities, over pairs of different texts. Nothing where
+        features are not finite."""
         training = encoder.training
         encoder.eval()
         parts = []
@@ -75,6 +76,8 @@ class Monitor:
             parts.append(encoder.features(to_views(Batch(images, ids, ids, ids), device, self.statistics)).cpu())
         encoder.train(training)
         features = torch.cat(parts)
+        if not features.isfinite().all():
+            return {}
         values = {"rankme": _rankme(features)}
         similarity = functional.normalize(features, dim=1) @ functional.normalize(features, dim=1).T
         similarity.fill_diagonal_(-torch.inf)

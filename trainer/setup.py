@@ -17,6 +17,7 @@ from shards.graph import Graph
 from shards.machine import cores
 from shards.mirror import RemoteShards
 from shards.reader import Shards
+from trainer.agree import meet
 from trainer.checkpoint import checkpoints
 from trainer.memory import check_fits, room_for_weights
 from trainer.model import build_encoder, statistics_of_run, with_statistics
@@ -67,7 +68,8 @@ def graph_of(recipe: Recipe, shards: Shards, world: World) -> Graph | None:
             with suppress(UserError):  # which `monitors_graph` tells
                 shards.fetch_graph(name)
         return None
-    shards.fetch_graph(name)  # each rank waits for as long as it takes; others would not wait for one that reads
+    shards.fetch_graph(name)
+    meet(world, "graph")
     return read_for_all(partial(shards.graph, name), world)
 
 

@@ -1,4 +1,4 @@
-"""The signals that ask a run to stop."""
+"""The signals that ask a run to stop, each of which is heeded after the step that is under way, or before the first."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["heeded"]
+__all__ = ["INTERRUPTED", "STOPPING", "heeded"]
+
+INTERRUPTED = 143  # exit code, 128 + SIGTERM: what schedulers take for "was told to stop", and requeue
 
 # SIGTERM or SIGUSR1, which schedulers send before they kill, SIGHUP of a terminal that is closed, and Ctrl-C.
 STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 
 
 @contextmanager
-def heeded(heed: Callable[[int, Sequence[int]], None]) -> Iterator[list[int]]:
+def heeded(
+    heed: Callable[[int, Sequence[int]], None], numbers: Sequence[signal.Signals] = STOPPING
+) -> Iterator[list[int]]:
     """Yields a list of those that came; heed(number, those before it) is called for each."""
     caught: list[int] = []
 
@@ -22,7 +26,7 @@ def heeded(heed: Callable[[int, Sequence[int]], None]) -> Iterator[list[int]]:
         heed(number, caught)
         caught.append(number)
 
-    before = {number: signal.getsignal(number) for number in STOPPING}
+    before = {number: signal.getsignal(number) for number in numbers}
     for number, handler in before.items():
         if number != signal.SIGHUP or handler != signal.SIG_IGN:  # nohup's runs outlive their terminal
             signal.signal(number, note)

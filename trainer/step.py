@@ -16,7 +16,7 @@ from typing import cast
 
 import torch
 import torch.distributed as dist
-from timm.layers import convert_sync_batchnorm
+from timm.layers import BatchNormAct2d, SyncBatchNormAct, convert_sync_batchnorm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -34,6 +34,10 @@ from trainer.text import Captions, TextTower
 from trainer.world import World
 
 __all__ = ["Outcome", "Stepper", "synchronised"]
+
+CONVERTED = tuple(
+    kind.forward for kind in (nn.modules.batchnorm._BatchNorm, nn.SyncBatchNorm, BatchNormAct2d, SyncBatchNormAct)
+)
 
 Output = tuple[torch.Tensor, torch.Tensor | None]  # projections [2b, dim]; of captions [b, dim], objective clip only
 
@@ -144,7 +148,7 @@ class Stepper:
 
     def _cached(self, batch: Batch, step: int) -> tuple[torch.Tensor, torch.Tensor, SimilarityBlock | None]:
         pieces = list(_pieces(batch, self.chunk))
-        with torch.no_grad(), _statistics_held(self.encoder):
+        with torch.no_grad(), _buffers_held(self.encoder):
             outputs = [self._piece(piece, step, number) for number, piece in enumerate(pieces)]
         views = [z.chunk(2) for z, _ in outputs]
         z = torch.cat([view[0] for view in views] + [view[1] for view in views]).requires_grad_()
@@ -235,7 +239,16 @@ def _start_as_one(encoder: Encoder, name: str, world: World) -> None:
 
 
 def synchronised(encoder: Encoder) -> Encoder:
-    """With SyncBatchNorm, by timm's conversion: PyTorch's drops the activations of timm's BatchNormAct2d."""
+    """With SyncBatchNorm, by timm's conversion: PyTorch's drops the activations of timm's BatchNormAct2d.
+
+    Raises UserError where it would drop what a class of somebody else's does in its forward pass.
+    """
+    for name, module in encoder.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and type(module).forward not in CONVERTED:
+            raise UserError(
+                f"{name} is a {type(module).__name__}, whose forward pass SyncBatchNorm would leave out, which several "
+                "GPUs need: make it a BatchNorm2d, and do what it does beside in a module of its own"
+            )
     return cast(Encoder, convert_sync_batchnorm(encoder))
 
 
@@ -246,18 +259,11 @@ def _pieces(batch: Batch, size: int) -> Iterator[Batch]:
 
 
 @contextmanager
-def _statistics_held(encoder: nn.Module) -> Iterator[None]:
-    """The running statistics of normalisation layers do not move, so that two passes count once. Under no_grad."""
-    held = [module for module in encoder.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    momenta = [module.momentum for module in held]
-    counts = [module.num_batches_tracked for module in held if module.num_batches_tracked is not None]
-    before = [count.clone() for count in counts]
-    for module in held:
-        module.momentum = 0.0
+def _buffers_held(encoder: nn.Module) -> Iterator[None]:
+    """Running statistics, and what other layers keep, are as before, so that two passes count once. Under no_grad."""
+    before = [buffer.clone() for buffer in encoder.buffers()]
     try:
         yield
     finally:
-        for module, momentum in zip(held, momenta, strict=True):
-            module.momentum = momentum
-        for count, value in zip(counts, before, strict=True):
-            count.copy_(value)
+        for buffer, value in zip(encoder.buffers(), before, strict=True):
+            buffer.copy_(value)

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 import time
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from shards.errors import UserError
+from shards.manifest import FileEntry
 from shards.mirror import RemoteShards, open_shards
 from tests.make import make_shards
 from tests.served import Files, new_handler, serving
+from tests.trainer.ranks import Ranks
 from tests.trainer.test_loop import ALONE, lines_of, recipe, weights
 from trainer import setup
-from trainer.ahead import Ahead, cache_limit
+from trainer.ahead import TRIES, Ahead, cache_limit
 from trainer.dryrun import estimate
 from trainer.loop import train
 from trainer.plan import BatchPlan
+from trainer.world import World
 
 SIZES = (20, 17, 23, 19, 21, 16)
 GIB = 2**30
@@ -164,6 +170,54 @@ def test_a_tar_that_does_not_come_is_told_in_one_line(made: Path, url: str, tmp_
         with pytest.raises(UserError, match=rf"^http.*train-{last:06d}\.tar") as raised:
             train(settings, tmp_path / "run", ALONE)
     assert "Traceback" not in str(raised.value)
+
+
+def test_a_tar_that_does_not_come_is_asked_for_a_few_times_only(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run may stand in one window for hours."""
+    monkeypatch.setattr("trainer.ahead.AGAIN", 0.001)
+    monkeypatch.setenv("XCLR_CACHE", str(tmp_path / "cache"))
+    broken = shutil.copytree(made, tmp_path / "broken")
+    handler = new_handler()
+    with serving(tmp_path, handler) as served:
+        shards = RemoteShards.mirror(f"{served}/broken")
+        plan = plan_of(shards)
+        last = int(plan.windows(0)[-1][0])
+        tar = broken / f"train-{last:06d}.tar"
+        tar.write_bytes(tar.read_bytes()[:-1] + b"!")  # of the right size
+        ahead = Ahead(shards, plan, start=0, stop=plan.steps_per_epoch, limit=cache_limit(shards, plan, 0))
+        ahead.fill()
+        with ahead:
+            for thread in ahead.threads:
+                thread.join(60)
+                assert not thread.is_alive()
+        assert fetched(handler).count(tar.name) == TRIES
+        assert len(shards.here()) == len(SIZES) - 1
+
+
+def meeting(world: World, url: str, cache: Path, run: Path) -> int:
+    """Trains with collectives that wait for two seconds, and a server that takes longer for each tar."""
+    os.environ["XCLR_CACHE"] = str(cache)
+    dist.distributed_c10d._set_pg_timeout(timedelta(seconds=2))  # type: ignore[attr-defined]
+    fetch = RemoteShards._fetch
+
+    def slow(self: RemoteShards, name: str, entry: FileEntry) -> None:
+        time.sleep(3 if name.endswith(".tar") else 0)
+        fetch(self, name, entry)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RemoteShards, "_fetch", slow)
+        local = replace(world, local_rank=world.rank, local_size=world.size)
+        chosen = recipe(url, epochs=1, data__window=6, run__knn_every=0)  # type: ignore[arg-type]
+        return train(chosen, run, local).steps
+
+
+def test_ranks_wait_for_the_first_tars_however_long_they_take(
+    url: str, handler: type[Files], tmp_path: Path, ranks: Ranks
+) -> None:
+    assert ranks(2, meeting, url, tmp_path / "cache", tmp_path / "run") == [14, 14]
+    assert sorted(fetched(handler)) == [f"train-{n:06d}.tar" for n in range(len(SIZES))]
 
 
 def test_too_little_room_is_refused_with_what_would_fit(url: str) -> None:

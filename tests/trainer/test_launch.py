@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +25,8 @@ from tests.trainer.test_loop import SIZES, command, lines_of, recipe
 from trainer import launch as launch_module
 from trainer import world as world_module
 from trainer.cli import _announce
-from trainer.launch import BY_HAND, INTERRUPTED, _run, _without_ranks, launch, ranks_wanted
+from trainer.launch import BY_HAND, _run, _without_ranks, launch, ranks_wanted
+from trainer.signals import INTERRUPTED
 from trainer.world import PeerGone, join_world
 
 CALM = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); import time; time.sleep(60)"
@@ -159,6 +163,31 @@ def test_a_rank_that_was_killed_is_named(monkeypatch: pytest.MonkeyPatch, capfd:
     monkeypatch.setattr(launch_module, "_run", lambda _, count, threads: run(programs, count, threads))
     assert launch(2, [], on_gpus=False, restart=False) == 137
     assert "error: rank 1 was killed by SIGKILL (for lack of memory, perhaps)" in capfd.readouterr().err
+
+
+def test_a_signal_that_comes_while_ranks_are_started_reaches_each_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the second of three was started, and before the launcher knows of it."""
+    counts = [tmp_path / f"rank{rank}" for rank in range(3)]
+    program = (
+        "import signal, sys, time\n"
+        "def note(*_): open({!r}, 'a').write('x')\n"
+        "signal.signal(signal.SIGUSR1, note); time.sleep(2); sys.exit(143)"
+    )
+    started = []
+
+    class Late(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            started.append(self)
+            time.sleep(0.5)  # until it has set its handler
+            if len(started) == 2:
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+    monkeypatch.setattr(launch_module, "subprocess", SimpleNamespace(Popen=Late))
+    assert _run(of_each(*(program.format(str(count)) for count in counts)), 3, "1")[1] == INTERRUPTED
+    assert [count.read_text() for count in counts] == ["x"] * 3
 
 
 def two_of(program: str) -> str:

@@ -26,7 +26,7 @@ from trainer.checkpoint import checkpoints, find_checkpoint, load_backbone, read
 from trainer.cli import main
 from trainer.loop import Stopped, train
 from trainer.recipe import Recipe
-from trainer.run_folder import alone
+from trainer.run_folder import alone, set_status, status_of
 from trainer.step import Stepper
 from trainer.world import LoaderGone, World
 
@@ -358,6 +358,56 @@ def test_a_missing_graph_is_said_before_anything_else(
         main()
     assert caught.value.code == 2
     assert capsys.readouterr().err.startswith(f"error: {shards} has no graph: run the build again")
+
+
+def test_an_error_in_a_loader_process_keeps_its_traceback(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no killed process, and would come again."""
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("a defect in two_views")
+
+    monkeypatch.setattr("trainer.data.two_views", broken)
+    monkeypatch.setattr(sys, "argv", command(shards, tmp_path / "run", run__workers=1)[2:])
+    with pytest.raises(RuntimeError, match=r"(?s)Traceback .*in __getitems__.*a defect in two_views") as raised:
+        main()
+    assert not isinstance(raised.value, UserError)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_signal_before_the_first_step_stops_at_once(
+    shards: Path, tmp_path: Path, number: signal.Signals, begun: bool
+) -> None:
+    """Though something has to be waited for; a scheduler starts it again."""
+    run = tmp_path / "run"
+    if begun:
+        train(recipe(shards, run__checkpoint_every=4), run, ALONE)
+        for path in checkpoints(run)[1:]:
+            path.unlink()
+        assert len(checkpoints(run)) == 1
+        set_status(run, "stopped")
+    program = (
+        "import time, trainer.loop\n"
+        f"def slow(*_):\n    open({str(tmp_path / 'slow')!r}, 'w'); time.sleep(60)\n"
+        "trainer.loop._Loop._ahead = slow\n"
+        "from trainer.cli import main; main()"
+    )
+    words = command(shards, run, run__checkpoint_every=4)[3:]
+    told = forked.start(program, words, tmp_path / "said", how="-c")
+    while not (tmp_path / "slow").exists():
+        assert told.is_alive()
+        time.sleep(0.05)
+    assert status_of(run) == "running"
+    os.kill(told.pid or 0, number)
+    told.join(30)
+    assert told.exitcode == 143
+    assert status_of(run) == "stopped"
+    assert (
+        "stopped before the first step; the same command with --resume starts again" in (tmp_path / "said").read_text()
+    )
+    assert train(recipe(shards, run__checkpoint_every=4), run, ALONE, resume=begun).steps == 20
 
 
 def test_a_killed_loader_process_is_one_line(shards: Path, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from trainer.checkpoint import checkpoints, read_checkpoint
 from trainer.cli import app
 from trainer.dryrun import estimate
 from trainer.loop import Stopped, train
+from trainer.model import Encoder
 from trainer.step import Stepper
 
 
@@ -172,6 +173,35 @@ def test_weights_that_are_not_finite_are_not_kept(
     with pytest.raises(UserError, match=message):
         train(recipe(shards, run__knn_every=0), tmp_path / "run", ALONE)
     assert torch.stack([v.isfinite().all() for v in weights(tmp_path / "run").values()]).all()
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_running_statistics_that_are_not_finite_are_not_kept(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    """In training nothing looks at them."""
+    steps = Stepper.step
+
+    def broken(self: Stepper, batch: Any, step: int, total: int) -> Any:
+        outcome = steps(self, batch, step, total)
+        if step == 11:
+            self.encoder.projector[1].running_var[0] = value  # type: ignore[index, union-attr]
+        return outcome
+
+    monkeypatch.setattr(Stepper, "step", broken)
+    with pytest.raises(UserError, match="the weights are not finite at step 12"):
+        train(recipe(shards, model__projector_norm="batch", run__knn_every=0), tmp_path / "run", ALONE)
+
+
+def test_features_that_are_not_finite_cost_the_online_knn_alone(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = Encoder.features
+    monkeypatch.setattr(Encoder, "features", lambda *a: whole(*a).index_fill_(1, torch.tensor([3]), float("inf")))
+    train(recipe(shards), tmp_path / "run", ALONE)
+    assert status(tmp_path / "run") == "finished"
+    assert "the online kNN is left out" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run" / "checkpoints" / "best.pt").exists()
 
 
 def test_a_torn_checkpoint_does_not_stay_the_newest(

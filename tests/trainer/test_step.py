@@ -177,6 +177,45 @@ def test_synchronised_normalisation_keeps_the_network(name: str) -> None:
         torch.testing.assert_close(other.eval()(images)[0], expected, rtol=0, atol=0)
 
 
+class Rectified(torch.nn.BatchNorm2d):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input).relu()
+
+
+def test_normalisation_that_would_lose_its_own_forward_is_refused() -> None:
+    encoder = build_encoder(ModelConfig(backbone="resnet10t"), 32, 0)
+    encoder.backbone.bn1 = Rectified(64)  # type: ignore[union-attr]
+    with pytest.raises(UserError, match=r"^backbone\.bn1 is a Rectified, whose forward pass SyncBatchNorm would leave"):
+        synchronised(encoder)
+
+
+class Moving(torch.nn.Module):
+    """Keeps what it has seen under a name of its own, as EvoNorm does, or spectral normalisation."""
+
+    seen: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen += len(x)
+        return x
+
+
+def test_each_piece_moves_any_buffer_once(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = setup.build_encoder
+
+    def with_buffer(*arguments: Any) -> Any:
+        encoder = build(*arguments)
+        encoder.projector.append(Moving())
+        return encoder
+
+    monkeypatch.setattr(setup, "build_encoder", with_buffer)
+    seen = [steps(recipe(shards, data__chunk=chunk)).encoder.projector[-1].seen for chunk in (0, 2)]  # type: ignore[index]
+    assert [int(x) for x in seen] == [3 * 16] * 2
+
+
 def test_lars_adapts_weights_without_decay() -> None:
     moved = []
     for decay in (0.0, 1e-9):
