@@ -53,7 +53,7 @@ __all__ = [
 DAMAGED = (
     OSError, ValueError, KeyError, TypeError, EOFError, SyntaxError, RuntimeError, OverflowError, TokenError, BadZipFile
 )  # fmt: skip
-VERSION = 1  # of the arithmetic below: raise it when features change
+VERSION = 2  # of the arithmetic below: raise it when features change
 CHUNK = 8192  # rows of a part
 BATCH = 256
 MAX_BAD = 0.01  # share of pictures that may not decode
@@ -225,18 +225,22 @@ def normalise(pixels: torch.Tensor, transform: Transform) -> torch.Tensor:
 
 
 def centre_crop(image: npt.NDArray[np.uint8], transform: Transform) -> npt.NDArray[np.uint8]:
-    """Resize the shorter side to image_size / crop_pct, cut the central square: [size, size, 3]."""
+    """Resize the shorter side to image_size / crop_pct, cut the central square: [size, size, 3].
+
+    The longer side and the corner are rounded as torchvision does, so that other loaders show a network these pixels.
+    """
     size = transform.image_size
     image = _less_long(image)
     height, width = image.shape[:2]
     side = round(size / transform.crop_pct)
-    scale = side / min(height, width)
-    height, width = max(side, round(height * scale)), max(side, round(width * scale))
+    short = min(height, width)
+    scale = side / short
+    height, width = side * height // short, side * width // short
     if (height, width) != image.shape[:2]:
         # Area averaging is the antialiased choice when shrinking; it is not defined for enlarging.
         method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
         image = np.asarray(cv2.resize(image, (width, height), interpolation=method), np.uint8)
-    top, left = (height - size) // 2, (width - size) // 2
+    top, left = round((height - size) / 2), round((width - size) / 2)
     return image[top : top + size, left : left + size]
 
 

@@ -29,6 +29,7 @@ NOT_OURS = (
     "license", "origin_url", "paper_ids", "paper_name", "notes", "test_input_size", "test_crop_pct", "test_pool_size",
     "label_names", "label_descriptions",
 )  # fmt: skip
+TAG = "xclr_"
 FILES = {"model.safetensors", "config.json", "README.md"}
 
 
@@ -46,7 +47,8 @@ def export(checkpoint: Path, out: Path) -> Path:
 
     Raises UserError for a file that is no checkpoint, and for a folder that holds other files or cannot be written.
     """
-    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - FILES):
+    found = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if (out.exists() and not out.is_dir()) or found - FILES or (found and not _is_ours(out)):
         raise UserError(f"{out} holds other files: choose an empty or a new folder with --out")
     if (other := _run_named(out / "README.md")) not in ("", _name(checkpoint)):
         raise UserError(f"{out} holds the export of the run {other}: choose another folder with --out")
@@ -77,8 +79,9 @@ def _write(out: Path, backbone: nn.Module, info: BackboneInfo) -> None:
                 "input_size": size,
                 "mean": info.mean,
                 "std": info.std,
-                "crop_pct": info.crop_pct,
-                "tag": f"xclr_{info.objective}",
+                "crop_pct": _share(info.image_size, info.crop_pct),
+                "interpolation": "bilinear",  # of timm's the nearest to area averaging
+                "tag": f"{TAG}{info.objective}",
             }
         },
         model_args={"img_size": info.image_size} if fixed else None,
@@ -92,9 +95,22 @@ def _write(out: Path, backbone: nn.Module, info: BackboneInfo) -> None:
     (out / "model.safetensors").chmod(path.stat().st_mode)  # safetensors writes what none but its owner may read
 
 
+def _share(size: int, share: float) -> float:
+    """By which timm, which rounds the side down, resizes pictures to the pixels that xclr-eval does."""
+    side = round(size / share)
+    return share if int(size / share) == side else round(size / (side + 0.25), 6)
+
+
 def _name(checkpoint: Path) -> str:
     """Of its run."""
     return run_of(checkpoint.resolve()).name
+
+
+def _is_ours(out: Path) -> bool:
+    """Whether its files are those of an earlier export, though one was killed before it wrote the card."""
+    settings = _json(out / "config.json").get("pretrained_cfg", {})
+    torn = str(settings.get("tag", "")).startswith(TAG) and not (out / "README.md").exists()
+    return bool(_run_named(out / "README.md")) or torn
 
 
 def _run_named(card: Path) -> str:
@@ -146,6 +162,8 @@ tags: [image-feature-extraction, timm, x-clr]
 
     import timm  # 1.0.26 or newer
     model = timm.create_model("local-dir:THIS_FOLDER", pretrained=True).eval()
+    prepare = timm.data.create_transform(**timm.data.resolve_model_data_config(model))  # of a PIL image in RGB
+    features = model(prepare(image)[None])  # [1, {info.feature_dim}]
 
 An image encoder trained with xclr. The training figures are of training data; scores come from `xclr-eval`.
 

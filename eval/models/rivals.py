@@ -242,9 +242,11 @@ def _of_timm(network: nn.Module, name: str, about: dict[str, object], config: st
     data = resolve_model_data_config(network)
     if data["crop_mode"] != "center":
         say(f"{name} is meant for whole pictures (crop_mode {data['crop_mode']}): here their central square is cut")
+    size, share = int(data["input_size"][-1]), float(data["crop_pct"])
+    side = int(size / share)  # timm rounds down
     transform = Transform(
-        image_size=int(data["input_size"][-1]),
-        crop_pct=float(data["crop_pct"]),
+        image_size=size,
+        crop_pct=share if round(size / share) == side else size / side,
         mean=_three(data["mean"]),
         std=_three(data["std"]),
     )

@@ -64,6 +64,16 @@ def test_an_export_is_its_checkpoint(run: Path, tmp_path: Path) -> None:
     assert exported.sha256 == checkpoint.sha256  # so they share what was extracted
 
 
+@pytest.mark.parametrize(("share", "side"), [(0.875, 36), (0.95, 33), (1.0, 32)])
+def test_timm_models_see_pictures_of_timm_s_size(share: float, side: int) -> None:
+    """32 / 0.875 is 36.57."""
+    network = timm.create_model("test_vit", num_classes=0, pretrained_cfg_overlay={"crop_pct": share})
+    network.pretrained_cfg["input_size"] = (3, 32, 32)
+    transform = _of_timm(network, "test_vit", {}).transform
+    assert round(32 / transform.crop_pct) == side
+    assert timm.data.create_transform((3, 32, 32), crop_pct=share).transforms[0].size == side
+
+
 def test_timm_models_come_without_their_classifier() -> None:
     model = open_model("timm:test_resnet", untrained=True)
     torch.manual_seed(0)

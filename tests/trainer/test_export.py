@@ -13,13 +13,18 @@ from shutil import copy, copytree
 from typing import Any
 from unittest.mock import Mock
 
+import cv2
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import trainer.export as export_module
+from eval.features import centre_crop
+from eval.models.model import Transform
 from shards.errors import UserError
 from tests.make import make_shards
 from tests.trainer.test_loop import ALONE, SIZES, command, recipe
@@ -29,7 +34,7 @@ from trainer.cli import app, main
 from trainer.cli import command as train_command
 from trainer.data import ViewDataset
 from trainer.dryrun import estimate
-from trainer.export import export
+from trainer.export import _share, export
 from trainer.loop import train
 from trainer.model import build_encoder, with_statistics
 from trainer.recipe import ModelConfig
@@ -83,6 +88,37 @@ def test_an_export_does_not_replace_that_of_another_run(run: Path, tmp_path: Pat
     assert (out / "model.safetensors").read_bytes() == before
     export(checkpoints(run)[-1], out)  # a later one of the same
     assert (out / "model.safetensors").read_bytes() != before
+
+
+@pytest.mark.parametrize("name", ["README.md", "config.json", "model.safetensors"])
+def test_an_export_replaces_no_file_of_somebody_s_own(run: Path, tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text('{"mine": 1}')
+    with pytest.raises(UserError, match="out holds other files: choose an empty or a new folder"):
+        export(checkpoints(run)[0], out)
+    assert [(path.name, path.read_text()) for path in out.iterdir()] == [(name, '{"mine": 1}')]
+
+
+def test_an_export_that_was_killed_is_made_again(run: Path, tmp_path: Path) -> None:
+    out = export(checkpoints(run)[0], tmp_path / "out")
+    (out / "README.md").unlink()
+    export(checkpoints(run)[0], out)
+    assert (out / "README.md").is_file()
+
+
+@pytest.mark.parametrize(
+    ("size", "share"), [(32, 0.875), (48, 0.875), (64, 0.875), (224, 0.875), (224, 0.95), (32, 1.0)]
+)
+def test_timm_cuts_pictures_as_xclr_eval_does(size: int, share: float) -> None:
+    """timm rounds the resized side down: half a pixel of 32 is another picture."""
+    rng = np.random.default_rng(0)
+    smooth = cv2.resize(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8), (400, 300), interpolation=cv2.INTER_CUBIC)
+    ours = centre_crop(smooth, Transform(image_size=size, crop_pct=share))
+    theirs = timm.data.create_transform(
+        (3, size, size), crop_pct=_share(size, share), interpolation="bilinear", mean=(0, 0, 0), std=(1, 1, 1)
+    )(Image.fromarray(smooth))
+    assert np.abs(theirs.permute(1, 2, 0).numpy() * 255 - ours).mean() < 1.2
 
 
 @pytest.mark.parametrize(
