@@ -27,6 +27,7 @@ from pipeline.layout import group_shards, shard_bounds, shuffled
 from pipeline.number import NAMES, number_samples
 from pipeline.packing import packed_order
 from pipeline.parallel import Workers
+from pipeline.ranges import size
 from pipeline.scan.scan import NOT_OURS, SCAN_SCHEMA, Limits, check_room, scan
 from pipeline.settings import CAPTIONS, CLASSES, FILES, BuildSettings, deciding, forgiven, most_skipped, recorded
 from pipeline.skipped import SKIPPED, LeftOut, judge
@@ -47,6 +48,11 @@ __all__ = ["build_shards", "is_built"]
 
 EXAMPLES = "examples"  # reason -> samples left out for it, in a scan's metadata
 DENSEST = 5  # bytes of a resized JPEG for each pixel of the square: 1.5 a pixel, of pictures three times as long
+REMEDIES = {  # where a table leaves out most samples for one reason
+    "missing file": "say below which folders the files lie (`images = [...]` in the data set file)",
+    "no caption": "say which columns hold captions (`captions = [...]` in the data set file: of a row the first "
+    "that is not empty counts)",
+}
 READ = "captions_read"  # what was counted of the captions, there too
 Positions = npt.NDArray[np.int64]
 
@@ -165,8 +171,12 @@ def _scan_all(source: Source, settings: BuildSettings, work: Path, workers: Work
             LeftOut(partition=partition.name, reason=reason, count=count, names=_names(examples.get(reason, [])))
             for reason, count in sorted(counts.items())
         ]
-    if source.dataset.format in ("table", "coco") and any(left.reason == "missing file" for left in skips):
-        budget.remedy = f"say below which folders the files lie (`images = [...]` in the data set file), {remedy}"
+    lost = Counter[str]()
+    for left in skips:
+        lost[left.reason] += left.count
+    for reason, advice in REMEDIES.items():
+        if source.dataset.format in ("table", "coco") and lost and lost.most_common(1)[0][0] == reason:
+            budget.remedy = f"{advice}, {remedy}"
     try:
         judge(budget, skips, work / SKIPPED)
     except OverBudget:
@@ -287,7 +297,7 @@ def _write_all(
     source: Source, settings: BuildSettings, out: Path, work: Path, samples: pa.Table, workers: Workers
 ) -> list[ShardResult]:
     if settings.layout != "in-place":
-        _check_room(out, samples, settings.image_size)
+        _check_room(source, out, samples, settings.image_size)
     places, groups = _places(source, settings, out, work, samples)
     say(f"{samples.num_rows:,} samples, {len(places)} shards")
     jobs = [
@@ -351,7 +361,7 @@ def _bytes_of(path: Path) -> int:
     return path.stat().st_size if path.is_file() else -1
 
 
-def _check_room(out: Path, samples: pa.Table, image_size: int | None) -> None:
+def _check_room(source: Source, out: Path, samples: pa.Table, image_size: int | None) -> None:
     """Images and 4 KB of headers and texts a sample, less what is already there."""
     sizes = samples["size"].to_numpy()
     if image_size:
@@ -359,12 +369,14 @@ def _check_room(out: Path, samples: pa.Table, image_size: int | None) -> None:
     needed = int(np.sum(sizes)) + 4096 * samples.num_rows
     there = sum(path.stat().st_size for path in out.glob("*.tar"))
     free = shutil.disk_usage(out).free
-    say(f"the shards take some {needed / 1e9:.2f} GB; {free / 1e9:.0f} GB are free")
+    say(f"the shards take some {size(needed)}; {size(free)} are free")
     if needed - there > free:
+        remedies = ["make room", "choose another OUT= (--out)", "shrink images with --image-size"]
+        if source.dataset.format == "webdataset":
+            remedies.append("leave the tars where they are with --layout in-place")
         raise UserError(
-            f"{out} needs some {(needed - there) / 1e9:.1f} GB more, its disk has {free / 1e9:.1f} GB free: make room, "
-            "choose another OUT= (--out), shrink images with --image-size, or leave the tars where they are with "
-            "--layout in-place"
+            f"{out} needs some {size(needed - there)} more, its disk has {size(free)} free: "
+            f"{', '.join(remedies[:-1])}, or {remedies[-1]}"
         )
 
 

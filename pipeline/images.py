@@ -26,7 +26,15 @@ JPEG, END = b"\xff\xd8", b"\xff\xd9"
 TAIL = 4096  # bytes in which a JPEG's end marker is looked for; cameras append a little after it
 # Start-of-frame markers carry the size; C4, C8 and CC of that range mean something else (ITU-T T.81, table B.1).
 FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
-MAGIC = {b"\x89PNG": "png", b"GIF8": "gif", b"BM": "bmp", b"II*\0": "tiff", b"MM\0*": "tiff", b"RIFF": "webp"}
+MAGIC = {
+    b"\x89PNG": "png",
+    b"GIF8": "gif",
+    b"BM": "bmp",
+    b"II*\0": "tiff",
+    b"MM\0*": "tiff",
+    b"RIFF": "webp",
+    b"\0\0\0\x0cjP  ": "jp2",
+}
 
 
 def problem(data: bytes | memoryview, max_pixels: int) -> str | None:
@@ -55,6 +63,8 @@ def image_size(data: bytes | memoryview) -> tuple[int, int] | None:
 
 def kind(data: bytes | memoryview) -> str:
     """The extension that encoded bytes should have, by their first ones; jpg for those not known."""
+    if bytes(data[4:12]) == b"ftypavif":
+        return "avif"
     return next((name for magic, name in MAGIC.items() if bytes(data[: len(magic)]) == magic), "jpg")
 
 

@@ -25,7 +25,8 @@ from shards.index import write_texts
 
 __all__ = ["NAMES", "number_samples", "number_texts"]
 
-MISSING = ("-1", "nan", "na", "n/a", "none", "null", "<na>")  # what some write where there is no label
+# What some write where there is no label, or no caption.
+MISSING = ("-1", "nan", "na", "n/a", "#n/a", "#nv", "none", "null", "<na>", "-", "--", "?", "unknown")
 NAMES = "class_names"  # in a scan's metadata: what its file calls labels 0, 1, ...
 
 
@@ -47,6 +48,8 @@ def number_samples(
     labels, classes = _number_labels(source, scans) if source.dataset.label else (None, {})
     if source.dataset.by_class:
         texts = _captions(texts, classes)
+    else:
+        _tell_missing(texts, counts)
     write_texts(out / "texts.parquet", texts, counts)
     _write_arrow(work / "texts.arrow", pa.table({"text": texts}, pa.schema([("text", pa.large_string())])))
     schema = pa.schema([field for field in SCAN_SCHEMA if field.name not in ("text", "label_value")])
@@ -73,6 +76,14 @@ def number_texts(scans: Sequence[Path]) -> tuple[npt.NDArray[np.int64], pa.Array
     encoded = _encoded(scans, "text")
     ids = encoded.indices.to_numpy().astype(np.int64)
     return ids, encoded.dictionary, np.bincount(ids, minlength=len(encoded.dictionary)).astype(np.int64)
+
+
+def _tell_missing(texts: pa.Array, counts: npt.NDArray[np.int64]) -> None:
+    short = pc.indices_nonzero(pc.less_equal(pc.utf8_length(texts), max(map(len, MISSING)))).to_numpy()
+    found = {texts[i].as_py(): int(counts[i]) for i in short.tolist() if texts[i].as_py().lower() in MISSING}
+    if found:
+        words = ", ".join(f"{text!r} ({count:,} samples)" for text, count in found.items())
+        say(f"note: {words}: a caption like any other; if it says that there is none, leave that empty")
 
 
 def _encoded(scans: Sequence[Path], name: str) -> pa.DictionaryArray:
@@ -120,7 +131,13 @@ def _named(labels: Sequence[str], given: Sequence[str], source: Source) -> list[
             words = name.replace("_", " ")
             known[folder] = words if plain[words] == 1 and words.strip() else name  # big_dog beside big dog
     if odd := [label for label in labels if label.lower() in MISSING and label not in source.named and not given]:
-        say(f"note: {odd[0]!r} is a class like any other; if it says that there is no label, leave that empty")
+        what = "is a class like any other; if it says" if len(odd) == 1 else "are classes like any others; if they say"
+        say(f"note: {', '.join(map(repr, odd))} {what} that there is no label, leave that empty")
+    if torn := [name for name in names if "\ufffd" in name]:
+        say(
+            f"note: {len(torn)} classes have names that are no UTF-8 ({torn[0]!r}): save the table as UTF-8 (iconv -f "
+            "CP1252 -t UTF-8, say), and build anew"
+        )
     texts = {label for label in labels if label not in source.named and not WNID.fullmatch(label)}
     classes = class_names(folders, known, source.dataset.caption, single=() if given else texts)
     if source.dataset.by_class and all(one.name.isdecimal() for one in classes):

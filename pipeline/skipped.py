@@ -37,7 +37,8 @@ def judge(budget: SkipBudget, found: Sequence[LeftOut], path: Path) -> None:
         budget.count(one.reason, one.count)
     try:
         for one in found[-1:]:
-            budget.check(one.names[-1] if one.names else f"in {one.partition}")
+            why = f" ({one.reason})" if len(budget.reasons) > 1 else ""
+            budget.check(f"{one.names[-1]}{why}" if one.names else f"in {one.partition}")
     except OverBudget as error:
         raise OverBudget(f"{error}; {path} names them") from None
 

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Set
 from contextlib import contextmanager, suppress
@@ -24,6 +25,7 @@ __all__ = ["WORK", "alone", "differing", "disk_errors", "holds_nothing", "mapped
 TRIES = 100
 WORK = ".work"  # below the folder that is being made; holds what a stopped run had finished
 BEGUN = {"lock", "settings.json", "encoding.json"}  # what a run writes there before it computes anything
+CHECKSUM = re.compile("[0-9a-f]{64}")
 MOST_TOLD = 3  # entries of a list that a message repeats
 
 
@@ -110,6 +112,8 @@ def differing(found: dict[str, Any], wanted: dict[str, Any], forgiven: Set[str] 
 def _told(value: object) -> object:
     if isinstance(value, list) and len(value) > MOST_TOLD:  # ImageNet has a thousand classes
         return f"[{', '.join(map(repr, value[:MOST_TOLD]))}, and {len(value) - MOST_TOLD:,} more]"
+    if isinstance(value, str) and CHECKSUM.fullmatch(value):
+        return f"{value[:8]}..."
     return "none" if value is None or value in ("", []) else value
 
 

@@ -89,7 +89,7 @@ def typed(hint: Any, value: Any, where: str) -> Any:
         return value
     if get_origin(hint) is tuple and get_args(hint)[-1] is Ellipsis:
         if not isinstance(value, (list, tuple)):
-            raise UserError(f"{where} is a list, not {value!r}")
+            raise UserError(f"{where} is a list, not {value!r}: write [{value!r}]")
         return tuple(typed(get_args(hint)[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if get_origin(hint) is tuple:
         if not isinstance(value, (list, tuple)) or len(value) != len(get_args(hint)):

@@ -79,6 +79,9 @@ class Manifest:
                 raise ValueError("it names no format")
             version = data.pop("format")
         except FileNotFoundError:
+            below = sorted(found.parent.name for found in root.glob(f"*/{NAME}"))
+            if below:
+                raise UserError(f"{root} holds folders of shards ({', '.join(below[:4])}): give one of them") from None
             raise UserError(
                 f"{root} has no {NAME}, so its shards are unfinished: run the command that builds them again (of "
                 "images and captions, `xclr-shards build` makes shards)"

@@ -21,9 +21,9 @@ from eval.benchmarks.bench import Bench, ImageSet, Source, Task, fingerprint
 from eval.benchmarks.classes import Classified, Words, class_figures
 from eval.benchmarks.overlap import Held, of_training
 from pipeline.sources.class_names import class_names, names_file
-from shards.bars import bar
+from shards.bars import bar, say
 from shards.errors import TornTar, UserError
-from shards.pictures import is_image
+from shards.pictures import is_image, passed_over
 from shards.reader import is_finished
 from shards.tar import class_images, compression, scan
 
@@ -123,8 +123,10 @@ def list_folder(folder: Path) -> Pictures:
     """Every picture below the class folders of `folder`; hidden files (macOS writes ._NAME beside NAME) are none."""
     with os.scandir(folder) as entries:
         classes = [entry.path for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-    prefix = len(os.path.join(folder, ""))
-    found = sorted((path[prefix:], size) for start in classes for path, size in _walk(start))
+    prefix, other = len(os.path.join(folder, "")), list[str]()
+    found = sorted((path[prefix:], size) for start in classes for path, size in _walk(start, other))
+    if line := passed_over(other):
+        say(f"note: {folder}: {line}")
     keys = [key for key, _ in found]
     return Pictures(
         where=folder, keys=keys, sizes=[size for _, size in found], read=lambda i: contents(folder / keys[i])
@@ -166,8 +168,9 @@ def size_of(entry: os.DirEntry[str]) -> int:
         raise UserError(f"{entry.path} cannot be looked at ({error.strerror}): mend or delete it") from None
 
 
-def _walk(folder: str) -> Iterator[tuple[str, int]]:
-    """(path, bytes) of every picture below a folder. scandir, since ImageNet has 1.3 million of them to look at."""
+def _walk(folder: str, other: list[str]) -> Iterator[tuple[str, int]]:
+    """(path, bytes) of every picture below a folder; adds names of files that are none, but hidden ones, to `other`.
+    scandir, since ImageNet has 1.3 million of them to look at."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if is_image(entry.name) and not entry.is_dir():
@@ -175,7 +178,9 @@ def _walk(folder: str) -> Iterator[tuple[str, int]]:
             elif not entry.name.startswith(".") and entry.is_dir():
                 if entry.is_symlink() and Path(folder).resolve().is_relative_to(Path(entry.path).resolve()):
                     raise UserError(f"{entry.path} is a link to a folder that it lies in: delete it")
-                yield from _walk(entry.path)
+                yield from _walk(entry.path, other)
+            elif not entry.name.startswith("."):
+                other.append(entry.name)
 
 
 def _split(root: Path, names: tuple[str, ...]) -> Pictures:

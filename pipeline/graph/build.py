@@ -61,7 +61,7 @@ def build_graph(
     settings = {"kind": kind, "k": k, "code_dim": code_dim, "seed": seed, "recall": recall}
     settings |= _inputs(shards, encoder_source, source)
     folder = root / "graphs" / (name or graph_name(kind, encoder_source, source, k))
-    with disk_errors(folder), alone(folder, "choose another --name") as work:
+    with disk_errors(folder), alone(folder, "choose another --name (of xclr-shards graph)") as work:
         if _finished(folder, settings):
             say(f"{folder} is already there, with these settings")
         else:

@@ -15,7 +15,7 @@ from pipeline.sources.class_names import as_text
 from pipeline.sources.labels import Labels
 from pipeline.sources.source import Partition, Source, refuse_unread
 from pipeline.sources.tables import URL, find_image, grouped_rows
-from shards.pictures import EXTENSIONS
+from shards.pictures import EXTENSIONS, usual
 
 __all__ = ["folder", "of_class", "table"]
 
@@ -82,7 +82,7 @@ def _keep(found: Scan, limits: Limits, path: Path, *, text: str, **values: Any) 
             raise FileNotFoundError
         with mapped(path) as (_, content):
             if found.usable(content, text, limits, str(path)):
-                extension = extension if extension in EXTENSIONS else kind(content)
+                extension = usual(extension) if extension in EXTENSIONS else kind(content)
                 found.add(text=text, file=str(path), offset=0, size=len(content), extension=extension, **values)
     except UnicodeEncodeError:
         found.skip("file name that is not UTF-8", as_text(str(path)))

@@ -21,7 +21,7 @@ from pipeline.sources.datasets import Dataset
 from pipeline.sources.labels import Labels
 from pipeline.sources.source import Partition, Source, check_unpacked
 from shards.errors import TornTar, UserError, first_line
-from shards.pictures import EXTENSIONS
+from shards.pictures import EXTENSIONS, usual
 from shards.remote import fetch, shown
 from shards.tar import Member, class_images, groups, split_key
 from shards.tar import scan as scan_tar
@@ -71,7 +71,7 @@ def webdataset(source: Source, partition: Partition, limits: Limits, spool: Path
                 key=stored,
                 what=what,
                 file=path,
-                extension=extension,
+                extension=usual(extension or ""),
                 **values,
                 **_meta(parts.get("json")),
             )

@@ -52,13 +52,14 @@ class Names(NamedTuple):
     """Of columns; "" for one that is not wanted."""
 
     image: str
-    caption: str
+    captions: tuple[str, ...]
+    """A row's caption is in the first of them that is not empty."""
     label: str
 
     @property
     def wanted(self) -> list[str]:
         """Each once: a class may be the caption too."""
-        return list(dict.fromkeys(filter(None, self)))
+        return list(dict.fromkeys(filter(None, (self.image, *self.captions, self.label))))
 
 
 def columns(dataset: Dataset, names: Sequence[str], where: str) -> Names:
@@ -68,12 +69,14 @@ def columns(dataset: Dataset, names: Sequence[str], where: str) -> Names:
     """
     wanted = (dataset.image,) if dataset.image else ()
     given = dataset.captions if dataset.captions != CAPTIONS else ()
+    image = _columns("image", wanted, IMAGE_NAMES, names, where)[0]
+    captions: list[str] = []
+    if not dataset.by_class:
+        captions = _columns("captions", given, CAPTION_NAMES, names, where, labelled=bool(dataset.label))
     return Names(
-        _column("image", wanted, IMAGE_NAMES, names, where),
-        ""
-        if dataset.by_class
-        else _column("captions", given, CAPTION_NAMES, names, where, labelled=bool(dataset.label)),
-        _column("label", (dataset.label,), (), names, where) if dataset.label else "",
+        image,
+        tuple(captions if given else captions[:1]),
+        _columns("label", (dataset.label,), (), names, where)[0] if dataset.label else "",
     )
 
 
@@ -84,16 +87,19 @@ def holds_images(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
-def _column(
+def _columns(
     what: str, given: Sequence[str], usual: Sequence[str], names: Sequence[str], where: str, labelled: bool = False
-) -> str:
+) -> list[str]:
+    """Those that are there, in the order in which they are asked for; one at least."""
+    found = []
     for name in given or usual:
         exact = [one for one in names if one == name]
         alike = exact or [one for one in names if one.strip().lower() == name.strip().lower()]
         if len(alike) > 1:
             raise UserError(f"{where} has {len(alike)} columns {name}; it has {', '.join(names)}: rename all but one")
-        if alike:
-            return alike[0]
+        found += alike
+    if found:
+        return found
     key = 'captions = ["..."]' if what == "captions" else f'{what} = "..."'
     hint = ", or captions = [] for captions made of the labels" if labelled else ""
     raise UserError(
@@ -103,9 +109,30 @@ def _column(
 
 
 def taken(names: Names, table: pa.Table, unreadable: Unreadable) -> Columns:
-    captions = _whole(table[names.caption]) if names.caption else None
+    captions = _first([_whole(table[name]) for name in names.captions]) if names.captions else None
     labels = label_cells(table[names.label]) if names.label else None
     return Columns(_whole(table[names.image]), captions, labels, unreadable)
+
+
+def _first(columns: Sequence[pa.Array]) -> pa.Array:
+    """Of each row the first cell that is not empty."""
+    found, *others = columns
+    for other in others:
+        if found.type == other.type == BYTES:
+            found = pc.if_else(pc.match_substring_regex(found, r"^\s*$"), other, found)
+        else:
+            cells = zip(found.to_pylist(), other.to_pylist(), strict=True)
+            chosen = (one if any(map(_filled, _listed(one))) else two for one, two in cells)
+            found = pa.array([_listed(cell) for cell in chosen], SEVERAL)
+    return found
+
+
+def _listed(cell: object) -> list[bytes]:
+    return cell if isinstance(cell, list) else [cell] if isinstance(cell, bytes) else []
+
+
+def _filled(cell: bytes | None) -> bool:
+    return bool(cell and cell.strip())
 
 
 def label_cells(column: pa.ChunkedArray) -> pa.Array:

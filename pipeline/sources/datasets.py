@@ -41,9 +41,9 @@ class Dataset:
     image: str = ""
     """table: the column of images. Empty: image, path, file_name, ..."""
     captions: tuple[str, ...] = CAPTIONS
-    """webdataset: columns of the parquet files beside the tars, or fields of KEY.json: the first that
-    a sample has; it may hold several captions. Without any, KEY.txt is the caption. table: the first column that
-    there is, else text, title, ..."""
+    """webdataset: columns of the parquet files beside the tars, or fields of KEY.json; table: columns. Of each sample,
+    or row, the first that is not empty; it may hold several captions. Without any, KEY.txt is the caption, and a
+    table's text, title, ..."""
     label: str = ""
     """webdataset, table: where the class of a sample stands: a column, a field of KEY.json, or a member's extension
     (cls). Empty: nowhere."""

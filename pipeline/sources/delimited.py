@@ -19,24 +19,29 @@ __all__ = ["read_delimited"]
 
 BLOCK = 64 << 20  # bytes of CSV parsed at once; a row must fit
 CELL_LINES = 50  # more in one cell are rows
+SEPARATOR = re.compile(rb"sep=.", re.IGNORECASE)  # a line that spreadsheets write above the header
 
 
 def read_delimited(dataset: Dataset, path: Path) -> Columns:
     """CSV and its kin with a header line. Bytes, not text: what is not UTF-8 is the captions' rule to mend."""
     with path.open("rb") as file:
         header = file.readline(1 << 16).removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n")
+        above = int(SEPARATOR.fullmatch(header) is not None)  # lines above the header
+        header = file.readline(1 << 16).rstrip(b"\r\n") if above else header
+    if not header and not _lines(path):
+        raise UserError(f"{path} is empty: expected a header line such as image,caption")
     delimiter = next((mark for mark in ("\t", "|", ",", ";") if mark.encode() in header), None)
     if delimiter is None:
         raise UserError(f"{path} has one column, {header[:60]!r}: expected a header line such as image,caption")
     # Flickr30k's results.csv has bare quotes within captions, and no quoted ones.
     quoted = delimiter != "|"
-    names, table, bad = _parsed(dataset, path, delimiter, quoted=quoted)
-    if quoted and (lost := _lines(path) - 1 - bad.rows - table.num_rows) > 0:
+    names, table, bad = _parsed(dataset, path, delimiter, above, quoted=quoted)
+    if quoted and (lost := _lines(path) - above - 1 - bad.rows - table.num_rows) > 0:
         # Cells hold line ends: as they may, or because a quote that is a mere character took whole rows for its cell.
         most, like_rows = _longest(names, table, delimiter, header)
         well, place = _quoted_cells(path, delimiter)
         if not well or most > CELL_LINES:
-            plain = None if b'"' in header else _parsed(dataset, path, delimiter, quoted=False)
+            plain = None if b'"' in header else _parsed(dataset, path, delimiter, above, quoted=False)
             if plain and not plain[2].rows:
                 names, table, bad = plain
             elif not well or like_rows:
@@ -47,7 +52,9 @@ def read_delimited(dataset: Dataset, path: Path) -> Columns:
     return taken(names, table, bad)
 
 
-def _parsed(dataset: Dataset, path: Path, delimiter: str, *, quoted: bool) -> tuple[Names, pa.Table, Unreadable]:
+def _parsed(
+    dataset: Dataset, path: Path, delimiter: str, above: int, *, quoted: bool
+) -> tuple[Names, pa.Table, Unreadable]:
     """Names of the columns that are wanted; these; and rows that have other columns than the header."""
     bad: list[str] = []
 
@@ -61,7 +68,7 @@ def _parsed(dataset: Dataset, path: Path, delimiter: str, *, quoted: bool) -> tu
         newlines_in_values=quoted,
         invalid_row_handler=skip,
     )
-    with pc_csv.open_csv(path, pc_csv.ReadOptions(block_size=1 << 20), parse) as reader:
+    with pc_csv.open_csv(path, pc_csv.ReadOptions(block_size=1 << 20, skip_rows=above), parse) as reader:
         names = columns(dataset, reader.schema.names, str(path))
     bad.clear()
     convert = pc_csv.ConvertOptions(
@@ -70,7 +77,7 @@ def _parsed(dataset: Dataset, path: Path, delimiter: str, *, quoted: bool) -> tu
         include_columns=names.wanted,
         strings_can_be_null=False,
     )
-    table = pc_csv.read_csv(path, pc_csv.ReadOptions(block_size=BLOCK), parse, convert)
+    table = pc_csv.read_csv(path, pc_csv.ReadOptions(block_size=BLOCK, skip_rows=above), parse, convert)
     return names, table, Unreadable(len(bad), shown(bad[-1].encode()) if bad else "")
 
 

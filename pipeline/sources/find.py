@@ -27,6 +27,7 @@ from pipeline.sources.remote import RemoteFile, find
 from pipeline.sources.source import Partition, Source, check_unpacked, refuse_unread
 from shards.bars import say
 from shards.errors import TornTar, UserError, first_line
+from shards.pictures import is_image, passed_over
 from shards.remote import is_remote, shown
 from shards.tar import Member, class_images
 from shards.tar import scan as scan_tar
@@ -116,8 +117,14 @@ def _files(dataset: Dataset, path: Path) -> tuple[list[Path], Path]:
     """The files at or below a path, and the folder that their names are relative to."""
     if path.is_file():
         return [path], path.parent
-    matches = (sorted(found for found in path.glob(pattern) if found.is_file()) for pattern in dataset.patterns)
-    found = next((files for files in matches if files), [])
+    matches = {pattern: sorted(f for f in path.glob(pattern) if f.is_file()) for pattern in dataset.patterns}
+    found = next((files for files in matches.values() if files), [])
+    # Of the usual patterns the first is meant; who writes several may mean all.
+    if unread := [file for files in matches.values() for file in files if dataset.files and file not in found]:
+        say(
+            f"note: {unread[0].relative_to(path)} is not read ({len(unread)} such): of several `files` the first that "
+            f"matches counts, {found[0].relative_to(path)}; one pattern such as '*{found[0].suffix}' may match several"
+        )
     if not found:
         what = "tars" if dataset.format == "webdataset" else "table"
         raise UserError(f"{path} holds no file like {' or '.join(dataset.patterns)}: give the folder of the {what}")
@@ -248,13 +255,13 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _partitions(paths: Iterable[Path], root: Path) -> tuple[Partition, ...]:
-    return tuple(
-        Partition(
-            number=i,
-            name=str(path.relative_to(root)),
-            path=path,
-            bytes=path.stat().st_size if path.is_file() else 0,
-            stop=sum(len(files) for _, _, files in os.walk(path, onerror=refuse_unread)) if path.is_dir() else 0,
-        )
-        for i, path in enumerate(paths)
-    )
+    found, other = [], list[str]()
+    for i, path in enumerate(paths):
+        walk = os.walk(path, onerror=refuse_unread) if path.is_dir() else ()
+        names = [name for _, _, files in walk for name in files]
+        other += [name for name in names if not is_image(name) and name[0] != "."]
+        size = path.stat().st_size if path.is_file() else 0
+        found.append(Partition(number=i, name=str(path.relative_to(root)), path=path, bytes=size, stop=len(names)))
+    if line := passed_over(other):
+        say(f"note: {line}")
+    return tuple(found)

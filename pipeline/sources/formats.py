@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.sources.columns import BYTES, SEVERAL, Columns, Names, Unreadable, columns, shown, taken
-from pipeline.sources.datasets import Dataset
+from pipeline.sources.datasets import CAPTIONS, Dataset
 from pipeline.sources.delimited import read_delimited
 from pipeline.sources.labels import carried_names, label_text
 from pipeline.sources.source import check_unpacked
@@ -166,14 +166,18 @@ class _Rows:
         self._add(row, self.names)
 
     def _add(self, row: dict[str, Any], names: Names) -> None:
-        image, captions, labels = (row.get(name) for name in names)
-        texts = captions if isinstance(captions, list) else [captions]
-        given = (labels if isinstance(labels, list) else [labels]) if names.label else []
+        image, labels = row.get(names.image), row.get(names.label)
+        given = self.dataset.captions if self.dataset.captions != CAPTIONS else ()  # later rows may have more of them
+        wanted = dict.fromkeys((*names.captions, *given))
+        cells = [cell if isinstance(cell, list) else [cell] for cell in map(row.get, wanted)]
+        filled = (cell for cell in cells if any(isinstance(text, str) and text.strip() for text in cell))
+        texts = next(filled, cells[0] if cells else [])
+        classes = (labels if isinstance(labels, list) else [labels]) if names.label else []
         self.rows.append(
             (
                 _encoded(image) if isinstance(image, str) else b"",
                 [_encoded(text) for text in texts if isinstance(text, str)],
-                [_encoded(label_text(label)) for label in given],
+                [_encoded(label_text(label)) for label in classes],
             )
         )
         if len(self.rows) == ROWS:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -73,13 +74,34 @@ def _images(table: pa.Table) -> Iterator[tuple[bytes, list[Any], list[Any]]]:
 
 
 def find_image(name: str, roots: Sequence[Path]) -> Path | None:
-    """The file of that name below the first root that has it."""
+    """The file of that name below the first root that has it, or that may not be asked.
+
+    Where none has: of the name as other systems write it, with blanks around it, Windows' separators, accents as macOS
+    composes them, or an extension in other letters.
+    """
     if not name or "\0" in name or URL.match(name):
         return None
+    forms = (name, *_other_forms(name))
+    return next((path for form in forms for path in (root / form for root in roots) if _is_file(path)), None)
+
+
+def _other_forms(name: str) -> Iterator[str]:
+    plain = name.strip()
+    for path in dict.fromkeys((plain, plain.replace("\\", "/"))):
+        stem, dot, extension = path.rpartition(".")
+        for end in dict.fromkeys((extension, extension.lower(), extension.upper())):
+            for form in ("NFC", "NFD"):
+                yield unicodedata.normalize(form, f"{stem}{dot}{end}")
+
+
+def _is_file(path: Path) -> bool:
+    """Or one in a folder that may not be looked into: what opens it will say so."""
     try:
-        return next((path for path in (root / name for root in roots) if path.is_file()), None)
-    except OSError:  # a name longer than any file's
-        return None
+        return path.is_file()
+    except PermissionError:
+        return True
+    except (OSError, ValueError):  # a name longer than any file's
+        return False
 
 
 def _grouped(tables: Sequence[Columns], source: Source) -> pa.Table:

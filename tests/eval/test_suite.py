@@ -380,7 +380,7 @@ def test_claims_are_read_off_the_figures() -> None:
         ("benches = ['shards:']", "'shards:' names no folder: shards:DIR, or shards alone"),
         ("benches = ['demo']\nagainst = 'b'\n[[rows]]\nmethod = 'a'\ncheckpoint = 'c'", r"against is the name .*\(a\)"),
         ("benches = ['demo']\nagainst = ['a', 'b']\n[[rows]]\nmethod = 'a'\ncheckpoint = 'c'", r"\(a\), not 'b'"),
-        ("benches = ['demo']\nagainst = 5", "against is a list, not 5"),
+        ("benches = ['demo']\nagainst = 5", r"against is a list, not 5: write \[5\]"),
         ("benches = ['demo']\nmethods = []", "methods is of one or both of linear_probe, knn"),
         ("benches = ['demo']\nmethods = ['knn', 'knn']", "methods is of one or both"),
         ("benches = ['demo']\nmethods = ['linear-probe', 'linear_probe']", "methods is of one or both"),

@@ -174,7 +174,7 @@ def test_rows_that_lead_nowhere(tmp_path: Path) -> None:
         build(mine, tmp_path / "lost", tmp_path / "out2")
     pictures(tmp_path / "mute", [f"{i}.jpg" for i in range(11)])
     write_table(tmp_path / "mute" / "t.csv", [(f"{i}.jpg", "") for i in range(11)])
-    with pytest.raises(UserError, match=r"11 no caption.*: check the source, or raise --max-skipped") as told:
+    with pytest.raises(UserError, match=r"11 no caption.*: say which columns hold captions") as told:
         build(mine, tmp_path / "mute", tmp_path / "out2")
     assert "below which folders" not in str(told.value)  # no file is missed
     write_table(tmp_path / "few" / "t.csv", [(f"{i}.jpg", "x") for i in range(11)])
@@ -304,7 +304,7 @@ def test_parquet_with_images_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("t.csv", b"", "has one column|Empty CSV"),
+        ("t.csv", b"", "t.csv is empty: expected a header line"),
         ("t.csv", b"just words\n", r"has one column, b'just words': expected a header line"),
         ("t.csv", b"image,words\n", "no column caption or captions or text"),
         ("t.csv", b"image,caption\n", "no usable sample"),

@@ -57,6 +57,9 @@ def test_manifest_round_trip_and_what_it_refuses(tmp_path: Path) -> None:
     assert Manifest.load(tmp_path) == manifest
     with pytest.raises(UserError, match=r"no manifest\.json.*unfinished"):
         Manifest.load(tmp_path / "index")
+    make_shards(tmp_path / "parent" / "photos")
+    with pytest.raises(UserError, match=r"parent holds folders of shards \(photos\): give one of them"):
+        Manifest.load(tmp_path / "parent")
     with pytest.raises(UserError, match="not a folder of shards"):
         Manifest.load(tmp_path / "nowhere")
     data = json.loads((tmp_path / "manifest.json").read_text())

@@ -1,0 +1,221 @@
+"""Tables as offices, shops and other systems write them: columns in several languages, spreadsheets' habits, and paths
+that lead to a file but for how they are spelt."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections import Counter
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from eval.benchmarks.registry import open_bench
+from pipeline.images import kind
+from pipeline.sources.tables import find_image
+from shards.errors import UserError
+from shards.manifest import Manifest
+from shards.reader import Shards
+from tests.pipeline.building import build as build_all
+from tests.pipeline.sources import data_set, pictures
+from tests.pipeline.test_sources_tables import build, write_table
+from trainer.augment import decode
+
+TITLES = [
+    {"image": "a.jpg", "fr": "chat", "de": "Katze", "en": "cat"},
+    {"image": "b.jpg", "fr": "", "de": "Hund", "en": "dog"},
+    {"image": "c.jpg", "fr": "  ", "de": "", "en": "owl"},
+    {"image": "d.jpg", "fr": None, "de": None, "en": "yak"},
+]
+FIRST = {"a.jpg": "chat", "b.jpg": "Hund", "c.jpg": "owl", "d.jpg": "yak"}
+
+
+def texts(found: dict[str, tuple[bytes, str]]) -> dict[str, str]:
+    return {path: text for path, (_, text) in found.items()}
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "sparse.jsonl", "parquet", "lists.parquet", "inside.parquet"])
+def test_of_several_caption_columns_each_row_takes_the_first_that_is_not_empty(kind: str, tmp_path: Path) -> None:
+    made = pictures(tmp_path / "in", list(FIRST))
+    table, rows = tmp_path / "in" / f"t.{kind}", [dict(row) for row in TITLES]
+    if kind == "csv":
+        lines = [",".join(cell or "" for cell in row.values()) for row in rows]
+        table.write_text("\n".join(["image,FR,de,en", *lines, ""]))
+    elif kind.endswith("jsonl"):
+        if kind == "sparse.jsonl":  # the first row lacks the column that the last needs
+            rows = [{key: value for key, value in row.items() if key == "image" or key == lang} for row, lang in
+                    zip(rows, ("fr", "de", "en", "en"), strict=True)]  # fmt: skip
+        table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        for row in rows if kind == "lists.parquet" else []:
+            row["de"] = [row["de"], row["de"]] if row["de"] else []  # type: ignore[assignment]
+        for row in rows if kind == "inside.parquet" else []:
+            row["image"] = {"bytes": made[str(row["image"])], "path": row["image"]}  # type: ignore[assignment]
+        pq.write_table(pa.Table.from_pylist(rows), table)
+    mine = data_set(tmp_path / "mine.toml", format="table", captions=["es", "fr", "de", "en"])
+    assert texts(build(mine, tmp_path / "in", tmp_path / "out")) == FIRST
+    assert Manifest.load(tmp_path / "out").skipped == {}
+
+
+def test_columns_that_are_called_as_captions_are_do_not_fill_in_for_each_other(tmp_path: Path) -> None:
+    """Nobody has asked for the second."""
+    pictures(tmp_path / "in", ["a.jpg", "b.jpg"])
+    (tmp_path / "in" / "t.csv").write_text("image,caption,comment\na.jpg,a cat,x\nb.jpg,,to be checked\n")
+    mine = data_set(tmp_path / "mine.toml", format="table")
+    assert texts(build(mine, tmp_path / "in", tmp_path / "out")) == {"a.jpg": "a cat"}
+
+
+@pytest.mark.parametrize(("mark", "quoted"), [(";", '"two; 2"'), (",", '"two\nlines"'), ("\t", "two")])
+def test_a_line_that_names_the_separator_is_no_header(tmp_path: Path, mark: str, quoted: str) -> None:
+    pictures(tmp_path / "in", ["a.jpg", "b.jpg"])
+    rows = [f"sep={mark}", f"image{mark}caption", f"a.jpg{mark}{quoted}", f"b.jpg{mark}one"]
+    (tmp_path / "in" / "t.csv").write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*rows, ""]).encode())
+    mine = data_set(tmp_path / "mine.toml", format="table")
+    found = texts(build(mine, tmp_path / "in", tmp_path / "out"))
+    assert found == {"a.jpg": " ".join(quoted.strip('"').split()), "b.jpg": "one"}
+
+
+@pytest.mark.parametrize(
+    ("written", "file"),
+    [
+        ("sub\\deeper\\a.jpg", "sub/deeper/a.jpg"),
+        (" a.jpg ", "a.jpg"),
+        ("a.JPG", "a.jpg"),
+        ("A.jpeg", "A.JPEG"),
+        ("Fr\u00fchjahr/\u00e9.jpg", "Fru\u0308hjahr/e\u0301.jpg"),
+        ("e\u0301.jpg", "\u00e9.jpg"),
+        (" sub\\\u00fc.JPG", "sub/u\u0308.jpg"),
+    ],
+)
+def test_paths_as_other_systems_write_them(tmp_path: Path, written: str, file: str) -> None:
+    made = pictures(tmp_path / "in", [file])
+    write_table(tmp_path / "in" / "t.csv", [(written, "there")])
+    mine = data_set(tmp_path / "mine.toml", format="table")
+    assert list(build(mine, tmp_path / "in", tmp_path / "out").values()) == [(made[file], "there")]
+
+
+def test_a_file_of_the_very_name_comes_first(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.JPG", "x\\y.jpg", "x/y.jpg"):
+        (tmp_path / "one" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "one" / name).touch()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "b.jpg").touch()
+    (tmp_path / "one" / "b.JPG").touch()
+    roots = [tmp_path / "one", tmp_path / "other"]
+    for name in ("a.jpg", "a.JPG", "x\\y.jpg", "x/y.jpg"):
+        assert find_image(name, roots) == tmp_path / "one" / name
+    assert find_image("b.jpg", roots) == tmp_path / "other" / "b.jpg"
+    assert find_image("c.jpg", roots) is None
+
+
+def test_a_folder_that_may_not_be_looked_into_is_no_missing_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"closed/{i}.jpg" for i in range(3)]
+    pictures(tmp_path / "in", [*names, "a.jpg"])
+    write_table(tmp_path / "in" / "t.csv", [(name, "x") for name in [*names, "a.jpg"]])
+    real = os.stat
+
+    def stat(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
+        if isinstance(path, (str, os.PathLike)) and "/closed/" in os.fspath(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+    mine = data_set(tmp_path / "mine.toml", format="table")
+    assert texts(build(mine, tmp_path / "in", tmp_path / "out")) == {"a.jpg": "x"}
+    assert Manifest.load(tmp_path / "out").skipped == {"unreadable file": 3}
+
+
+def test_tables_that_are_not_read_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Who lists two files may mean both."""
+    pictures(tmp_path / "in", ["a.jpg", "b.jpg"])
+    write_table(tmp_path / "in" / "old.csv", [("a.jpg", "old")])
+    write_table(tmp_path / "in" / "new.csv", [("b.jpg", "new")])
+    mine = data_set(tmp_path / "mine.toml", format="table", files=["old.csv", "new.csv"])
+    assert texts(build(mine, tmp_path / "in", tmp_path / "out")) == {"a.jpg": "old"}
+    said = " ".join(capsys.readouterr().err.split())
+    assert "note: new.csv is not read (1 such): of several `files` the first that matches counts, old.csv" in said
+    both = data_set(tmp_path / "both.toml", format="table", files=["*.csv", "*.tsv"])
+    assert texts(build(both, tmp_path / "in", tmp_path / "both")) == {"a.jpg": "old", "b.jpg": "new"}
+    assert "is not read" not in capsys.readouterr().err
+
+
+def test_words_for_nothing_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"{i}.jpg" for i in range(6)]
+    pictures(tmp_path / "in", names)
+    cells = ["nan,NaN", "NaN,-1", "#NV,shoe", "a cat,shoe", "nan,boot", "nanny,boot"]
+    lines = [f"{name},{cell}" for name, cell in zip(names, cells, strict=True)]
+    (tmp_path / "in" / "t.csv").write_text("\n".join(["image,caption,kind", *lines, ""]))
+    mine = data_set(tmp_path / "mine.toml", format="table", label="kind")
+    build(mine, tmp_path / "in", tmp_path / "out")
+    said = " ".join(capsys.readouterr().err.split())
+    words = "note: 'nan' (2 samples), 'NaN' (1 samples), '#NV' (1 samples): a caption like any other; if it says that"
+    assert words in said
+    assert "note: '-1', 'NaN' are classes like any others; if they say that there is no label" in said
+    of_class = data_set(tmp_path / "class.toml", format="table", label="kind", captions=[])
+    build(of_class, tmp_path / "in", tmp_path / "class")
+    assert "a caption like any other" not in capsys.readouterr().err
+
+
+def test_class_names_that_are_not_utf8_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures(tmp_path / "in", ["a.jpg", "b.jpg"])
+    table = "image,caption,kind\na.jpg,one,M\u00f6bel\nb.jpg,two,desk\n"
+    (tmp_path / "in" / "t.csv").write_bytes(table.encode("cp1252"))
+    build(data_set(tmp_path / "mine.toml", format="table", label="kind"), tmp_path / "in", tmp_path / "out")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "note: 1 classes have names that are no UTF-8 ('M\ufffdbel'): save the table as UTF-8" in said
+
+
+def test_the_advice_is_of_what_was_left_out_most(tmp_path: Path) -> None:
+    pictures(tmp_path / "in", [f"{i}.jpg" for i in range(20)])
+    rows = [(f"{i}.jpg", "") for i in range(20)] + [(f"gone{i}.jpg", "x") for i in range(3)]
+    write_table(tmp_path / "in" / "t.csv", rows)
+    mine = data_set(tmp_path / "mine.toml", format="table")
+    with pytest.raises(UserError, match=r"20 no caption, 3 missing file.*: say which columns hold captions") as told:
+        build(mine, tmp_path / "in", tmp_path / "out")
+    assert "below which folders" not in str(told.value)
+    assert "(no caption)" in str(told.value) or "(missing file)" in str(told.value)
+
+
+def test_pictures_of_rarer_extensions_are_taken_and_other_files_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for name, written in (("a.jfif", "JPEG"), ("b.JPE", "JPEG"), ("c.avif", "AVIF"), ("d.jp2", "JPEG2000")):
+            for label in ("cat", "dog"):
+                path = tmp_path / "in" / split / label / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(path, written)
+        for other in ("e.heic", "f.HEIC", "boxes.txt", ".DS_Store", "noext"):
+            (tmp_path / "in" / split / "cat" / other).touch()
+    mine = data_set(tmp_path / "mine.toml", format="imagefolder", graph="none")
+    shards = Shards.open(build_all(mine, tmp_path / "in", tmp_path / "out"))
+    line = "files in class folders that are no pictures by their names, passed over: 2 .heic, 1 .txt"
+    assert f"note: {line}" in " ".join(capsys.readouterr().err.split())
+    assert len(shards) == 8
+    assert Counter(next(e for e in s.parts if e != "json" and e != "txt") for s in shards.samples()) == {
+        "jpg": 4, "avif": 2, "jp2": 2,
+    }  # fmt: skip
+    assert all(decode(shards.image(i)).shape == (16, 16, 3) for i in range(8))
+    bench = open_bench("imagefolder", tmp_path / "in")
+    assert [len(images) for images in bench.sets] == [8, 8]
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"note: {tmp_path}/in/train: {line}" in said
+    assert f"note: {tmp_path}/in/val: {line}" in said
+
+
+def test_extensions_of_encoded_bytes() -> None:
+    image = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
+    for name, extension in (("AVIF", "avif"), ("JPEG2000", "jp2"), ("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp")):
+        file = BytesIO()
+        image.save(file, name)
+        assert kind(file.getvalue()) == extension
