@@ -8,7 +8,7 @@ from typing import Any
 
 from eval.report.compare import COMPARED, MANY, compared_columns, comparison_lines, is_sure, points
 from eval.report.table import difference_lines, heading, marks, plus_minus, runs_line, warnings
-from eval.report.titles import TITLES
+from eval.report.titles import TITLES, model_parts
 from shards.atomic import atomic_file
 
 __all__ = ["markdown", "write_markdown"]
@@ -107,12 +107,13 @@ def _quoted(row: dict[str, Any], results: dict[str, Any]) -> list[str]:
 
 def _model(model: dict[str, Any]) -> str:
     """`resnet18, xclr, runs/a/checkpoint-000270.pt, sha256 4f...`: what is known of it."""
-    parts = [model["model"], model["objective"], model.get("checkpoint")]
-    if model["objective"] == "untrained":
-        parts = [model["model"], f"initial weights of {model['checkpoint']}" if "checkpoint" in model else "untrained"]
+    name, objective, checkpoint = model_parts(model)
+    parts = [name, objective, checkpoint]
+    if objective == "untrained":
+        parts = [name, f"initial weights of {checkpoint}" if checkpoint else "untrained"]
     elif sha := model.get("checkpoint_sha256"):
         parts.append(f"sha256 {sha}")
-    return ", ".join(str(part) for part in parts if part)
+    return ", ".join(part for part in parts if part)
 
 
 def _words(protocol: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from eval.report.similarity import figures, notes
 from eval.report.table import difference_lines, heading, left_out_lines, marks, plus_minus, runs_line
-from eval.report.titles import TITLES
+from eval.report.titles import TITLES, model_parts
 from eval.similarity.compare import Compared
 from eval.similarity.pictures import Pictures
 
@@ -26,12 +26,10 @@ MODEL_WIDTH = 14  # of a model's name above its figures; a longer one takes seve
 
 def show_result(result: dict[str, Any], path: Path) -> None:
     """One model, one benchmark, one method."""
-    model = result["model"]
+    name, objective, _ = model_parts(result["model"])
     console = Console(highlight=False)
-    table = Table(
-        title=escape(f"{TITLES[result['method']]} on {result['bench']}: {model['model']}, {model['objective']}"),
-        title_justify="left",
-    )
+    model = ", ".join(part for part in (name, objective) if part)
+    table = Table(title=escape(f"{TITLES[result['method']]} on {result['bench']}: {model}"), title_justify="left")
     table.add_column("")
     for name in ("accuracy %", "95% interval", "images"):
         table.add_column(name, justify="right")

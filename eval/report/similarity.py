@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from eval.report.titles import model_parts
 from eval.similarity.compare import PLACES, Compared, Followed, Place
 from eval.similarity.pictures import Pictures
 from eval.similarity.rank import Correlation, Doubles, difference
@@ -79,9 +80,9 @@ def _words(pictures: Pictures, compared: Compared) -> str:
 
 
 def _of_what(model: Followed) -> list[str]:
-    about = model.about
-    step = about.get("step")
-    return [model.name, str(about.get("checkpoint", about.get("model", ""))), "" if step is None else f"{step:,}"]
+    name, _, checkpoint = model_parts(model.about)
+    step = model.about.get("step")
+    return [model.name, checkpoint or name, "" if step is None else f"{step:,}"]
 
 
 def figures(compared: Compared) -> tuple[list[str], list[list[str]]]:

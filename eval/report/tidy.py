@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.report.settings import setting
+from eval.report.titles import model_parts
 from shards.atomic import atomic_file
 
 __all__ = ["HEAD", "tidy_lines", "write_tidy"]
@@ -31,7 +32,8 @@ def tidy_lines(results: dict[str, Any]) -> list[list[Any]]:
     for row in results["rows"]:
         for number, run in enumerate(row["runs"], 1):
             model, recipe = run["model"], run["recipe"]
-            head = [row["method"], number, model.get("checkpoint") or model["model"]]
+            name, _, checkpoint = model_parts(model)
+            head = [row["method"], number, checkpoint or name]
             head += [model.get("step", ""), recipe.get("seed", "")]
             settings = [setting(recipe, key) if recipe else "" for key in keys]
             lines += [

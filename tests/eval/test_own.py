@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,11 +96,14 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     sys.modules.pop("helper_of_mine", None)
 
 
-def test_it_is_evaluated_like_any_other(mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_evaluated_like_any_other(
+    mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     make_folders(tmp_path / "pictures")
     arguments = ["knn", "--bench", "imagefolder", "--data", "pictures", "--checkpoint", "mine.py:small", "--k", "5"]
     assert run_eval(arguments) == 0
+    assert re.search(r"kNN on imagefolder:\s+mine.py:small\s*\n", capsys.readouterr().out)  # its objective is no other
     result = json.loads((tmp_path / "runs/eval/mine.py-small/knn-imagefolder-pictures.json").read_text())
     assert result["columns"]["top1"]["accuracy"] > 60  # colours are easy
     assert result["model"]["checkpoint"] == "mine.py"

@@ -20,6 +20,7 @@ from eval.report.page import write_report
 from eval.report.published import FIGURES, published_rows
 from eval.report.show import show_rows
 from eval.report.table import gather
+from eval.report.tidy import tidy_lines
 from shards.page import STYLE
 from tests.eval.make_folders import make_set
 
@@ -114,6 +115,24 @@ def results(methods: Sequence[str] = METHODS) -> dict[str, Any]:
         model = {"model": "resnet50", "objective": "xclr", "checkpoint_sha256": "f" * 64}
         rows.append({"method": method, "runs": [{"model": model, "evaluations": evaluations}]})
     return gather("paper", "The paper", rows, parts, methods=methods)
+
+
+def test_a_model_is_told_once() -> None:
+    table = simple(["mine", "elsewhere", "export", "initial"])
+    abouts = (
+        {"model": "nets.py:moco", "objective": "moco", "checkpoint": "nets.py"},
+        {"model": "nets.py:moco", "objective": "moco", "checkpoint": "code/nets.py"},
+        {"model": "resnet50", "objective": "50", "checkpoint": "out/50"},
+        {"model": "vit", "objective": "untrained", "checkpoint": "runs/a"},
+    )
+    for row, about in zip(table["rows"], abouts, strict=True):
+        row["runs"][0]["model"] = about
+    text = markdown(table)
+    assert "- mine: nets.py:moco\n" in text
+    assert "- elsewhere: nets.py:moco, code/nets.py\n" in text
+    assert "- export: resnet50, 50, out/50\n" in text
+    assert "- initial: vit, initial weights of runs/a\n" in text
+    assert {line[2] for line in tidy_lines(table)[1:]} == {"nets.py:moco", "code/nets.py", "out/50", "runs/a"}
 
 
 def test_columns_are_named_by_benchmark_and_means_stand_for_their_splits() -> None:
