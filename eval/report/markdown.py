@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.report.compare import COMPARED, MANY, compared_columns, comparison_lines, is_sure, points
+from eval.report.otherwise import otherwise
 from eval.report.table import difference_lines, heading, marks, plus_minus, runs_line, warnings
 from eval.report.titles import TITLES, model_parts
 from shards.atomic import atomic_file
@@ -43,12 +44,9 @@ def markdown(results: dict[str, Any]) -> str:
     if results["published"]:
         parts += ["~ from memory of the paper: approximate. Its probes were trained on augmented views.", ""]
     places = [f"- {name}: {bench['root']}" for name, bench in results["benches"].items()]
-    named = [(_plain(row["method"]), run) for row in results["rows"] for run in row["runs"]]
-    models = [f"- {name}: {_model(run['model'])}" for name, run in named]
+    models = [f"- {_plain(row['method'])}: {_model(run['model'])}" for row in results["rows"] for run in row["runs"]]
     protocols = [f"- {TITLES[method]}: {_words(results['protocol'][method])}" for method in results["methods"]]
-    for name, run in named:
-        which = run["model"].get("checkpoint") or run["model"]["model"]
-        protocols += [f"- but {name}, {which}, {at}: {_words(unlike)}" for at, unlike in run["otherwise"].items()]
+    protocols += [f"- but {_plain(where)}: {_words(unlike)}" for where, unlike in otherwise(results)]
     versions = ", ".join(f"{name} {number}" for name, number in sorted(results["versions"].items()))
     return "\n".join([*parts, *places, *models, *protocols, f"- {versions}", ""])
 

@@ -12,6 +12,7 @@ from typing import Any
 from eval.report.claims import verdicts
 from eval.report.compare import COMPARED, MANY, compared_columns, comparison_lines, is_sure, points
 from eval.report.gallery import GraphStrips, Neighbour, Strip
+from eval.report.otherwise import otherwise
 from eval.report.table import difference_lines, marks, plus_minus, runs_line, warnings
 from eval.report.titles import TITLES
 from shards.page import COLOURS, interval_chart, legend, line_chart, table, write_page
@@ -278,9 +279,14 @@ def _picture(neighbour: Neighbour) -> str:
 
 def _protocol(results: dict[str, Any]) -> str:
     rows = {
-        row["method"]: [{key: run[key] for key in ("model", "chosen", "otherwise")} for run in row["runs"]]
+        row["method"]: [{key: run[key] for key in ("model", "chosen")} for run in row["runs"]]
         for row in results["rows"]
     }
-    shown = {"protocol": results["protocol"], "rows": rows, "versions": results["versions"]}
+    shown = {
+        "protocol": results["protocol"],
+        "but": otherwise(results),
+        "rows": rows,
+        "versions": results["versions"],
+    }
     text = escape(json.dumps(shown, indent=1, ensure_ascii=False))
     return f"<h2>Protocol</h2><details><summary>Everything that decides a figure</summary><pre>{text}</pre></details>"

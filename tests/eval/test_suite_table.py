@@ -6,6 +6,7 @@ import base64
 import re
 from collections.abc import Sequence
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,42 @@ def results(methods: Sequence[str] = METHODS) -> dict[str, Any]:
         model = {"model": "resnet50", "objective": "xclr", "checkpoint_sha256": "f" * 64}
         rows.append({"method": method, "runs": [{"model": model, "evaluations": evaluations}]})
     return gather("paper", "The paper", rows, parts, methods=methods)
+
+
+def test_what_a_protocol_has_otherwise_is_told_once(tmp_path: Path) -> None:
+    """Of a suite of three rows (one of two runs), three columns and both methods: a line each difference."""
+    parts = [(name, bench(name, ("top1",))) for name in ("pets", "cars", "pets 1%")]
+    sizes = {"own": [64], "simclr": [32, 32], "xclr": [32], "wide": [64, 64]}
+    rows = []
+    for name, runs in sizes.items():
+        row: dict[str, Any] = {"method": name, "runs": []}
+        for number, size in enumerate(runs):
+            evaluations = {}
+            for (prefix, made), how in product(parts, METHODS):
+                protocol = {"transform": {"image_size": size, "mean": [0.5]}, "features": 512}
+                protocol |= {"few_shot_percent": 1.0} if "%" in prefix else {}
+                if how == "knn" and name == "wide":
+                    protocol["features"] = 96 if number else 64
+                evaluations[prefix, how] = value(made, 50.0) | {"protocol": protocol}
+            model = {"model": "vit", "objective": name, "checkpoint": f"runs/{name}{number}"}
+            row["runs"].append({"model": model, "evaluations": evaluations})
+        rows.append(row)
+    rows[1]["runs"][0]["evaluations"]["cars", "linear_probe"]["protocol"]["seed"] = 7
+    rows[1]["runs"][0]["evaluations"]["pets", "knn"]["protocol"]["seed"] = 7
+    table = gather("mine", "Mine", rows, parts)
+    expected = {
+        "on pets 1%: few shot percent 1",
+        "simclr, xclr: transform image_size 32",
+        "simclr (runs/simclr0) by kNN on pets, by linear probe on cars: seed 7",
+        "wide (runs/wide0) by kNN: features 64",
+        "wide (runs/wide1) by kNN: features 96",
+    }
+    found = [line.removeprefix("- but ") for line in markdown(table).splitlines() if line.startswith("- but ")]
+    assert len(found) == len(expected)
+    assert set(found) == expected
+    page = page_of(table, tmp_path)
+    assert page.count("&quot;image_size&quot;: 32") == 1
+    assert page.count("few_shot_percent") == 1
 
 
 def test_a_model_is_told_once() -> None:
