@@ -46,7 +46,7 @@ figure { margin: 0; } figcaption { margin-top: .25rem; } .chart { width: 100%; h
 .chart text { font-size: 11px; fill: var(--soft); } .grid { stroke: var(--line); }
 .mark { stroke: var(--soft); stroke-dasharray: 3 3; } .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
 .ring { fill: none; stroke-width: 1; }
-.legend span { margin-right: 1rem; white-space: nowrap; }
+.legend span { display: inline-block; margin-right: 1rem; overflow-wrap: anywhere; }
 .legend i { display: inline-block; width: 1rem; height: .2rem; margin-right: .35rem; vertical-align: middle; }
 """ + "\n".join(
     f".line.s{i}, .ring.s{i} {{ stroke: var(--s{i}); }} .dot.s{i} {{ fill: var(--s{i}); }} "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from rich import box
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from eval.report.similarity import figures, notes
+from eval.report.similarity import figures, notes, shortened
 from eval.report.table import difference_lines, heading, left_out_lines, marks, plus_minus, runs_line
 from eval.report.titles import TITLES, model_parts
 from eval.similarity.compare import Compared
@@ -101,16 +102,26 @@ def show_similarity(pictures: Pictures, compared: Compared, path: Path) -> None:
         f"Rank correlation with {graph}: {pictures.shards}, {compared.pictures:,} pictures, {compared.pairs:,} pairs"
     )
     console.print(f"[italic]{escape(title)}[/italic]", soft_wrap=True)
-    head, rows = figures(compared)
+    head, rows = figures(shortened(compared))
+    widths = [max(map(len, [*name.split(), *cells])) for name, *cells in list(zip(head, *rows, strict=True))[1:]]
+    room = max(MODEL_WIDTH, console.width - sum(widths) - 2 * len(head))
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for number, name in enumerate(head):
-        table.add_column(escape(name), justify="left" if number < 2 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*map(escape, row))
+    table.add_column("", overflow="fold")
+    for number, (name, width) in enumerate(zip(head[1:], widths, strict=True)):
+        table.add_column(escape(fill(name, width)), justify="right" if number else "left", overflow="fold")
+    for name, *cells in rows:
+        table.add_row(*map(escape, [_lines(name, room), *cells]))
     console.print(table)
     for note in notes(pictures, compared):
         console.print(note, soft_wrap=True, markup=False)
     console.print(f"written to {path} and {path.with_suffix('.json').name}", soft_wrap=True, markup=False)
+
+
+def _lines(name: str, width: int) -> str:
+    """A name on lines of at most so many letters, which end where it has a hyphen, if any."""
+    if len(name) <= width:
+        return name
+    return fill(name.replace("-", "- "), width, break_on_hyphens=False).replace("- ", "-")
 
 
 def _tables(results: dict[str, Any], method: str, console: Console) -> list[Table]:

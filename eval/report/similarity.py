@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from html import escape
 from itertools import accumulate, takewhile
 from pathlib import Path
@@ -18,15 +19,19 @@ from eval.similarity.pictures import Pictures
 from eval.similarity.rank import Correlation, Doubles, difference
 from shards.page import COLOURS, data_uri, legend, line_chart, table, write_page
 
-__all__ = ["figures", "notes", "write_similarity"]
+__all__ = ["figures", "notes", "shortened", "write_similarity"]
 
 LABEL = 26  # letters of a text
+NAME = 20  # of a model: longer ones do without what they have in common
 SIDE, LEFT, CELLS = 480, 190, 280  # units of a matrix's view box: its width, that of labels, that of cells
 REACHED = 0.999  # largest possible figure: what is above is as good as 1
 STYLE = """
 .matrices { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1.5rem;
   margin-top: 1rem; }
 .matrices image { image-rendering: pixelated; }
+th { white-space: normal; }
+.models td:nth-child(2) { white-space: normal; overflow-wrap: anywhere; }
+.models :is(th, td):nth-child(2) { text-align: left; }
 """
 WORDS = {
     "projections": "projections, which the loss compared",
@@ -38,19 +43,52 @@ def write_similarity(path: Path, pictures: Pictures, compared: Compared) -> None
     name = pictures.shards.resolve().name
     of = "" if pictures.graph_of == pictures.shards else f" of {pictures.graph_of.resolve().name}"
     title = f"{name}, graph {pictures.graph}{of}"
+    told = [_words(pictures, compared), *notes(pictures, compared)]
+    compared = shortened(compared)
     head, rows = figures(compared)
+    models = table(["", "checkpoint", "step"], [_of_what(model) for model in compared.models])
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="soft">{escape(str(pictures.shards))}. Do the similarities of pictures follow the graph\'s?</p>',
         table(head, rows),
-        *(f'<p class="soft">{escape(line)}</p>' for line in [_words(pictures, compared), *notes(pictures, compared)]),
-        table(["", "checkpoint", "step"], [_of_what(model) for model in compared.models]),
+        *(f'<p class="soft">{escape(line)}</p>' for line in told),
+        f'<div class="models">{models}</div>',
         "<h2>How near pictures are, by how near their texts are</h2>",
         _curves(compared),
         "<h2>Some texts</h2>",
         _matrices(pictures, compared),
     ]
     write_page(path, title, parts, STYLE)
+
+
+def shortened(compared: Compared) -> Compared:
+    """With models' names that do without what all have in common, where some are long."""
+    names, _ = _apart([model.name for model in compared.models])
+    return replace(compared, models=[replace(m, name=name) for m, name in zip(compared.models, names, strict=True)])
+
+
+def _apart(names: list[str]) -> tuple[list[str], str]:
+    """(names without the parts between hyphens that they begin and end with alike, these: `mini-*-resnet18`).
+
+    A name of one part (untrained) has no say in it. As they are, and nothing, where all are short or none gets shorter.
+    """
+    parts = [name.split("-") for name in names if "-" in name]
+    if len(parts) < 2 or max(map(len, names)) <= NAME:
+        return names, ""
+    start = _alike(parts)
+    end = _alike([part[start:][::-1] for part in parts])
+    inner = {"-".join(part): "-".join(part[start : len(part) - end]) for part in parts}
+    short = [inner.get(name, name) for name in names]
+    if start + end == 0 or len(set(short)) < len(short):
+        return names, ""
+    first = parts[0]
+    return short, "-".join([*first[:start], "*", *first[len(first) - end :]])
+
+
+def _alike(parts: list[list[str]]) -> int:
+    """How many the lists begin with alike, one of each left over."""
+    rest = zip(*(part[:-1] for part in parts), strict=False)
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, rest))
 
 
 def _words(pictures: Pictures, compared: Compared) -> str:
@@ -131,6 +169,9 @@ def notes(pictures: Pictures, compared: Compared) -> list[str]:
     """What a reader of the figures has to know besides."""
     lost = len(pictures.images) - compared.pictures
     found = []
+    _, alike = _apart([model.name for model in compared.models])
+    if alike:
+        found.append(f"Models are called by what the star stands for in {alike}.")
     if pictures.unknown:
         found.append(
             f"Of {pictures.unknown:,} more pictures of {pictures.shards} the graph of {pictures.graph_of} has no text."

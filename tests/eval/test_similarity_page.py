@@ -13,11 +13,14 @@ import numpy as np
 import pytest
 
 from eval.models.open import open_models
-from eval.report.similarity import _labels, _pixels, figures, write_similarity
-from eval.similarity.compare import groups_of
+from eval.report.show import show_similarity
+from eval.report.similarity import _apart, _labels, _pixels, figures, write_similarity
+from eval.similarity.compare import Compared, groups_of
+from eval.similarity.pictures import Pictures
 from shards.errors import UserError
 from shards.graph import write_graph
 from shards.manifest import Manifest
+from shards.page import STYLE
 from tests.eval.make_folders import make_model
 from tests.eval.runs import run_eval
 from tests.eval.test_similarity import compared, made, some_pictures, unit
@@ -181,6 +184,73 @@ def test_matrices_show_groups_that_are_near() -> None:
     assert len(set(clusters[:, 0])) == 5
     few = vectors[::7][:4]
     assert sorted(groups_of(few @ few.T).tolist()) == [0, 1, 2, 3]
+
+
+COMMON = "resnet10t-image_size64-epochs3-seed1"
+
+
+def test_long_names_do_without_what_they_have_in_common(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    names = [f"mini-simclr-{COMMON}", f"mini-xclr-minilm-k32-{COMMON}", "untrained"]
+    found, pictures = similar(monkeypatch, names)
+    write_similarity(tmp_path / "p.html", pictures, found)
+    page = (tmp_path / "p.html").read_text()
+    said = f"Models are called by what the star stands for in mini-*-{COMMON}."
+    assert page.count(COMMON) == page.count(said) == 1
+    drawn = re.findall(r'<i class="s(\d+)"></i>([^<]*)', page)
+    assert drawn == [("1", "simclr"), ("2", "xclr-minilm-k32"), ("3", "untrained")]
+    assert re.findall(r"<figcaption><b>([^<]*)</b>", page)[1:] == ["simclr", "xclr-minilm-k32", "untrained"]
+    show_similarity(pictures, found, tmp_path / "p.html")
+    shown = capsys.readouterr().out
+    rows = [line for line in shown.splitlines() if " features " in line]
+    assert [line.split()[0] for line in rows] == ["simclr", "xclr-minilm-k32", "untrained"]
+    assert max(map(len, rows)) <= 80
+    assert said in shown
+
+
+def test_long_names_that_have_nothing_in_common_break_at_hyphens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"mini-simclr-{COMMON}", "pets-xclr-minilm-k32-resnet18-image_size64-epochs30"]
+    found, pictures = similar(monkeypatch, names)
+    monkeypatch.setenv("COLUMNS", "80")
+    show_similarity(pictures, found, tmp_path / "p.html")
+    shown = capsys.readouterr().out
+    table = [line for line in shown.splitlines()[1:] if re.match(" [a-z]", line)]
+    assert max(map(len, table)) <= 80
+    cells = [line.split()[0] for line in table]
+    assert "".join(cells) == "".join(names)
+    assert [cell for cell in cells if not cell.endswith("-")] == ["epochs3-seed1", "epochs30"]
+    monkeypatch.setenv("COLUMNS", "140")
+    show_similarity(pictures, found, tmp_path / "p.html")
+    shown = capsys.readouterr().out
+    assert all(f"\n {name} " in shown for name in names)
+    assert re.search(r"\.legend span \{[^}]*overflow-wrap: anywhere", STYLE)  # and in a page, else legends overprint
+
+
+def similar(monkeypatch: pytest.MonkeyPatch, names: list[str]) -> tuple[Compared, Pictures]:
+    """Models so called, and what they were compared on: 40 texts of two pictures."""
+    rng = np.random.default_rng(5)
+    vectors, inverse = unit(rng, 40), np.repeat(np.arange(40), 2)
+    found = compared(monkeypatch, vectors, inverse, {name: unit(rng, 80) for name in names})
+    return found, some_pictures(vectors, inverse)
+
+
+@pytest.mark.parametrize(
+    ("names", "short", "alike"),
+    [
+        (["a-simclr", "a-xclr"], ["a-simclr", "a-xclr"], ""),  # short enough
+        ([f"a-x-{COMMON}"], [f"a-x-{COMMON}"], ""),
+        ([f"a-x-{COMMON}", f"b-x-{COMMON}"], ["a", "b"], f"*-x-{COMMON}"),
+        ([f"a-{COMMON}", f"a-{COMMON}-t"], ["seed1", "seed1-t"], "a-resnet10t-image_size64-epochs3-*"),
+        ([f"a-x-{COMMON}", f"a-x-y-{COMMON}"], ["resnet10t", "y-resnet10t"], "a-x-*-image_size64-epochs3-seed1"),
+        ([f"a-x-{COMMON}", f"a-y-{COMMON}", "x"], [f"a-x-{COMMON}", f"a-y-{COMMON}", "x"], ""),  # two would be x
+    ],
+)
+def test_names_are_told_apart(names: list[str], short: list[str], alike: str) -> None:
+    assert _apart(names) == (short, alike)
 
 
 def test_labels_leave_out_what_all_begin_with() -> None:
