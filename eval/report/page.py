@@ -86,7 +86,7 @@ def _models(results: dict[str, Any]) -> str:
 
 def _table(results: dict[str, Any], method: str) -> str:
     columns, rows = results["columns"], results["rows"]
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    head = _head(columns)
     lines = []
     for row in rows:
         cells, kinds = [], marks(results, row, method)
@@ -105,6 +105,11 @@ def _table(results: dict[str, Any], method: str) -> str:
         f'<div class="scroll"><table><caption>{_title(method)}</caption>'
         f"<tr><th></th>{head}</tr>{''.join(lines)}</table></div>"
     )
+
+
+def _head(columns: Sequence[str]) -> str:
+    """A benchmark and its column, `imagenet/top1`, may stand below each other: many columns fit then."""
+    return "".join(f"<th>{escape(column).replace('/', '/<wbr>')}</th>" for column in columns)
 
 
 def _title(method: str) -> str:
@@ -164,7 +169,7 @@ def _settings(results: dict[str, Any]) -> str:
 
 
 def _comparisons(results: dict[str, Any]) -> str:
-    head = "".join(f"<th>{escape(column)}</th>" for column in compared_columns(results))
+    head = _head(compared_columns(results))
     tables, count = [], 0
     for method in results["methods"]:
         lines = comparison_lines(results, method)

@@ -319,6 +319,14 @@ def test_marks_of_cells_are_no_class_of_anything_else() -> None:
         assert set(selectors) == {f"td.{mark}"}
 
 
+def test_tables_of_many_columns_have_the_window_s_width(tmp_path: Path) -> None:
+    write_report(tmp_path / "r.html", results(), curves={}, captions=None, images=[])
+    page = (tmp_path / "r.html").read_text()
+    (rule,) = re.findall(r"\.scroll \{([^}]*100vw[^}]*)\}", page)
+    assert "min-width: 100%" in rule  # others stay where the text is
+    assert page.count("<th>imagenet 1%/<wbr>top5</th>") == 4  # two methods, figures and differences
+
+
 def test_what_is_not_surely_below_the_best_is_marked_too() -> None:
     near, far = simple(["a", "b"]), simple(["a", "b"])
     for one in far["comparisons"]:
