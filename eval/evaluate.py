@@ -7,7 +7,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from math import sqrt
 from pathlib import Path
@@ -23,7 +23,7 @@ from eval.heads.bank import Bank
 from eval.heads.knn import KNN, KNNConfig, check_neighbours
 from eval.heads.probe import Probe, ProbeConfig, check_split
 from eval.heads.probe_file import kept_probes
-from eval.models.model import Model, transform_table
+from eval.models.model import Model, as_it_is_now, evaluating, transform_table
 from shards.atomic import atomic_file
 from shards.bars import say
 from shards.errors import UserError
@@ -68,7 +68,16 @@ class Settings:
 
 
 def evaluate(model: Model, bench: Bench, method: Method, settings: Settings) -> dict[str, Any]:
-    """Every column of a benchmark. Raises UserError, among others where a count is not the benchmark's."""
+    """Every column of a benchmark, of the weights that the model has now. Raises UserError, among others where a count
+    is not the benchmark's."""
+    if method not in METHODS:
+        raise UserError(f"method is one of {', '.join(METHODS)}, not {method!r}")
+    settings = replace(settings, features=Path(settings.features))
+    with evaluating(model.network):
+        return _evaluate(as_it_is_now(model), bench, method, settings)
+
+
+def _evaluate(model: Model, bench: Bench, method: Method, settings: Settings) -> dict[str, Any]:
     bench = prepared(bench, method, settings)
     features = {images.name: extract(model, images, settings.features) for images in bench.sets}
     reused = [name for name, values in features.items() if values.reused]
@@ -92,6 +101,7 @@ def evaluate(model: Model, bench: Bench, method: Method, settings: Settings) -> 
         },
         "chosen": chosen,
         "model": dict(model.about),
+        "feature_dim": model.feature_dim,
         "pictures": {
             name: {"count": len(values), "unreadable": int((~values.ok).sum()), "features": values.hash}
             for name, values in features.items()

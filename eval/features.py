@@ -29,7 +29,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from eval.benchmarks.bench import ImageSet
-from eval.models.model import Model, Transform, transform_table
+from eval.models.model import Model, Transform, evaluating, transform_table
 from shards.atomic import atomic_file, write_json
 from shards.bars import bar, say
 from shards.errors import UserError
@@ -176,8 +176,7 @@ def placed(model: Model, place: torch.device) -> nn.Module:
 def _fill(model: Model, images: ImageSet, folder: Path, missing: list[int]) -> None:
     """Extract the missing parts."""
     place = device()
-    network = placed(model, place)
-    size = model.transform.image_size
+    network, size = placed(model, place), model.transform.image_size
     limit, bad = _most_bad(len(images)), 0  # of all, wherever the bad ones lie
     rows = [row for start in missing for row in range(start, min(start + CHUNK, len(images)))]
     half = len(images) * model.feature_dim * 4 > HALF_ABOVE
@@ -188,7 +187,7 @@ def _fill(model: Model, images: ImageSet, folder: Path, missing: list[int]) -> N
     pending = iter(missing)
     # Workers fork here: within the bar, whose thread may hold its lock, one that warns would wait for it for ever.
     crops = iter(loader(_Crops(images, model.transform), batches, images=len(rows), size=BATCH * 3 * size**2))
-    with bar(f"features of {images.name}", len(rows)) as advance, torch.inference_mode(), exact():
+    with bar(f"features of {images.name}", len(rows)) as advance, torch.inference_mode(), exact(), evaluating(network):
         for pixels, ok, keys in crops:
             bad += len(keys)
             if bad > limit:

@@ -95,7 +95,8 @@ def run_suite(
 ) -> dict[str, Any]:
     """Evaluate every row, write results and report, show the table; returns what results.json holds.
 
-    checkpoints: evaluate these instead of the suite's rows. data: folder of the benchmark, if there is one only.
+    checkpoints: evaluate these instead of the suite's rows. data: folder of the benchmark, if there is one only. Raises
+    UserError where a row cannot be evaluated, after the others are, with their tables written.
     """
     rows = rows_of(suite.rows, suite.name, Path(suite.runs).expanduser() if suite.runs else out, checkpoints)
     models = open_rows(rows)
@@ -115,7 +116,18 @@ def run_suite(
     for line in (line for row in rows for line in unalike(row, models[row.method])):
         say(f"note: not alike but for the seed: {line}")
     count = Count(sum(len(models[row.method]) for row in rows) * len(work))
-    evaluated = [_evaluate_row(row, models[row.method], work, out, count) for row in rows]
+    evaluated, failed = [], list[str]()
+    for row in rows:
+        at = count.done
+        try:
+            evaluated.append(_evaluate_row(row, models[row.method], work, out, count))
+        except UserError as error:
+            say(f"{row.method} is left out: {error}")
+            failed.append(f"{row.method}: {error}")
+            count.done = at + len(models[row.method]) * len(work)
+    if not evaluated:
+        raise UserError(failed[0])
+    rows = [row for row in rows if row.method in {one["method"] for one in evaluated}]
     results = gather(
         called,
         suite.title,
@@ -123,7 +135,9 @@ def run_suite(
         [(prefix, bench) for prefix, bench, _ in parts],
         unfinished=[line for row in rows for line in unfinished(row, models[row.method])],
         unalike=[line for row in rows for line in unalike(row, models[row.method])],
-        against=[row for row in suite.against if row in models],  # --checkpoint has rows of its own
+        failed=failed,
+        # --checkpoint has rows of its own
+        against=[name for name in suite.against if name in {row.method for row in rows}],
         methods=suite.methods,
     )
     write_json(out / "results.json", results)
@@ -140,6 +154,11 @@ def run_suite(
         captions=_captions(first),
         images=image_strips(first, next(iter(benches.values())), settings.features),
     )
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(failed) + len(rows)} rows could not be evaluated ({failed[0]}); the tables hold "
+            "the others"
+        )
     return results
 
 

@@ -60,7 +60,7 @@ class Weights:
     """[rows, 1]: twice the others' sum and the sibling."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # of tensors, whose == is no yes or no
 class SimilarityBlock:
     """G between this rank's b samples and the B of all ranks, slice by slice.
 
@@ -171,6 +171,8 @@ class SimilarityBlock:
     @classmethod
     def of_samples(cls, count: int, device: torch.device, *, world: World | None = None) -> SimilarityBlock:
         """SimCLR: of this rank's `count` samples each is like itself alone."""
+        if count < 0:
+            raise ValueError(f"count is a number of samples, not {count}")
         world = world or this_world(device)
         key, columns = _places(count, world, device)
         return cls(world=world, tau_s=1.0, row_key=key, column_key=columns)
@@ -292,8 +294,9 @@ def _keys(what: str, keys: torch.Tensor) -> torch.Tensor:
 def _check_targets(what: str, x: torch.Tensor) -> None:
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"{what}, a tensor, not {type(x).__name__}")
-    if x.ndim != 2 or x.is_complex():
-        raise ValueError(f"{what}, not {list(x.shape)} of {x.dtype}")
+    if x.ndim != 2 or x.is_complex() or x.layout is not torch.strided:
+        kind = x.dtype if x.layout is torch.strided else f"layout {x.layout}"
+        raise ValueError(f"{what}, not {list(x.shape)} of {kind}")
     if x.requires_grad:
         raise ValueError(f"{what.partition(' ')[0]} are targets, which no gradient flows to: detach() them")
     # Not on a GPU, which would have to be waited for.

@@ -48,9 +48,12 @@ def contrastive_loss(
     `dense` at no size above 256 rows (docs/loss.md); `dense` is the one to read, and to differentiate twice; `fused`
     raises UserError where its kernels do not run. Raises ValueError where z does not hold two views of each of the
     block's samples, and for a tau that is not above 0 or, but with `dense`, is to be learnt; TypeError for what is no
-    block or tensor; RuntimeError in a backward pass with create_graph=True.
+    block, tensor or number; RuntimeError in a backward pass with create_graph=True.
     """
-    if isinstance(tau, torch.Tensor) and tau.requires_grad and implementation != "dense":
+    if not isinstance(tau, (int, float, torch.Tensor)):
+        raise TypeError(f"tau is a number, not {type(tau).__name__}")
+    # In validation, under no_grad, nobody asks for its gradient.
+    if isinstance(tau, torch.Tensor) and tau.requires_grad and implementation != "dense" and torch.is_grad_enabled():
         raise ValueError("a tau that is to be learnt needs implementation='dense': the others give it no gradient")
     if implementation not in get_args(Implementation):
         raise ValueError(f"implementation is one of {', '.join(get_args(Implementation))}, not {implementation!r}")
@@ -65,8 +68,10 @@ def contrastive_loss(
         raise ValueError(f"tau is a temperature above 0, not {float(tau)}")
     if not len(block):
         raise ValueError("a rank needs at least one sample")
-    if z.ndim != 2 or len(z) != 2 * len(block):
+    if z.ndim != 2 or len(z) != 2 * len(block) or not z.shape[1]:
         raise ValueError(f"z is [2 x {len(block)}, dim], first views then second views, not {list(z.shape)}")
+    if not z.is_floating_point():
+        raise TypeError(f"z is of a floating-point type, not {z.dtype}")
     if z.device != block.row_key.device:
         raise ValueError(f"z is on {z.device} and the block on {block.row_key.device}: make both on one")
     with torch.autocast(z.device.type, enabled=False):

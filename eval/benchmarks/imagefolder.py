@@ -116,7 +116,10 @@ def open_splits(root: Path) -> tuple[Pictures, Pictures]:
     if not root.is_dir():
         what = f"{root} is a file" if root.is_file() else f"there is no folder {root}"
         raise UserError(f"{what}: give --data DIR that holds train/ and val/, or train.tar and val.tar")
-    return _split(root, ("train",)), _split(root, ("val", "test"))
+    train, test = _split(root, ("train",)), _split(root, ("val", "test"))
+    if test.where.stem == "val" and any((root / name).exists() for name in ("test", "test.tar")):
+        say(f"note: {test.where} is scored, and not the test split beside it: of both val is taken")
+    return train, test
 
 
 def list_folder(folder: Path) -> Pictures:

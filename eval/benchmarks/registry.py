@@ -91,4 +91,4 @@ def open_bench(name: str, data: Path | None = None, *, partial: bool = False, sh
     module, function = BENCHES[name].reader.split(":")
     reader = cast(Callable[[Source], Bench], getattr(import_module(module), function))
     root = benchmarks_root()
-    return reader(Source(root=data or root / name, benchmarks=root, partial=partial, shards=shards))
+    return reader(Source(root=Path(data) if data else root / name, benchmarks=root, partial=partial, shards=shards))

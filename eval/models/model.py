@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,6 +17,8 @@ from trainer.augment import IMAGENET_MEAN, IMAGENET_STD
 __all__ = [
     "Model",
     "Transform",
+    "as_it_is_now",
+    "evaluating",
     "model_of",
     "transform_table",
     "weights_hash",
@@ -33,6 +36,16 @@ class Transform:
     std: tuple[float, ...] = IMAGENET_STD
     """Of pixels in 0..1."""
 
+    def __post_init__(self) -> None:
+        """Raises UserError for values that are none, such as means of pixels in 0..255."""
+        if self.image_size < 1 or not 0 < self.crop_pct <= 1:
+            raise UserError(
+                f"image_size is in pixels and crop_pct a share of the shorter side, above 0 and up to 1, not "
+                f"{self.image_size} and {self.crop_pct}"
+            )
+        if not all(-1 <= value <= 1 for value in self.mean) or not all(0 < value <= 1 for value in self.std):
+            raise UserError(f"mean and std are of pixels in 0..1, not {self.mean} and {self.std}: divide them by 255")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
@@ -41,13 +54,15 @@ class Model:
     name: str
     """Of the network: timm's name, or where it came from."""
     network: nn.Module
-    """[n, 3, size, size] float32 -> [n, feature_dim]; in eval mode."""
+    """[n, 3, size, size] float32 -> [n, feature_dim]."""
     feature_dim: int
     transform: Transform
     sha256: str
     """Of the weights and what surrounds them: equal weights share cached features, whatever file they came from."""
     about: dict[str, object]
     """For the protocol: checkpoint, its sha256, objective, step."""
+    surroundings: str = ""
+    """What of the network sha256 is of besides its weights."""
     folder: Path | None = None
     """The run, where results go."""
     shards: Path | None = None
@@ -66,21 +81,27 @@ def model_of(
     config: str | None = None,
     hint: str = "",
 ) -> Model:
-    """A network, [n, 3, size, size] -> [n, dim], as something to evaluate; it is put into eval mode.
+    """A network, [n, 3, size, size] -> [n, dim], as something to evaluate, in eval mode whatever mode it is in.
 
     config: what decides the outputs besides the name, the weights and the transform, for the hash that kept features
     go by; None takes an output itself, which code may have changed where weights did not. hint: what to do about a
     network that fails. Raises UserError where it gives no features, or other ones each time.
     """
-    network = network.eval()
     size = transform.image_size
     place = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     noise = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(place)
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), evaluating(network):
             once, again = network(noise), network(noise)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # a network's code may raise anything; timm's raises AssertionError for a wrong size
-        raise UserError(f"{name} is no encoder of images of {size} pixels: {first_line(error)}{hint}") from None
+        kinds = {p.dtype for p in network.parameters() if p.is_floating_point()} - {torch.float32}
+        if kinds:
+            hint = f"; it has weights of {', '.join(map(str, kinds))}, and images are float32: network.float()"
+        what = first_line(error)
+        what = what if what == type(error).__name__ else f"{type(error).__name__}: {what}"
+        raise UserError(f"{name} is no encoder of images of {size} pixels ({what}){hint}") from error
     shape = tuple(once.shape) if isinstance(once, torch.Tensor) else type(once).__name__
     if not isinstance(once, torch.Tensor) or once.ndim != 2:
         raise UserError(f"{name} gives no pooled features, [n, dim], but {shape}: choose another, or pool them")
@@ -94,8 +115,26 @@ def model_of(
         feature_dim=once.shape[1],
         transform=transform,
         sha256=weights_hash(network, name + config),
+        surroundings=name + config,
         about={"model": name, "step": None, **(about or {})},
     )
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """In eval mode, and afterwards, module by module, in the mode that it was in: its owner may be training it."""
+    training = [module for module in network.modules() if module.training]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def as_it_is_now(model: Model) -> Model:
+    """With the checksum of the weights that it has by now."""
+    return replace(model, sha256=weights_hash(model.network, model.surroundings)) if model.surroundings else model
 
 
 def weights_hash(network: nn.Module, name: str) -> str:

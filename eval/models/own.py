@@ -25,4 +25,4 @@ def open_own(name: str) -> Model:
         )
     file, _, function = name.rpartition(":")
     hint = f"; for another size {function}() returns (network, eval.models.model.Transform(image_size=...))"
-    return model_of(network, short(name), transform, {"objective": function, "checkpoint": file}, hint=hint)
+    return model_of(network.eval(), short(name), transform, {"objective": function, "checkpoint": file}, hint=hint)

@@ -26,6 +26,8 @@ def open_timm(name: str, *, untrained: bool = False) -> Model:
     """timm:NAME with timm's weights for it (fetched, or from its cache)."""
     import timm
 
+    if name.startswith("local-dir:") and not untrained:  # as timm itself is given an export
+        return open_folder(Path(name.removeprefix("local-dir:")))
     base, _, tag = name.partition(".")
     if not timm.is_model(base):
         near = timm.list_models(f"*{name}*")[:5] or get_close_matches(name, timm.list_models(), 5)
@@ -39,7 +41,10 @@ def open_timm(name: str, *, untrained: bool = False) -> Model:
             raise UserError(f"timm's {base} has no weights {tag!r}: give one of {', '.join(known)}") from None
         if untrained or not known:
             raise UserError(f"timm does not give {name} ({first_line(error)})") from None
-        raise UserError(f"timm's weights of {name} cannot be had ({first_line(error)}): check the network") from None
+        raise UserError(
+            f"timm's weights of {name} cannot be had ({first_line(error)}): check the network, or give --checkpoint "
+            "what is here (an exported folder, FILE.py:FUNCTION)"
+        ) from None
     return _of_timm(network, f"timm:{name}", {"objective": "untrained" if untrained else "timm's weights"})
 
 
@@ -65,7 +70,7 @@ def open_torchvision(name: str, *, untrained: bool = False) -> Model:
     size, resize = int(preset.crop_size[0]), int(preset.resize_size[0])
     transform = Transform(image_size=size, crop_pct=size / resize, mean=_three(preset.mean), std=_three(preset.std))
     objective = "untrained" if untrained else str(weights)
-    return model_of(network, f"torchvision:{name}", transform, {"objective": objective}, config="")
+    return model_of(network.eval(), f"torchvision:{name}", transform, {"objective": objective}, config="")
 
 
 def open_folder(folder: Path) -> Model:
@@ -250,7 +255,7 @@ def _of_timm(network: nn.Module, name: str, about: dict[str, object], config: st
         mean=_three(data["mean"]),
         std=_three(data["std"]),
     )
-    return model_of(network, name, transform, about, config)
+    return model_of(network.eval(), name, transform, about, config)
 
 
 def _three(values: Any) -> tuple[float, float, float]:

@@ -40,6 +40,7 @@ def show_result(result: dict[str, Any], path: Path) -> None:
     for name, summary in result["summaries"].items():
         table.add_row(name, f"{summary['value']:.2f}", "", "")
     console.print(table)
+    console.print(_made_of(result))
     for task, chosen in result["chosen"].items():
         if "lr" in chosen:
             rate = f"{_value(chosen, 'lr')}, " if chosen["lr"] else ""  # L-BFGS has none
@@ -53,6 +54,14 @@ def show_result(result: dict[str, Any], path: Path) -> None:
     show_unreadable(console, left_out_lines(result))
     show_partial(console, result["partial"])
     console.print(f"written to {path}", soft_wrap=True, markup=False)
+
+
+def _made_of(result: dict[str, Any]) -> str:
+    """`600 training images of 10 classes, 512 features each`: what a wrong folder, or a wrong layer, shows by."""
+    most = max((chosen["trained_on"] for chosen in result["chosen"].values()), default=0)
+    classes = result["notes"].get("classes")
+    of = f" of {classes:,} classes" if classes else ""
+    return f"{most:,} training images{of}, {result['feature_dim']:,} features each"
 
 
 def _value(chosen: dict[str, Any], key: str) -> str:
@@ -79,6 +88,9 @@ def show_rows(results: dict[str, Any], path: Path) -> None:
     if results["uncompared"]:
         lost = escape("; ".join(results["uncompared"]))
         console.print(f"[bold red]NOT OF THE SAME PICTURES[/bold red], so not compared: {lost}", soft_wrap=True)
+    if results["failed"]:
+        lines = escape("; ".join(results["failed"]))
+        console.print(f"[bold red]FAILED, and left out[/bold red]: {lines}", soft_wrap=True)
     if results["unfinished"]:
         lines = escape("; ".join(results["unfinished"]))
         console.print(f"[bold red]NOT TRAINED TO THE END[/bold red]: {lines}", soft_wrap=True)

@@ -37,13 +37,15 @@ def gather(
     parts: list[Part],
     unfinished: Sequence[str] = (),
     unalike: Sequence[str] = (),
+    failed: Sequence[str] = (),
     against: Sequence[str] = (),
     methods: Sequence[str] = METHODS,
 ) -> dict[str, Any]:
     """evaluated: {"method", "runs": [{"model", "evaluations": {(prefix, method): evaluate()'s value}}]} for each row.
 
     unfinished: a line for each run whose training has not come to its end. unalike: one for each that differs from the
-    first of its row in more than the seed. against: the rows that tables compare the others with; none: every pair.
+    first of its row in more than the seed. failed: one for each row that could not be evaluated. against: the rows that
+    tables compare the others with; none: every pair.
     """
     evaluated = [{**row, "evaluations": _means(row["runs"])} for row in evaluated]
     several = len(parts) > 1
@@ -87,6 +89,7 @@ def gather(
         ),
         "unfinished": list(unfinished),
         "unalike": list(unalike),
+        "failed": list(failed),
         "unreadable": _unreadable(evaluated, several),
         "versions": first[(parts[0][0], methods[0])]["versions"],
     }
@@ -132,6 +135,7 @@ def warnings(results: dict[str, Any]) -> list[tuple[str, str]]:
     """(what, of which) above the tables: what makes figures less than they look."""
     kinds = {
         "PARTIAL, not comparable": results["partial"],
+        "FAILED, and left out": results["failed"],
         "NOT TRAINED TO THE END": results["unfinished"],
         "NOT ALIKE BUT FOR THE SEED": results["unalike"],
         "LEFT OUT": results["unreadable"],

@@ -152,9 +152,11 @@ def test_a_choice_at_the_end_of_the_grid_is_said(
     chosen = {"lr": lr, "weight_decay": decay, "features": "unit", "held_out": 1, "trained_on": 9, "candidates": grid}
     model = {"model": "resnet18", "objective": "xclr"}
     table = {"method": "linear_probe", "bench": "b", "model": model, "columns": {}, "summaries": {}}
-    table |= {"partial": [], "pictures": {}, "protocol": {}}
+    table |= {"partial": [], "pictures": {}, "protocol": {}, "notes": {"classes": 3}, "feature_dim": 512}
     show_result({**table, "chosen": {"class": chosen}}, Path("r.json"))
-    assert said in " ".join(capsys.readouterr().out.split())
+    shown = " ".join(capsys.readouterr().out.split())
+    assert said in shown
+    assert "9 training images of 3 classes, 512 features each" in shown
 
 
 def test_unreadable_pictures_are_counted_and_left_out(

@@ -284,6 +284,51 @@ def test_a_run_that_has_not_ended_is_told_of(
     assert [path.name for path in (tmp_path / "half/eval").iterdir()] == [f"knn-demo-step{run['steps']}.json"]
 
 
+def test_a_row_that_cannot_be_evaluated_does_not_take_the_others_with_it(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(world)
+    (tmp_path / "nets.py").write_text(
+        "import torch\n"
+        "class Broken(torch.nn.Module):\n"
+        "    def forward(self, x): return x.flatten(1)[:, :8] * float('nan')\n"
+        "def broken(): return Broken()"
+    )
+    (tmp_path / "mine.toml").write_text(
+        f"""benches = ["demo"]
+        runs = "runs/demo"
+        methods = ["knn"]
+        against = ["broken"]
+        [[rows]]
+        method = "broken"
+        checkpoint = "{tmp_path}/nets.py:broken"
+        [[rows]]
+        method = "xclr"
+        checkpoint = "xclr"
+        """
+    )
+    call = ["suite", "--config", str(tmp_path / "mine.toml"), "--out", str(tmp_path / "out"), "--data", "data/demo"]
+    assert run_eval(call) == 2
+    shown = capsys.readouterr()
+    found = json.loads((tmp_path / "out/results.json").read_text())
+    assert [row["method"] for row in found["rows"]] == ["xclr"]
+    why = "broken: nets.py:broken gives features of train that are no numbers, or too large to be kept"
+    assert found["failed"][0].startswith(why)
+    assert all(why in " ".join(text.split()) for text in (shown.out, (tmp_path / "out/report.html").read_text()))
+    assert f"**FAILED, and left out:** {why}" in (tmp_path / "out/results.md").read_text()
+    assert f"error: 1 of 2 rows could not be evaluated ({why}" in shown.err
+    assert "2 of 2  xclr: demo, kNN" in shown.err
+    (tmp_path / "nets.py").write_text((tmp_path / "nets.py").read_text().replace("* float('nan')", ""))
+    assert run_eval(call) == 0  # mended
+    assert json.loads((tmp_path / "out/results.json").read_text())["failed"] == []
+    call[2] = str(tmp_path / "alone.toml")
+    (tmp_path / "alone.toml").write_text((tmp_path / "mine.toml").read_text().rpartition("[[rows]]")[0])
+    (tmp_path / "nets.py").write_text((tmp_path / "nets.py").read_text().replace("[:, :8]", "[:, :8] / 0"))
+    assert run_eval([*call[:4], str(tmp_path / "other"), *call[5:]]) == 2
+    assert "gives features of train that are no numbers" in capsys.readouterr().err
+    assert not (tmp_path / "other/results.json").exists()
+
+
 def test_models_of_several_data_sets_want_one_to_be_judged_on(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -130,6 +130,9 @@ SAMPLES = SimilarityBlock.of_samples(4, torch.device("cpu"))
         (lambda: SimilarityBlock.of_texts(torch.tensor([0, 9]), TABLE), r"text ids lie in 0\.\.8, not in 0\.\.9"),
         (lambda: SimilarityBlock.of_texts(torch.tensor([0, -2]), TABLE), r"text ids lie in 0\.\.8, not in -2\.\.0"),
         (lambda: contrastive_loss(torch.randn(4, 3), SAMPLES), r"z is \[2 x 4, dim\].*not \[4, 3\]"),
+        (lambda: contrastive_loss(torch.randn(8, 0), SAMPLES), r"z is \[2 x 4, dim\].*not \[8, 0\]"),
+        (lambda: SimilarityBlock.of_samples(-1, torch.device("cpu")), "count is a number of samples, not -1"),
+        (lambda: SimilarityBlock.of_matrix(torch.eye(4).to_sparse()), r"not \[4, 4\] of layout torch.sparse_coo"),
         (lambda: contrastive_loss(torch.randn(8, 3), SAMPLES, tau=-0.1), "tau is a temperature above 0, not -0.1"),
         (lambda: contrastive_loss(torch.randn(8, 3), SAMPLES, tau=float("nan")), "tau is a temperature above 0"),
         (
@@ -158,6 +161,25 @@ def test_what_is_no_block_or_tensor_is_told() -> None:
         SimilarityBlock.of_vectors([[1.0]])  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="similarities are a tensor, not list"):
         SimilarityBlock.of_matrix([[1.0]])  # type: ignore[arg-type]
+    for kind in (torch.int64, torch.complex64):
+        with pytest.raises(TypeError, match="z is of a floating-point type, not torch"):
+            contrastive_loss(torch.ones(8, 3, dtype=kind), SAMPLES)
+    for tau in (None, "0.1"):
+        with pytest.raises(TypeError, match="tau is a number, not"):
+            contrastive_loss(torch.randn(8, 3), SAMPLES, tau=tau)  # type: ignore[arg-type]
+
+
+def test_a_learnable_tau_may_be_used_in_validation() -> None:
+    z, tau = torch.randn(8, 3), nn.Parameter(torch.tensor(0.2))
+    with torch.no_grad():
+        assert contrastive_loss(z, SAMPLES, tau=tau) == contrastive_loss(z, SAMPLES, tau=0.2)
+
+
+def test_a_block_is_equal_to_itself_alone() -> None:
+    other = SimilarityBlock.of_samples(4, torch.device("cpu"))
+    assert SAMPLES == SAMPLES
+    assert other != SAMPLES
+    assert len({SAMPLES, other}) == 2
     assert repr(SAMPLES) == "SimilarityBlock(4 of 4 samples, keys, tau_s=1)"
     assert repr(SimilarityBlock.of_matrix(torch.eye(3))) == "SimilarityBlock(3 of 3 samples, matrix, tau_s=0.1)"
 

@@ -1,0 +1,104 @@
+"""`evaluate` from Python, in a loop that trains the network meanwhile."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+from eval.benchmarks.registry import open_bench
+from eval.evaluate import Settings, evaluate
+from eval.heads.knn import KNNConfig
+from eval.models.model import Transform, model_of
+from shards.errors import UserError
+from tests.eval.make_folders import make_folders
+
+SIZE = Transform(image_size=16, crop_pct=1.0)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folders(tmp_path_factory.mktemp("folders"), classes=3, train=6, val=4)
+
+
+def features_of(found: dict[str, Any]) -> str:
+    return str(found["pictures"]["val"]["features"])
+
+
+def test_the_weights_are_those_of_the_moment(folders: Path, tmp_path: Path) -> None:
+    """One model_of before the loop is enough."""
+    network = timm.create_model("test_resnet", num_classes=0)
+    model, bench = model_of(network, "mine", SIZE), open_bench("imagefolder", folders)
+    settings = Settings(features=tmp_path / "features", knn=KNNConfig(k=1))
+    before = evaluate(model, bench, "knn", settings)
+    assert features_of(evaluate(model, bench, "knn", settings)) == features_of(before)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1)
+    after = evaluate(model, bench, "knn", settings)
+    assert features_of(after) != features_of(before)
+    # And what was kept is of the weights that it is called by.
+    fresh = model_of(network, "mine", SIZE)
+    other = evaluate(fresh, bench, "knn", replace(settings, features=tmp_path / "others"))
+    assert other["columns"] == after["columns"]
+    assert evaluate(fresh, bench, "knn", settings)["columns"] == after["columns"]
+
+
+def test_a_network_in_training_is_evaluated_in_eval_mode_and_left_as_it_was(folders: Path, tmp_path: Path) -> None:
+    network = timm.create_model("test_resnet", num_classes=0).train()
+    frozen = next(m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)).eval()
+    assert isinstance(frozen, torch.nn.BatchNorm2d)
+    modes = [module.training for module in network.modules()]
+    buffers = [buffer.clone() for buffer in network.buffers()]
+    model, bench = model_of(network, "mine", SIZE), open_bench("imagefolder", folders)
+    assert [module.training for module in network.modules()] == modes
+    found = evaluate(model, bench, "knn", Settings(features=tmp_path / "a", knn=KNNConfig(k=1)))
+    assert [module.training for module in network.modules()] == modes
+    assert all(torch.equal(*pair) for pair in zip(network.buffers(), buffers, strict=True))
+    network.eval()
+    same = evaluate(model, bench, "knn", Settings(features=tmp_path / "b", knn=KNNConfig(k=1)))
+    assert same["columns"] == found["columns"]
+
+
+def test_methods_are_called_by_their_names(folders: Path, tmp_path: Path) -> None:
+    model = model_of(timm.create_model("test_resnet", num_classes=0), "mine", SIZE)
+    with pytest.raises(UserError, match="method is one of linear_probe, knn, not 'kNN'"):
+        evaluate(model, open_bench("imagefolder", folders), "kNN", Settings(features=tmp_path))  # type: ignore[arg-type]
+
+
+def test_paths_may_be_texts(folders: Path, tmp_path: Path) -> None:
+    model = model_of(timm.create_model("test_resnet", num_classes=0), "mine", SIZE)
+    bench = open_bench("imagefolder", str(folders))  # type: ignore[arg-type]
+    settings = Settings(features=str(tmp_path / "f"), knn=KNNConfig(k=1))  # type: ignore[arg-type]
+    assert evaluate(model, bench, "knn", settings)["columns"]["top1"]["n"] == 12
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"image_size": 16, "crop_pct": 2.0}, "a share of the shorter side, above 0 and up to 1, not 16 and 2.0"),
+        ({"image_size": 0}, "image_size is in pixels"),
+        ({"image_size": 16, "mean": (123.0, 117.0, 104.0)}, "of pixels in 0..1.*: divide them by 255"),
+        ({"image_size": 16, "std": (0.0, 1.0, 1.0)}, "of pixels in 0..1"),
+    ],
+)
+def test_transforms_that_cannot_be_meant(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Transform(**values)
+
+
+def test_what_a_network_raises_is_told_and_kept() -> None:
+    class Own(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise ValueError("my own defect")
+
+    with pytest.raises(UserError, match=r"16 pixels \(ValueError: my own defect\)$") as raised:
+        model_of(Own(), "mine", SIZE)
+    assert isinstance(raised.value.__cause__, ValueError)
+    half = timm.create_model("test_resnet", num_classes=0).double()
+    with pytest.raises(UserError, match=r"it has weights of torch.float64, and images are float32: network.float\(\)"):
+        model_of(half, "mine", SIZE)
