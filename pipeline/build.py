@@ -29,7 +29,18 @@ from pipeline.packing import packed_order
 from pipeline.parallel import Workers
 from pipeline.ranges import size
 from pipeline.scan.scan import NOT_OURS, SCAN_SCHEMA, Limits, check_room, scan
-from pipeline.settings import CAPTIONS, CLASSES, FILES, BuildSettings, deciding, forgiven, most_skipped, recorded
+from pipeline.settings import (
+    CAPTIONS,
+    CLASSES,
+    FILES,
+    BuildSettings,
+    deciding,
+    forgiven,
+    most_skipped,
+    recorded,
+    share_of,
+    split_of,
+)
 from pipeline.skipped import SKIPPED, LeftOut, judge
 from pipeline.sources.captions import notes
 from pipeline.sources.class_names import ClassName
@@ -75,12 +86,13 @@ def build_shards(source: Source, out: Path, settings: BuildSettings, processes: 
             return False
         sweep(out, out / "index", work, work / "scan", work / "written")
         write_json(work / "settings.json", wanted)
-        check_room(source, out, work / "scan", whole=settings.image_size is None)
+        again = 0 if settings.image_size else share_of(source, settings)
+        check_room(source, out, work / "scan", again)
         with Workers(processes or cores()) as workers:
             skipped = _scan_all(source, settings, work, workers)
             scans = [_scan_path(work, partition) for partition in source.partitions]
             try:
-                samples, classes = number_samples(source, scans, out, work, skipped)
+                samples, classes = number_samples(source, scans, out, work, skipped, settings.held_out)
             except UserError:  # of no usable sample, say
                 _look_again(source, work)
                 raise
@@ -268,7 +280,7 @@ def _scan_id(source: Source, settings: BuildSettings, partition: Partition) -> s
 @cache
 def _reading(dataset: Dataset, limits: Limits, in_place: bool) -> str:
     """Once, not for each of a thousand partitions. Taking torn tars is no other way to read whole ones."""
-    read = (dataset.format, dataset.image, dataset.captions, dataset.label, dataset.classes)
+    read = (dataset.format, dataset.image, dataset.captions, dataset.label, dataset.classes, dataset.held_out > 0)
     return hashlib.sha256(f"{read} {replace(limits, use_torn=False)} {in_place}".encode()).hexdigest()
 
 
@@ -302,7 +314,7 @@ def _write_all(
     say(f"{samples.num_rows:,} samples, {len(places)} shards")
     jobs = [
         ShardJob(
-            name=f"{source.dataset.split}-{number:06d}",
+            name=f"{split_of(source, settings)}-{number:06d}",
             out=out,
             samples=work / "samples.arrow",
             texts=work / "texts.arrow",
@@ -398,7 +410,7 @@ def _finish(
         files |= result.files
     Manifest(
         dataset=source.dataset.name,
-        split=source.dataset.split,
+        split=split_of(source, settings),
         source=source.where,
         layout=settings.layout,
         seed=settings.seed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -52,6 +53,7 @@ RecallOption = Annotated[float, typer.Option(help="Recall that the search must r
 MemoryOption = Annotated[
     float | None, typer.Option(min=0.001, help="GB that the search may hold beside the embeddings.")
 ]
+OF_GRAPHS = ("graph", "encoder", "k", "code_dim", "recall", "memory", "group_size", "processes", "dry_run")
 RootArgument = Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder of shards, e.g. data/flickr8k.")]
 
 
@@ -62,9 +64,12 @@ def _group() -> None:
 
 @app.command()
 def build(
+    context: typer.Context,
     dataset: Annotated[str, typer.Argument(help="A built-in data set (see --list), or a TOML file of your own.")] = "",
     source: Annotated[str | None, typer.Option(help="Where its files lie.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of shards. Default: data/DATASET.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of shards. Default: data/DATASET, with --held-out data/DATASET-test.")
+    ] = None,
     layout: Annotated[
         Layout,
         typer.Option(
@@ -89,7 +94,14 @@ def build(
     max_pixels: Annotated[int, typer.Option(min=1, help="Images of more are skipped.")] = 100_000_000,
     max_bytes: Annotated[int, typer.Option(min=1, help="Encoded images of more are skipped.")] = 64 << 20,
     use_torn: Annotated[bool, typer.Option("--use-torn", help="Take the whole samples of a torn tar.")] = False,
-    graph: Annotated[str | None, typer.Option(help="encoder, class, random or none. Default: the data set's.")] = None,
+    held_out: Annotated[
+        bool,
+        typer.Option("--held-out", help="Build the test split: the samples that held_out = ... in DATASET leaves out."),
+    ] = False,
+    graph: Annotated[
+        str | None,
+        typer.Option(help="encoder, class, random or none. Default: the data set's; with --held-out none."),
+    ] = None,
     encoder: EncoderOption = None,
     k: KOption = 32,
     code_dim: CodeOption = 384,
@@ -106,6 +118,7 @@ def build(
     xclr-shards build flickr8k --source DIR        img2dataset's tars below DIR
     xclr-shards build tiny-imagenet-100 --source DIR
     xclr-shards build mine.toml --source DIR       data of your own
+    xclr-shards build mine.toml --source DIR --held-out   its test split, where mine.toml says held_out = 0.1
 
     Unusable samples (no image, no caption, cut files) are counted and skipped. A stopped build goes on with the same
     command; a finished one returns at once. --dry-run first says what it will cost.
@@ -116,28 +129,31 @@ def build(
     from pipeline.graph.build import build_graph, check_options
     from pipeline.packing import Packing
     from pipeline.scan.scan import Limits
-    from pipeline.settings import BuildSettings, most_skipped
+    from pipeline.settings import BuildSettings, most_skipped, share_of
     from pipeline.sources.datasets import load_dataset
     from pipeline.sources.find import open_source
     from shards.machine import cores
+    from shards.reader import test_folder
 
     if list_ or not dataset:
         _list_datasets()
         return
     chosen = load_dataset(dataset)
-    kind = graph or chosen.graph
+    kind = graph or ("none" if held_out else chosen.graph)
     _check_graph(kind, chosen, layout, encoder)
     if kind != "none":
         check_options(kind, encoder, None, k, code_dim, recall)
     weights = resolve_encoder(encoder) if kind == "encoder" else None
     found = open_source(chosen, source, demo_seed=seed)
-    root = out or Path("data") / chosen.name
+    train = Path("data") / chosen.name
+    root = out or (test_folder(train) if held_out else train)
     settings = BuildSettings(
         layout=layout.value,
         seed=seed,
         shard_size=shard_size,
         image_size=image_size,
         max_skipped=max_skipped,
+        held_out=held_out,
         limits=Limits(max_caption=max_caption, max_pixels=max_pixels, max_bytes=max_bytes, use_torn=use_torn),
         packing=Packing(encoder=weights, group_size=group_size, k=k, recall=recall, memory=_bytes(memory))
         if layout is Layout.packed and weights
@@ -155,8 +171,11 @@ def build(
             k=k,
             code_dim=code_dim,
             processes=processes or cores(),
+            share_built=share_of(found, settings),
         )
         print("\n".join(lines(cost, most_skipped(found, settings))))
+        if chosen.held_out and not held_out:
+            print(_built_with(context, chosen, root))
         if there:
             print(f"{root}: the shards are there already; of these steps at most encoding and search are left")
             _say_left_out(root)
@@ -174,6 +193,27 @@ def build(
             recall=recall,
             memory=_bytes(memory),
         )
+    if chosen.held_out and not held_out:
+        print(_built_with(context, chosen, root))
+
+
+def _built_with(context: typer.Context, dataset: Dataset, root: Path) -> str:
+    """How the held-out samples are built: as the others were, but for the graph."""
+    from shards.reader import test_folder
+
+    command = ["xclr-shards", "build"]
+    for parameter in context.command.params:
+        name, value = parameter.name or "", context.params.get(parameter.name or "")
+        given = getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+        if not given or name in OF_GRAPHS or (name == "layout" and value == Layout.packed):
+            continue
+        value = test_folder(root) if name == "out" else value
+        flag = [] if name == "dataset" else [parameter.opts[0]]
+        command += flag if value is True else [*flag, str(value)]
+    return (
+        f"held out: some {dataset.held_out:.3g} of the samples, a test split that is built with `{shlex.join(command)} "
+        "--held-out`"
+    )
 
 
 def _check_graph(kind: str, dataset: Dataset, layout: Layout, encoder: str | None) -> None:

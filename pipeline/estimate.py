@@ -77,8 +77,10 @@ def estimate(
     k: int,
     code_dim: int,
     processes: int,
+    share_built: float = 1,
 ) -> Cost:
-    """copy: images are written (not layout in-place). encoder: None for a build whose graph needs none.
+    """copy: images are written (not layout in-place). encoder: None for a build whose graph needs none. share_built: of
+    the samples; others are held out.
 
     Raises UserError where the first partition holds no usable sample.
     """
@@ -87,6 +89,8 @@ def estimate(
         partition, found, seconds = _probe(source, limits, Path(spool))
         table, rows = found.table(), len(found.rows["key"])
         samples, share = _samples(source, partition, rows)
+        if share_built < 1:
+            samples = samples.times(share_built / SPREAD, min(1, share_built * SPREAD))
         each = _write_probe(found, place, image_size) if copy else (0.0, 0.0)
     texts = _texts(source, table, samples, len(found.labels.by_number))
     scanned = Range(low=seconds / share / processes, high=SLOWER * seconds / share / max(1, processes / 2))

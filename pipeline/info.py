@@ -54,7 +54,16 @@ def _rows(shards: Shards) -> list[tuple[str, str]]:
         ("classes", classes if manifest.classes else "none"),
         ("layout", f"{manifest.layout}, seed {manifest.seed}"),
         ("skipped", skipped),
+        *_held_out(manifest.settings),
     ]
+
+
+def _held_out(settings: dict[str, Any]) -> list[tuple[str, str]]:
+    """A row, where a data set file holds samples out for a test split."""
+    if not (share := settings.get("dataset", {}).get("held_out")):
+        return []
+    what = "these are they" if settings.get("held_out") else "they are not in these shards"
+    return [("held out", f"{share:.3g} of the source's samples; {what}")]
 
 
 def _graphs(shards: Shards) -> Table | str:

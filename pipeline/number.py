@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.held_out import on_side
 from pipeline.scan.samples import SCAN_SCHEMA
 from pipeline.skipped import SKIPPED
 from pipeline.sources.class_names import WNID, ClassName, class_names
@@ -31,14 +32,17 @@ NAMES = "class_names"  # in a scan's metadata: what its file calls labels 0, 1, 
 
 
 def number_samples(
-    source: Source, scans: Sequence[Path], out: Path, work: Path, skipped: Mapping[str, int]
+    source: Source, scans: Sequence[Path], out: Path, work: Path, skipped: Mapping[str, int], held_out: bool = False
 ) -> tuple[pa.Table, Sequence[ClassName]]:
     """Give every sample its text id and its label; returns the places and text ids of all, and the classes.
 
     Writes texts.parquet, and work/samples.arrow and work/texts.arrow for the writers of shards. Raises UserError where
     no sample is left (`skipped` says why), and where none has a label that all should have.
+
+    held_out: of the held-out samples, where there are any. Classes are those of all, so that both splits list the same.
     """
-    ids, texts, counts = number_texts(scans)
+    side = on_side(source.dataset.held_out, held_out, scans, source.where)
+    ids, texts, counts = number_texts(scans, side)
     if not len(ids):
         why = f" ({', '.join(f'{count:,} {reason}' for reason, count in skipped.items())})" if skipped else ""
         named = f"; {work / SKIPPED} names them" if (work / SKIPPED).exists() else ""
@@ -52,8 +56,10 @@ def number_samples(
         _tell_missing(texts, counts)
     write_texts(out / "texts.parquet", texts, counts)
     _write_arrow(work / "texts.arrow", pa.table({"text": texts}, pa.schema([("text", pa.large_string())])))
-    schema = pa.schema([field for field in SCAN_SCHEMA if field.name not in ("text", "label_value")])
+    schema = pa.schema([field for field in SCAN_SCHEMA if field.name not in ("text", "label_value", "hash")])
     pieces = pa.concat_tables([pq.read_table(p, columns=schema.names, partitioning=None).cast(schema) for p in scans])
+    if side is not None:
+        pieces = pieces.filter(pa.array(side))
     # One piece: of thousands Arrow would join all of a column for every shard that takes a few rows of each.
     columns = {}
     for column in schema:  # each is given up once it is joined
@@ -61,21 +67,26 @@ def number_samples(
         columns[column.name] = pieces[column.name].cast(kind).combine_chunks()
         pieces = pieces.drop_columns([column.name])
     if labels is not None:
-        columns["label"] = labels
+        columns["label"] = labels if side is None else labels.filter(pa.array(side))
     whole = pa.table({**columns, "text_id": pa.array(ids)})
     _write_arrow(work / "samples.arrow", whole)
     return whole.select(["file", "size", "text_id"]), list(classes.values()) or source.classes
 
 
-def number_texts(scans: Sequence[Path]) -> tuple[npt.NDArray[np.int64], pa.Array, npt.NDArray[np.int64]]:
+def number_texts(
+    scans: Sequence[Path], side: npt.NDArray[np.bool_] | None = None
+) -> tuple[npt.NDArray[np.int64], pa.Array, npt.NDArray[np.int64]]:
     """text id of every scanned sample [n], the texts by id, and how many samples have each; every different text once,
-    in the order of the source.
+    in the order of the source. side: of these samples alone.
 
     Holds the texts in memory (a gigabyte for 12 M captions), as their encoder will.
     """
     encoded = _encoded(scans, "text")
-    ids = encoded.indices.to_numpy().astype(np.int64)
-    return ids, encoded.dictionary, np.bincount(ids, minlength=len(encoded.dictionary)).astype(np.int64)
+    ids, texts = encoded.indices.to_numpy().astype(np.int64), encoded.dictionary
+    if side is not None:
+        used, ids = np.unique(ids[side], return_inverse=True)
+        texts = texts.take(pa.array(used))
+    return ids, texts, np.bincount(ids, minlength=len(texts)).astype(np.int64)
 
 
 def _tell_missing(texts: pa.Array, counts: npt.NDArray[np.int64]) -> None:

@@ -11,9 +11,20 @@ from pipeline.packing import Packing
 from pipeline.scan.samples import Limits
 from pipeline.sources.source import Source
 from shards.errors import UserError
-from shards.manifest import Layout
+from shards.manifest import Layout, Split
 
-__all__ = ["CAPTIONS", "CLASSES", "FILES", "BuildSettings", "deciding", "forgiven", "most_skipped", "recorded"]
+__all__ = [
+    "CAPTIONS",
+    "CLASSES",
+    "FILES",
+    "BuildSettings",
+    "deciding",
+    "forgiven",
+    "most_skipped",
+    "recorded",
+    "share_of",
+    "split_of",
+]
 
 FILES, CAPTIONS, CLASSES = "files_sha256", "captions_sha256", "classes_sha256"
 
@@ -32,6 +43,8 @@ class BuildSettings:
     max_skipped: float | None = None
     """Share of unusable samples at which a build stops; None: the data set's."""
     limits: Limits = field(default_factory=Limits)
+    held_out: bool = False
+    """Build the samples that the data set's `held_out` leaves out of the others' build, as split test."""
     packing: Packing | None = None
     """Of layout packed alone."""
 
@@ -53,13 +66,28 @@ class BuildSettings:
             group_shards(1, self.packing.group_size, self.shard_size)
 
 
+def split_of(source: Source, settings: BuildSettings) -> Split:
+    """What a build is used for."""
+    return "test" if settings.held_out else source.dataset.split
+
+
+def share_of(source: Source, settings: BuildSettings) -> float:
+    """About how much of the source's samples a build holds."""
+    return source.dataset.held_out if settings.held_out else 1 - source.dataset.held_out
+
+
 def most_skipped(source: Source, settings: BuildSettings) -> float:
     """Share of unusable samples at which a build stops."""
     return source.dataset.max_skipped if settings.max_skipped is None else settings.max_skipped
 
 
 def recorded(source: Source, settings: BuildSettings) -> dict[str, Any]:
-    """What a manifest, or a begun folder, says that it was made of."""
+    """What a manifest, or a begun folder, says that it was made of. Raises UserError where nothing is held out."""
+    if settings.held_out and not source.dataset.held_out:
+        raise UserError(
+            f"data set {source.dataset.name} holds no samples out: write `held_out = 0.1` (a share) into its file, "
+            "build it anew without --held-out, and then with it"
+        )
     captions, classes = source.captions_fingerprint(), source.classes_fingerprint()
     table = asdict(settings) | {"packing": settings.packing.settings() if settings.packing else {}}
     return {
@@ -69,6 +97,7 @@ def recorded(source: Source, settings: BuildSettings) -> dict[str, Any]:
         **({CLASSES: classes} if classes else {}),
         **table.pop("limits"),
         **table.pop("packing"),
+        **({"held_out": True} if table.pop("held_out") else {}),  # unknown to older builds
         **table,
         "max_skipped": most_skipped(source, settings),
         "wnids": [name.folder for name in source.classes] if source.dataset.format == "imagefolder" else [],
@@ -81,7 +110,7 @@ def deciding(dataset: dict[str, Any]) -> dict[str, Any]:
         key: list(value) if isinstance(value, tuple) else value
         for key, value in dataset.items()
         if key not in ("about", "graph", "max_skipped")
-        and not (key in ("label", "classes") and not value)  # unknown to older builds
+        and not (key in ("label", "classes", "held_out") and not value)  # unknown to older builds
     }
 
 

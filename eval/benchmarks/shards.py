@@ -39,11 +39,12 @@ def open_labelled(source: Source) -> Bench:
     train = _training(_train_folder(source))
     rows = _labelled(train)  # before the test shards are asked for: captions alone need none
     test = _testing(test_folder(train.root), train)
-    test_rows = _labelled(test)
+    test_labelled = _labelled(test)
+    test_rows = _taught(train, rows, test, test_labelled)
     _check_names(train, test)
     _check_apart(train, test)
     task, columns, notes = class_figures(_classified("train", train, rows), _classified("test", test, test_rows), WORDS)
-    unlabelled = {"train": len(train) - len(rows), "test": len(test) - len(test_rows)}
+    unlabelled = {"train": len(train) - len(rows), "test": len(test) - len(test_labelled)}
     return Bench(
         name=NAME,
         root=train.root,
@@ -84,6 +85,11 @@ def _training(folder: Path) -> Shards:
 
 def _testing(folder: Path, train: Shards) -> Shards:
     """Raises UserError where there are none, and for those of another split."""
+    if not folder.exists() and _held_out(train):
+        raise UserError(
+            f"there are no test shards {folder}: {train.root} leaves {_held_out(train):.3g} of the samples out for "
+            f"them; build these by `{_build(folder, train, train.manifest.dataset)}`"
+        )
     if not folder.exists():
         raise UserError(
             f"there are no test shards {folder}: write {folder.name}.toml, a copy of the data set's file of "
@@ -96,16 +102,30 @@ def _testing(folder: Path, train: Shards) -> Shards:
             f'delete it, put split = "test" into {folder.name}.toml (docs/sources.md), and run '
             f"`{_build(folder, shards)}`"
         )
+    ours, theirs = _held_out(train), _held_out(shards)
+    files = (one.manifest.settings.get("files_sha256") for one in (train, shards))
+    if shards.manifest.settings.get("held_out") and theirs > ours and len(set(files)) == 1:
+        raise UserError(
+            f"{folder} holds {theirs:.3g} of the samples of {shards.manifest.source}, and {train.root} leaves only "
+            f"{ours:.3g} of them out: delete one, and build both of one data set file"
+        )
     shards.check_sizes()
     return shards
 
 
-def _build(folder: Path, like: Shards) -> str:
-    """The command that builds test shards from where others were built."""
+def _held_out(shards: Shards) -> float:
+    """Share of the source's samples that a data set file holds out for a test split."""
+    share: float = shards.manifest.settings.get("dataset", {}).get("held_out", 0)
+    return share
+
+
+def _build(folder: Path, like: Shards, held_out_of: str = "") -> str:
+    """The command that builds test shards from where others were built. held_out_of: or of the same data set."""
     if like.manifest.dataset == "demo":
         return f"xclr-shards build demo{TEST}"
-    command = ["xclr-shards", "build", f"{folder.name}.toml", "--source", like.manifest.source, "--out", str(folder)]
-    return " ".join([*map(quote, command), "--graph none"])
+    file = f"{held_out_of or folder.name}.toml"
+    command = ["xclr-shards", "build", file, "--source", like.manifest.source, "--out", str(folder)]
+    return " ".join([*map(quote, command), "--held-out" if held_out_of else "--graph none"])
 
 
 def _check_names(train: Shards, test: Shards) -> None:
@@ -123,14 +143,31 @@ def _check_names(train: Shards, test: Shards) -> None:
 
 
 def _check_apart(train: Shards, test: Shards) -> None:
-    """Raises UserError where a tar of the one is a tar of the other: built of the same files, under two names."""
-    ours = {train.manifest.files[shard.tar].sha256 for shard in train.manifest.shards}
-    same = [shard.tar for shard in test.manifest.shards if test.manifest.files[shard.tar].sha256 in ours]
-    if same:
-        raise UserError(
-            f"{test.root} holds the training images ({same[0]} is a tar of {train.root}): build it of the test files "
-            "(`files` in its data set file)"
-        )
+    """Raises UserError where images of a tar are in both: built of the same files, under two names.
+
+    A tar that stays in its place may hold both splits, each by its index.
+    """
+    ours = {train.manifest.files[shard.tar].sha256: number for number, shard in enumerate(train.manifest.shards)}
+    for number, shard in enumerate(test.manifest.shards):
+        other = ours.get(test.manifest.files[shard.tar].sha256)
+        if other is None:
+            continue
+        here, there = test.index.shard == number, train.index.shard == other
+        if np.isin(test.index.offset[here], train.index.offset[there]).any():
+            raise UserError(
+                f"{test.root} holds the training images ({shard.tar} is a tar of {train.root}): build it of the test "
+                "files (`files` in its data set file)"
+            )
+
+
+def _taught(train: Shards, rows: Ints, test: Shards, test_rows: Ints) -> Ints:
+    """The held-out pictures of a class that has training pictures too: a hash may hold out all of a rare one."""
+    known = np.isin(test.index.label[test_rows], train.index.label[rows])
+    listed = train.manifest.classes == test.manifest.classes
+    if not (test.manifest.settings.get("held_out") and listed and known.any()) or known.all():
+        return test_rows
+    say(f"{test.root}: {(~known).sum():,} pictures are left out, of classes of which all are held out")
+    return test_rows[known]
 
 
 def _held(shards: Shards, rows: Ints | None = None) -> Held:

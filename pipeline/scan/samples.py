@@ -32,6 +32,7 @@ SCAN_SCHEMA = pa.schema(
         pa.field("meta", pa.string()),  # content of KEY.json; null: at meta_offset in `file`
         pa.field("meta_offset", pa.int64()),
         pa.field("meta_size", pa.int64()),
+        pa.field("hash", pa.uint64()),  # of the image's bytes; null: no samples are held out
     ]
 )
 NOT_OURS = "not downloaded"  # counted, but no sign of a bad source: links die

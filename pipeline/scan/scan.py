@@ -11,6 +11,7 @@ import json
 import shutil
 from pathlib import Path
 
+from pipeline.held_out import image_hashes
 from pipeline.scan import files, parquet, tars
 from pipeline.scan.samples import NOT_OURS, SCAN_SCHEMA, Limits, Scan
 from pipeline.sources.source import Partition, Source
@@ -28,6 +29,14 @@ def scan(source: Source, partition: Partition, limits: Limits, spool: Path, *, i
     spool: where samples that have no local file of their own are put, as a tar. Other files beside it whose names
     begin with its stem may serve the scan. in_place: the tars will stay where they are, and so their keys.
     """
+    found = _scan(source, partition, limits, spool, in_place)
+    if source.dataset.held_out:
+        rows = found.rows
+        rows["hash"] = image_hashes(zip(rows["file"], rows["offset"], rows["size"], strict=True))
+    return found
+
+
+def _scan(source: Source, partition: Partition, limits: Limits, spool: Path, in_place: bool) -> Scan:
     match source.dataset.format:
         case "demo":
             return _demo(source, partition, spool)
@@ -43,10 +52,10 @@ def scan(source: Source, partition: Partition, limits: Limits, spool: Path, *, i
             return parquet.images_inside(source, partition, limits, spool)
 
 
-def check_room(source: Source, out: Path, folder: Path, whole: bool) -> None:
+def check_room(source: Source, out: Path, folder: Path, again: float) -> None:
     """Say how much there is to fetch into `folder`; UserError where it does not fit. For sources with URLs.
 
-    whole: the shards will take as much again.
+    again: the shards will take so many times as much as well.
     """
     remote = [partition for partition in source.partitions if partition.url]
     if not remote:
@@ -55,10 +64,10 @@ def check_room(source: Source, out: Path, folder: Path, whole: bool) -> None:
     free = shutil.disk_usage(out).free
     say(f"{source.where}: {len(remote):,} files to fetch, {size / 1e9:.2f} GB; {free / 1e9:.0f} GB are free")
     there = sum(path.stat().st_size for place in (out, folder) for path in place.glob("*.tar"))
-    needed = size * (2 if whole else 1) - there
+    needed = size * (1 + again) - there
     if needed > free:
         raise UserError(
-            f"{source.where} takes {needed / 1e9:.0f} GB more, fetched{' and as shards' if whole else ''}; the disk "
+            f"{source.where} takes {needed / 1e9:.0f} GB more, fetched{' and as shards' if again else ''}; the disk "
             f"of {out} has {free / 1e9:.0f} GB free: make room, choose another OUT= (--out), or name fewer files"
         )
 

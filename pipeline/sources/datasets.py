@@ -32,6 +32,8 @@ class Dataset:
     about: str = ""
     """One line for listings."""
     split: Split = "train"
+    held_out: float = 0
+    """Share of the samples that a build leaves out, for a test split that is built of the same file with --held-out."""
     source: str = ""
     """Where the data lies when no --source is given; empty: it has to be given."""
     files: tuple[str, ...] = ()
@@ -61,6 +63,11 @@ class Dataset:
             raise UserError(f"a data set's name is one plain folder name, not {self.name!r}")
         if not 0 <= self.max_skipped <= 1:
             raise UserError(f"data set {self.name}: max_skipped is a share, 0..1, not {self.max_skipped}")
+        if not 0 <= self.held_out < 1:
+            raise UserError(f"data set {self.name}: held_out is a share of the samples below 1, not {self.held_out}")
+        if self.held_out and (self.split == "test" or self.format == "demo"):
+            what = 'split = "test" says that all of these are' if self.split == "test" else "demo has"
+            raise UserError(f"data set {self.name}: held_out makes a test split, and {what} one: leave one out")
         if any(not pattern or pattern.startswith("/") for pattern in self.files):
             raise UserError(f"data set {self.name}: files are patterns below SOURCE, such as *.csv, not {self.files}")
         if "{class}" not in self.caption:
