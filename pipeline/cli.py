@@ -242,7 +242,8 @@ def graph(
     source: Annotated[
         Path | None,
         typer.Option(
-            help="file: .npy of vectors or of a square matrix, or .parquet of edges (a, b: text ids, similarity). "
+            help="file: .npy of vectors or of a square matrix, or .parquet of vectors beside their texts (text, "
+            "embedding) or of edges (a, b: text ids, similarity). "
             "wordnet: folder of data.noun."
         ),
     ] = None,
@@ -265,13 +266,15 @@ def graph(
     Train on it with xclr-train --graph NAME.
     """
     from pipeline.graph.build import build_graph, check_options
+    from pipeline.graph.by_text import names_texts
     from pipeline.graph.estimate import lines
     from pipeline.graph.file import holds_vectors, of_classes, open_array
     from shards.reader import Shards
 
     if dry_run:
         check_options(kind.value, encoder, source, k, code_dim, recall)
-        vectors = source if kind is Kind.file and source and holds_vectors(source) else None
+        given = kind is Kind.file and source and (names_texts(source) or holds_vectors(source))
+        vectors = source if given else None
         if kind is Kind.file and source and source.suffix == ".npy":
             of_classes(source, open_array(source), Shards.open(root))
         if kind is Kind.encoder or vectors:

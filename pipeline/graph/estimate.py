@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.encode.encoder import EncoderSource, resolve_encoder
+from pipeline.graph.by_text import width
 from pipeline.graph.file import open_array
 from pipeline.ranges import Range, disk_line
 from shards.errors import UserError
@@ -109,7 +110,7 @@ def lines(root: Path, encoder: str | None, vectors: Path | None, k: int, code_di
         raise UserError(f"{root} has no texts, so it can have no graph: build it from a source with captions")
     count, k = Range(low=n, high=n), min(k, n - 1)
     if vectors is not None:
-        dim = open_array(vectors).shape[1]
+        dim = width(vectors) if vectors.suffix == ".parquet" else open_array(vectors).shape[1]
         cost = _cost(count, dim, k, code_dim, encode=None, work=4.0 * n * dim)
     else:
         texts = shards.texts()

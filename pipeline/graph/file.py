@@ -108,7 +108,9 @@ def read_edges(path: Path, n: int) -> Lists:
         similarity = table[COLUMNS[2]].cast(pa.float32()).to_numpy()
     except (OSError, pa.ArrowException) as error:
         reason = first_line(error)
-        raise UserError(f"cannot read {path} as edges (columns {', '.join(COLUMNS)}): {reason}") from None
+        raise UserError(
+            f"cannot read {path} as edges (columns {', '.join(COLUMNS)}; or text and embedding, for vectors): {reason}"
+        ) from None
     if len(a) and not (min(a.min(), b.min()) >= 0 and max(a.max(), b.max()) < n):
         raise UserError(f"{path} names text {max(a.max(), b.max())}; text ids go from 0 to {n - 1}")
     similarity = _in_range(path, similarity)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from pipeline.encode import codes
 from pipeline.encode.embed import encode_texts
 from pipeline.encode.encoder import EncoderSource
-from pipeline.graph import audit, classes, file
+from pipeline.graph import audit, by_text, classes, file
 from pipeline.graph.wordnet import WNID, Nouns, read_nouns, synset_of, wu_palmer
 from pipeline.search.exact import Similarity, dot_products
 from pipeline.search.neighbours import Lists, symmetric_lists
@@ -131,13 +131,20 @@ def class_synsets(shards: Shards, folder: Path) -> tuple[list[int], Nouns]:
 
 
 def file_graph(shards: Shards, path: Path, settings: Settings, folder: Path, work: Path) -> Graph:
-    """A matrix or vectors (.npy) of the classes or of the texts, or edges between texts (.parquet)."""
+    """A matrix or vectors (.npy) of the classes or of the texts; vectors beside their texts, or edges between text ids
+    (.parquet)."""
     n = shards.manifest.texts
     source = {"kind": "file", "name": path.name, "sha256": sha256_file(path)}
+    if by_text.names_texts(path):
+        vectors = by_text.vectors_by_text(path, shards.texts(), work / "vectors.npy")
+        return _vector_graph(_search(vectors, {}, settings, work), source | {"dim": vectors.shape[1]}, settings, folder)
     if path.suffix == ".parquet":
         return edge_graph(file.read_edges(path, n), n, settings, source)
     if path.suffix != ".npy":
-        raise UserError(f"{path} is neither .npy (vectors, or a square matrix) nor .parquet (edges a, b, similarity)")
+        raise UserError(
+            f"{path} is neither .npy (vectors, or a square matrix) nor .parquet (text, embedding; or edges a, b, "
+            "similarity)"
+        )
     array = file.open_array(path)
     rows = classes.text_classes(shards) if file.of_classes(path, array, shards) else np.arange(n)
     if not file.holds_vectors(path):

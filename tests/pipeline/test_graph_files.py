@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ import pytest
 import pipeline.graph.file
 from pipeline.build import build_shards
 from pipeline.graph.build import build_graph
+from pipeline.graph.estimate import lines
 from pipeline.graph.wordnet import find_wordnet, read_nouns, synset_of, wu_palmer
 from pipeline.settings import BuildSettings
 from pipeline.sources.datasets import load_dataset
@@ -192,6 +194,49 @@ def test_vectors_of_texts_or_of_classes(tmp_path: Path, monkeypatch: pytest.Monk
     near = {int(other) for other in graph.neighbours[graph.indptr[3] : graph.indptr[4]]}
     assert near == {13, 23, 33, 43}
     assert (graph.similarities[graph.indptr[3] : graph.indptr[4]] == 1).all()
+
+
+def test_vectors_beside_their_texts(tmp_path: Path) -> None:
+    """In another order than the shards', with captions for a text of several, and some of other data."""
+    texts = ["b", "a\nx", "c", "a\ny", "d"]
+    root = text_shards(tmp_path / "s", texts)
+    rng = np.random.default_rng(0)
+    of = {name: rng.normal(size=6) for name in ("c", "y", "other", "a", " b ", "x", "d", "a\ny")}
+    pq.write_table(pa.table({"id": range(8), "caption": list(of), "vector": list(of.values())}), tmp_path / "v.parquet")
+    graph = read_graph(build_graph(root, kind="file", source=tmp_path / "v.parquet", k=4))
+
+    def unit(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return x / np.linalg.norm(x)
+
+    mean = unit(unit(of["a"]) + unit(of["x"]))
+    expected = np.stack([unit(of[" b "]), mean, unit(of["c"]), unit(of["a\ny"]), unit(of["d"])])
+    cosine = expected @ expected.T
+    for row in range(5):
+        span = slice(graph.indptr[row], graph.indptr[row + 1])
+        np.testing.assert_allclose(graph.similarities[span], cosine[row, graph.neighbours[span]], atol=1e-3)
+    assert graph.meta["source"].items() >= {"kind": "file", "name": "v.parquet", "dim": 6}.items()
+    assert lines(root, None, tmp_path / "v.parquet", 4, 4)[0].split() == ["texts", "5"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "vectors", "message"),
+    [
+        (["a", "b"], [[1.0, 0], [0, 1.0]], r"no vector for 1 of 3 texts, 'c\\nd' among them: add them"),
+        (["a", "b", "c"], [[1.0, 0], [0, 1.0], [1.0, 1.0]], r"no vector for 1 of 3 texts, 'c\\nd'"),
+        (["a", "b"], [[1.0, 0], [0, 1.0, 2.0]], "the vector of 'b' is not of 2 numbers, all zeros, or not finite"),
+        (["a", "b"], [[1.0, 0], [0.0, 0.0]], "the vector of 'b' is not of 2"),
+        (["a", "b"], [[1.0, 0], [float("nan"), 0.0]], "the vector of 'b' is not of 2"),
+        (["a", None, "b"], [[1.0, 0], None, None], "the vector of 'b' is not of 2"),
+        ([], [], "v.parquet has no rows"),
+    ],
+)
+def test_wrong_vectors_beside_texts(tmp_path: Path, texts: list[Any], vectors: list[Any], message: str) -> None:
+    root = text_shards(tmp_path / "s", ["a", "b", "c\nd"])
+    table = pa.table({"text": pa.array(texts, pa.string()), "embedding": pa.array(vectors, pa.list_(pa.float32()))})
+    pq.write_table(table, tmp_path / "v.parquet")
+    with pytest.raises(UserError, match=message):
+        build_graph(root, kind="file", source=tmp_path / "v.parquet")
+    assert not list(root.rglob("vectors.npy"))
 
 
 def test_cosines_are_taken_with_their_rounding(tmp_path: Path) -> None:
