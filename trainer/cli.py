@@ -294,9 +294,11 @@ def _show(found: Estimate) -> None:
 def _bench(shards: str) -> str:
     """The benchmark that the training shards' own test shards are of, where they lie beside them."""
     folder = local_folder(shards)
-    if folder is None or not is_finished(test_folder(folder)):
+    if folder is None:
         return "imagefolder --data DIR"
     manifest = Manifest.load(folder)
+    if not is_finished(test_folder(folder)) and manifest.settings.get("dataset", {}).get("format") == "imagefolder":
+        return "imagefolder --data DIR"
     return "demo" if manifest.dataset == "demo" else "shards" if manifest.classes else "imagefolder --data DIR"
 
 

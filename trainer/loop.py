@@ -147,7 +147,7 @@ class _Loop:
         )
         remedy = f"take them out and build {shards.root} again"
         self.budget = SkipBudget("training images", BAD_IMAGES, remedy=remedy)
-        self.best, self.bad_before, self.bad_told = float("-inf"), 0, 0
+        self.best, self.bad_before, self.bad_told, self.bad_last = float("-inf"), 0, 0, ""
         self.saver = Saver()
         self.save_by = self._in_time()
         self.asked: _Later | None = None
@@ -260,7 +260,8 @@ class _Loop:
         self.budget.ok(len(batch.samples) - len(batch.bad))  # first, else the bad ones would be all that was seen
         for sample in batch.bad:
             key, tar = self.shards.index.key[sample], self.shards.tar_path(int(self.shards.index.shard[sample]))
-            self.budget.skip("undecodable image", f"{key} of {tar.name}")
+            self.bad_last = f"{key} of {tar.name}"
+            self.budget.skip("undecodable image", self.bad_last)
 
     def _log(self, metrics: Metrics | None, done: int, outcome: Outcome, clock: Clock) -> None:
         bad, loss = self._bad_images(), outcome.loss.double().clone()
@@ -282,9 +283,11 @@ class _Loop:
         self._write(metrics, values)
         if bad > 2 * self.bad_told:
             self.bad_told = bad
+            last = f" (the last was {self.bad_last})" if self.bad_last else ""
             text = (
-                f"images that did not decode so far, with grey pictures in their place: {bad}; `xclr-shards verify "
-                f"{self.shards.root}` looks for damage, and above {BAD_IMAGES:.0%} the run stops"
+                f"images that did not decode so far, with grey pictures in their place: {bad}{last}; above "
+                f"{BAD_IMAGES:.0%} the run stops. `xclr-shards verify {self.shards.root}` tells whether these shards "
+                "are damaged, or the source was"
             )
             self._warn(metrics, done, text)
 

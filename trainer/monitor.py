@@ -21,9 +21,10 @@ from trainer.data import IMAGENET, Batch, to_views
 from trainer.model import Encoder
 from trainer.recipe import Statistics
 
-__all__ = ["Monitor"]
+__all__ = ["Monitor", "mostly_labelled"]
 
 SAMPLES = 1024
+MOSTLY = 0.5
 BYTES = 1 << 29  # of their images: beyond 418 pixels fewer are looked at
 NEIGHBOURS = 10
 TEMPERATURE = 0.07  # of the kNN vote (Wu et al. 2018)
@@ -98,15 +99,24 @@ class Monitor:
         return values
 
 
+def mostly_labelled(shards: Shards) -> bool:
+    """Whether labels say how well the encoder does: of samples that have one."""
+    return bool((shards.index.label >= 0).mean() >= MOSTLY) if len(shards) else False
+
+
 def _pool(shards: Shards) -> npt.NDArray[np.int64]:
-    """Samples to choose from: all, or of the first shards enough, where any shard is a random share of all.
+    """Samples to choose from: all, or of the first shards enough, where any shard is a random share of all; of mostly
+    labelled ones those with a label.
 
     A sample of all would fetch every tar of shards that are read by URL.
     """
-    if shards.manifest.layout == "in-place":
-        return np.arange(len(shards))
-    sizes = np.cumsum([shard.samples for shard in shards.manifest.shards])
-    return np.arange(int(sizes[min(int(np.searchsorted(sizes, SAMPLES)), len(sizes) - 1)]))
+    count = len(shards)
+    if shards.manifest.layout != "in-place":
+        sizes = np.cumsum([shard.samples for shard in shards.manifest.shards])
+        count = int(sizes[min(int(np.searchsorted(sizes, SAMPLES)), len(sizes) - 1)])
+    if not mostly_labelled(shards):
+        return np.arange(count)
+    return np.flatnonzero(shards.index.label[:count] >= 0)
 
 
 def _ranks(x: torch.Tensor) -> torch.Tensor:

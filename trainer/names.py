@@ -25,6 +25,7 @@ NAMED = {("data", "graph"), ("data", "shards"), ("model", "backbone"), ("objecti
 FREE = {("data", "chunk")}  # a resumed run may have another, as it may of all [run]
 LEFT_OPEN = {("precision",): "auto", ("data", "graph"): "", ("model", "mean"): [], ("model", "std"): []}
 """What a recipe may leave open, and run.json says."""
+LONG = 40  # letters of a setting in a name
 LONGEST = 160  # bytes of a name; file systems end at 255, and evaluations are called by it
 
 
@@ -44,12 +45,14 @@ def default_run(recipe: Recipe, base: Recipe, dataset: str, *, below: Path = Pat
     objective, network = recipe.objective.name, short(recipe.model.backbone).replace(":", "-")
     graph = recipe.data.graph if objective == "xclr" else ""
     file = "" if _is_usual(base, dataset) else base.name
-    own = [f"{keys[-1]}{_value(value)}" for keys, _, value in _deciding(as_table(base), as_table(recipe), objective)]
+    whole = [f"{keys[-1]}{_value(value)}" for keys, _, value in _deciding(as_table(base), as_table(recipe), objective)]
+    own = [_cut(one) for one in whole]
     seed = f"seed{recipe.seed}" if recipe.seed else ""
     folder = re.split(r"[\\/]+", recipe.data.shards.rstrip("/"))[-1]
     data = [dataset] if folder in ("", ".", "..") else [folder] if folder.startswith(dataset) else [dataset, folder]
     name = _slug(*data, file, objective, graph, network, *own, seed)
-    former = [_slug(*data, file, objective, network, *own, seed)] if graph else []
+    former = [_slug(*data, file, objective, network, *whole, seed)] if graph else []
+    former.append(_slug(*data, file, objective, graph, network, *whole, seed))
     former.append(_slug(dataset, objective, graph, network, seed))
     if not (below / name / "run.json").is_file():
         name = next((one for one in former if _is_run_of(below / one, recipe)), name)
@@ -65,6 +68,13 @@ def _deciding(one: dict[str, Any], other: dict[str, Any], objective: str) -> Ite
     """Where two recipes differ in what decides the result and has no place of its own in a name."""
     aside = NAMED | FREE | (set() if objective == "xclr" else OF_XCLR)
     return (found for found in unlike_values(one, other) if found[0] not in aside and found[0][0] != "run")
+
+
+def _cut(part: str) -> str:
+    """A setting as a name has it; of a long one, such as the run to start from, the beginning and a checksum."""
+    if len(part) <= LONG:
+        return part
+    return f"{part[: LONG - 9].rstrip('-_')}-{hashlib.sha256(part.encode()).hexdigest()[:8]}"
 
 
 def _slug(*parts: str) -> str:

@@ -98,7 +98,10 @@ def _chosen_state(run: Path, recipe: Recipe, data_id: str, *, resume: bool) -> d
             "to begin with its weights"
         )
     if state["data"] != data_id:
-        raise UserError(f"{run} holds a run on other shards than {recipe.data.shards} is now: choose another --out")
+        raise UserError(
+            f"{run} holds a run on other shards than {recipe.data.shards} is now: choose another --out; with --start "
+            f"{run} to begin with its weights"
+        )
     if not resume:
         raise UserError(f"{run} holds a run at step {state['step']}: add --resume to go on, or choose another --out")
     if chunk != recipe.data.chunk:  # fewer GPUs may have to

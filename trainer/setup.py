@@ -21,6 +21,7 @@ from trainer.agree import meet
 from trainer.checkpoint import checkpoints
 from trainer.memory import check_fits, room_for_weights
 from trainer.model import build_encoder, statistics_of_run, with_statistics
+from trainer.monitor import mostly_labelled
 from trainer.own import normal
 from trainer.plan import BatchPlan
 from trainer.recipe import Recipe
@@ -82,7 +83,7 @@ def monitors_graph(recipe: Recipe, shards: Shards) -> Graph | None:
     name = recipe.data.graph
     if not name and not isinstance(shards, RemoteShards):
         name = (shards.graph_names() or [""])[0]
-    labelled = bool((shards.index.label >= 0).all())
+    labelled = mostly_labelled(shards)
     try:
         return shards.graph(name) if name and not labelled else None
     except UserError as error:

@@ -21,7 +21,7 @@ def test_too_many_bad_images_stop_the_run(tmp_path: Path, capsys: pytest.Capture
     few = make_shards(tmp_path / "few", sizes=SIZES, classes=6, bad=(3,))
     train(recipe(few, epochs=2, run__log_every=1), tmp_path / "few-run", ALONE)
     said = " ".join(capsys.readouterr().err.split())
-    assert said.count("did not decode so far, with grey pictures in their place: 1; `xclr-shards verify") == 1
+    assert said.count("with grey pictures in their place: 1 (the last was 000003 of train-000000.tar); above 1%") == 1
     warned = [line["text"] for line in lines_of(tmp_path / "few-run") if line.get("event") == "warning"]
     assert sum("did not decode" in text for text in warned) == 1
     many = make_shards(tmp_path / "many", sizes=SIZES, classes=6, bad=tuple(range(0, 80, 3)))

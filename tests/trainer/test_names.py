@@ -67,6 +67,24 @@ def test_shards_of_another_folder_are_another_run() -> None:
         assert name({"data.shards": shards}) == f"{expected}xclr-resnet50"
 
 
+def test_a_run_that_starts_from_another_is_not_called_by_all_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless it was begun under that name."""
+    long = "runs/cats-xclr-resnet50-image_size64-epochs3-batch_size256"
+    short = name({"model.start": long, "seed": 1})
+    assert short.startswith("cats-xclr-resnet50-start-runs-cats-xclr-resnet50-")
+    assert short.endswith("-seed1")
+    assert len(short) < 75
+    assert short != name({"model.start": f"{long}-seed2", "seed": 1})
+    former = f"cats-xclr-resnet50-start-{long.replace('/', '-')}-seed1"
+    chosen = changed(BASE, {"model.start": long, "seed": 1})
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / former).mkdir(parents=True)
+    (tmp_path / "runs" / former / "run.json").write_text(json.dumps({"recipe": as_table(chosen)}))
+    assert default_run(chosen, BASE, "cats").name == former
+
+
 def test_names_stay_names() -> None:
     """Not paths, not longer than a file system takes, and of long ones no two alike."""
     assert "/" not in name({"model.start": "a/" + "b" * 300})

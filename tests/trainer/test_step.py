@@ -16,11 +16,12 @@ from scipy.stats import spearmanr  # type: ignore[import-untyped]
 from torch.nn import functional
 
 from shards.errors import UserError
+from shards.manifest import Manifest
 from shards.reader import Shards
 from tests.make import make_shards
 from tests.trainer.test_loop import ALONE, recipe
 from trainer import setup
-from trainer.cli import _objective_line
+from trainer.cli import _bench, _objective_line
 from trainer.clip import clip_loss
 from trainer.data import Batch, make_loader, to_views
 from trainer.model import build_encoder
@@ -93,6 +94,37 @@ def test_of_large_images_the_monitor_looks_at_fewer(tmp_path: Path, monkeypatch:
     few = Monitor(shards, shards.graph(), 32, 0)
     assert (len(few.images), len(few.labels if few.labels is not None else ())) == (7, 7)
     assert len(Monitor(shards, shards.graph(), 512, 0).images) == 2
+
+
+@pytest.mark.parametrize(("unlabelled", "labelled"), [(0, True), (10, True), (45, False)])
+def test_of_mostly_labelled_samples_the_monitor_looks_at_those_with_a_label(
+    shards: Path, unlabelled: int, labelled: bool
+) -> None:
+    folder = Shards.open(shards)
+    label = np.where(np.arange(84) % 84 < unlabelled, -1, folder.index.label)
+    folder.index = replace(folder.index, label=label)
+    monitor = Monitor(folder, folder.graph(), 16, 0)
+    assert len(monitor.images) == (84 - unlabelled if labelled else 84)
+    assert (monitor.labels is not None) == labelled
+    encoder = build_encoder(ModelConfig(backbone="test_vit"), 16, 0)
+    found = monitor.measure(encoder, torch.device("cpu"))
+    assert ("knn" in found, "knn_similarity" in found) == (labelled, not labelled)
+
+
+@pytest.mark.parametrize(
+    ("labels", "form", "bench"),
+    [
+        (True, "table", "shards"),
+        (True, "imagefolder", "imagefolder --data DIR"),
+        (False, "table", "imagefolder --data DIR"),
+    ],
+)
+def test_what_to_run_next_is_the_benchmark_of_the_data(tmp_path: Path, labels: bool, form: str, bench: str) -> None:
+    """Of labelled shards without test shards it says how these are built."""
+    root = make_shards(tmp_path / "made", labels=labels)
+    manifest = Manifest.load(root)
+    replace(manifest, settings={**manifest.settings, "dataset": {"format": form}}).save(root)
+    assert _bench(str(root)) == bench
 
 
 def test_of_supcon_a_sample_without_a_label_is_like_itself_alone(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
