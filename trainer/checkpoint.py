@@ -189,6 +189,22 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
+def _read_with_checksum(path: Path) -> tuple[dict[str, Any], str]:
+    """And the file's sha256; both of one file, though a run that goes on may put another in its place (best.pt)."""
+    while True:
+        before, state, digest = _which(path), read_checkpoint(path), sha256_file(path)
+        if before == _which(path):
+            return state, digest
+
+
+def _which(path: Path) -> tuple[int, int]:
+    """Which file lies there; of none, which `read_checkpoint` tells, zeros."""
+    try:
+        return path.stat().st_ino, path.stat().st_mtime_ns
+    except OSError:
+        return 0, 0
+
+
 def load_backbone(path: Path, *, untrained: bool = False, own: str | None = None) -> tuple[nn.Module, BackboneInfo]:
     """The backbone of a checkpoint in eval mode, on the CPU: [n, 3, size, size] -> [n, feature_dim]."""
     backbone, _, info = load_encoder(path, untrained=untrained, own=own)
@@ -205,7 +221,7 @@ def load_encoder(
     has no code run that it names itself.
     """
     try:
-        state = read_checkpoint(path)
+        state, digest = _read_with_checksum(path)
     except NotRead:
         raise
     except UserError as error:
@@ -241,7 +257,7 @@ def load_encoder(
         std=recipe.model.statistics[1],
         objective="untrained" if untrained else recipe.objective.name,
         step=0 if untrained else int(state["step"]),
-        sha256=sha256_file(path),
+        sha256=digest,
         recipe=recipe,
     )
     encoder.eval()

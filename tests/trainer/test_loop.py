@@ -17,6 +17,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from shards.atomic import sha256_file
 from shards.config import from_table
 from shards.errors import UserError
 from tests import forked
@@ -153,6 +154,28 @@ def test_backbone_of_a_checkpoint(shards: Path, tmp_path: Path) -> None:
     assert (info.objective, info.step, before.objective, before.step) == ("xclr", 10, "untrained", 0)
     again, _ = load_backbone(path, untrained=True)
     assert torch.equal(fresh(images), again(images))
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_again(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """best.pt of a run that goes on: weights and checksum are of one file."""
+    train(recipe(shards, run__keep=9), tmp_path / "run", ALONE)
+    first, *_, last = checkpoints(tmp_path / "run")
+    best = shutil.copy(first, tmp_path / "run" / "checkpoints" / "best.pt")
+    read, count = read_checkpoint, []
+
+    def replaced(path: Path) -> Any:
+        state = read(path)
+        count.append(path)
+        if len(count) == 1:
+            shutil.copy(last, tmp_path / "new.pt")
+            os.replace(tmp_path / "new.pt", best)
+        return state
+
+    monkeypatch.setattr("trainer.checkpoint.read_checkpoint", replaced)
+    _, info = load_backbone(Path(best))
+    assert (info.step, info.sha256, len(count)) == (20, sha256_file(last), 2)
 
 
 def test_two_ranks_train_as_one(shards: Path, tmp_path: Path, ranks: Ranks) -> None:

@@ -1,0 +1,42 @@
+"""The commands as they are installed."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import entry_points
+from types import ModuleType
+
+import pytest
+
+from shards import start
+
+
+@pytest.mark.parametrize(
+    ("name", "module"), [("shards", "pipeline.cli"), ("train", "trainer.cli"), ("evaluate", "eval.cli")]
+)
+def test_each_command_is_its_module_s(name: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+    stand_in = ModuleType(module)
+    stand_in.main = lambda: called.append(module)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module, stand_in)
+    getattr(start, name)()
+    assert called == [module]
+
+
+def test_ctrl_c_while_a_command_is_imported_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(module: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(start, "import_module", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        start.train()
+    assert ended.value.code == 130
+
+
+def test_what_is_installed_leads_there() -> None:
+    """An installation from before may still lead to the modules themselves."""
+    found = {
+        point.name: point.value for point in entry_points(group="console_scripts") if point.name.startswith("xclr-")
+    }
+    assert set(found) >= {"xclr-shards", "xclr-train", "xclr-eval"}
+    assert all(callable(point.load()) for point in entry_points(group="console_scripts") if point.name in found)
