@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -50,7 +51,7 @@ def contrastive_loss(
     block's samples, and for a tau that is not above 0 or, but with `dense`, is to be learnt; TypeError for what is no
     block, tensor or number; RuntimeError in a backward pass with create_graph=True.
     """
-    if not isinstance(tau, (int, float, torch.Tensor)):
+    if not isinstance(tau, (Real, torch.Tensor)):
         raise TypeError(f"tau is a number, not {type(tau).__name__}")
     # In validation, under no_grad, nobody asks for its gradient.
     if isinstance(tau, torch.Tensor) and tau.requires_grad and implementation != "dense" and torch.is_grad_enabled():

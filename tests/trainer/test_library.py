@@ -173,6 +173,8 @@ def test_a_learnable_tau_may_be_used_in_validation() -> None:
     z, tau = torch.randn(8, 3), nn.Parameter(torch.tensor(0.2))
     with torch.no_grad():
         torch.testing.assert_close(contrastive_loss(z, SAMPLES, tau=tau), contrastive_loss(z, SAMPLES, tau=0.2))
+        assert contrastive_loss(z, SAMPLES, tau=np.float64(0.2)) == contrastive_loss(z, SAMPLES, tau=0.2)
+        contrastive_loss(z, SAMPLES, tau=np.float32(0.2))  # type: ignore[arg-type]
 
 
 def test_a_block_is_equal_to_itself_alone() -> None:
