@@ -23,7 +23,7 @@ from eval.heads.bank import Bank
 from eval.heads.knn import KNN, KNNConfig, check_neighbours
 from eval.heads.probe import Probe, ProbeConfig, check_split
 from eval.heads.probe_file import kept_probes
-from eval.models.model import Model, as_it_is_now, evaluating, transform_table
+from eval.models.model import Model, as_it_is_now, transform_table
 from shards.atomic import atomic_file
 from shards.bars import say
 from shards.errors import UserError
@@ -73,11 +73,7 @@ def evaluate(model: Model, bench: Bench, method: Method, settings: Settings) -> 
     if method not in METHODS:
         raise UserError(f"method is one of {', '.join(METHODS)}, not {method!r}")
     settings = replace(settings, features=Path(settings.features))
-    with evaluating(model.network):
-        return _evaluate(as_it_is_now(model), bench, method, settings)
-
-
-def _evaluate(model: Model, bench: Bench, method: Method, settings: Settings) -> dict[str, Any]:
+    model = as_it_is_now(model)
     bench = prepared(bench, method, settings)
     features = {images.name: extract(model, images, settings.features) for images in bench.sets}
     reused = [name for name, values in features.items() if values.reused]

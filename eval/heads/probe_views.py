@@ -22,7 +22,7 @@ from eval.features import Features, exact, loader, normalise, placed
 from eval.heads.bank import Bank, Ints
 from eval.heads.probe import Candidate, Probe, ProbeConfig, split
 from eval.heads.solvers import Heads, Moments, curvature, moments, prepare
-from eval.models.model import Model
+from eval.models.model import Model, evaluating
 from shards.bars import bar
 from trainer.augment import AugmentConfig, BadImage, decode, sample_rng, two_views
 
@@ -49,7 +49,7 @@ def fit_views(
     size = batch * VIEWS * 3 * augment.image_size**2
     # Workers fork here: within the bar, whose thread may hold its lock, one that warns would wait for it for ever.
     seen = iter(loader(dataset, batches, images=len(wanted), size=size))
-    with bar(f"probe on views of {images.name}", passes * len(wanted)) as advance:
+    with bar(f"probe on views of {images.name}", passes * len(wanted)) as advance, evaluating(network):
         for views, rows in seen:
             with torch.inference_mode(), exact():
                 x = network(normalise(views.to(place), model.transform)).float()

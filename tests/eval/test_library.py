@@ -13,6 +13,7 @@ import torch
 from eval.benchmarks.registry import open_bench
 from eval.evaluate import Settings, evaluate
 from eval.heads.knn import KNNConfig
+from eval.heads.probe import ProbeConfig
 from eval.models.model import Transform, model_of
 from shards.errors import UserError
 from tests.eval.make_folders import make_folders
@@ -57,6 +58,7 @@ def test_a_network_in_training_is_evaluated_in_eval_mode_and_left_as_it_was(fold
     model, bench = model_of(network, "mine", SIZE), open_bench("imagefolder", folders)
     assert [module.training for module in network.modules()] == modes
     found = evaluate(model, bench, "knn", Settings(features=tmp_path / "a", knn=KNNConfig(k=1)))
+    evaluate(model, bench, "linear_probe", Settings(features=tmp_path / "a", probe=ProbeConfig(epochs=2), views=True))
     assert [module.training for module in network.modules()] == modes
     assert all(torch.equal(*pair) for pair in zip(network.buffers(), buffers, strict=True))
     network.eval()

@@ -196,13 +196,15 @@ def test_vectors_of_texts_or_of_classes(tmp_path: Path, monkeypatch: pytest.Monk
     assert (graph.similarities[graph.indptr[3] : graph.indptr[4]] == 1).all()
 
 
-def test_vectors_beside_their_texts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("turned", [False, True])
+def test_vectors_beside_their_texts(tmp_path: Path, turned: bool) -> None:
     """In another order than the shards', with captions for a text of several, and some of other data."""
     texts = ["b", "a\nx", "c", "a\ny", "d"]
     root = text_shards(tmp_path / "s", texts)
     rng = np.random.default_rng(0)
     of = {name: rng.normal(size=6) for name in ("c", "y", "other", "a", " b ", "x", "d", "a\ny")}
-    pq.write_table(pa.table({"id": range(8), "caption": list(of), "vector": list(of.values())}), tmp_path / "v.parquet")
+    table = pa.table({"id": range(8), "caption": list(of), "vector": list(of.values())})
+    pq.write_table(table.take(list(range(7, -1, -1))) if turned else table, tmp_path / "v.parquet")
     graph = read_graph(build_graph(root, kind="file", source=tmp_path / "v.parquet", k=4))
 
     def unit(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
