@@ -21,7 +21,7 @@ __all__ = ["alike", "meet", "settings"]
 
 POLL = 0.05  # seconds
 LONGEST = 24 * 3600.0  # seconds: whoever started the ranks ends them long before, where one has failed
-OWN_TO_A_RANK = ("name", "shards", "start", "workers", "cache_gib", "track")
+OWN_TO_A_RANK = ("name", "data.shards", "model.start", "run.workers", "run.cache_gib", "run.track")
 """Places on its machine (of weights to start from rank 0's count for all), its cores and disk, and what rank 0 alone
 does."""
 
@@ -50,8 +50,9 @@ def settings(recipe: Recipe, data_id: str) -> dict[str, str]:
     found = {"shards (manifest.json)": data_id, backbone: code_id(recipe.model.backbone)}
     for section, values in table.items():
         for key, value in values.items() if isinstance(values, dict) else [("", values)]:
-            if (key or section) not in OWN_TO_A_RANK:
-                found[f"{section}.{key}" if key else section] = json.dumps(value)
+            name = f"{section}.{key}" if key else section
+            if name not in OWN_TO_A_RANK:
+                found[name] = json.dumps(value)
     return found
 
 

@@ -37,13 +37,15 @@ def told(world: World, recipes: list[Recipe], run: Path) -> str:
 
 
 def test_ranks_that_were_given_other_things_do_not_train(shards: Path, tmp_path: Path, ranks: Ranks) -> None:
-    ours = recipe(shards, epochs=1)
+    ours = recipe(shards, epochs=1, data__graph="made")
     others = make_shards(tmp_path / "others", sizes=(30, 26))
     unlike = {
-        "shards (manifest.json)": recipe(others, epochs=1),
+        "shards (manifest.json)": recipe(others, epochs=1, data__graph="made"),
         "objective.tau": recipe(shards, epochs=1, objective__tau=0.5),
         "optimiser.lr, seed": recipe(shards, epochs=1, optimiser__lr=0.5, seed=7),
         "precision": recipe(shards, epochs=1, precision="bfloat16"),
+        "objective.name": recipe(shards, epochs=1, objective__name="simclr", data__graph="made"),
+        "optimiser.name": recipe(shards, epochs=1, optimiser__name="sgd"),
         "run.knn_every": recipe(shards, epochs=1, run__knn_every=2),  # where the others would wait
     }
     for what, theirs in unlike.items():
