@@ -61,8 +61,8 @@ EXAMPLES = "examples"  # reason -> samples left out for it, in a scan's metadata
 DENSEST = 5  # bytes of a resized JPEG for each pixel of the square: 1.5 a pixel, of pictures three times as long
 REMEDIES = {  # where a table leaves out most samples for one reason
     "missing file": "say below which folders the files lie (`images = [...]` in the data set file)",
-    "no caption": "say which columns hold captions (`captions = [...]` in the data set file: of a row the first "
-    "that is not empty counts)",
+    "no caption": "say which other columns hold captions (`captions = [...]` in the data set file; of each row the "
+    "first that is not empty counts)",
 }
 READ = "captions_read"  # what was counted of the captions, there too
 Positions = npt.NDArray[np.int64]

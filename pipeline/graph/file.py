@@ -103,6 +103,9 @@ def read_edges(path: Path, n: int) -> Lists:
     Raises UserError for ids outside 0..n-1, similarities outside -1..1, and a pair with two similarities.
     """
     try:
+        names = pq.read_schema(path).names
+        if lost := [name for name in COLUMNS if name not in names]:
+            raise pa.ArrowInvalid(f"it has {', '.join(names)}, and no {lost[0]}")
         table = pq.read_table(path, columns=list(COLUMNS), partitioning=None)
         a, b = (table[name].cast(pa.int64()).to_numpy() for name in COLUMNS[:2])
         similarity = table[COLUMNS[2]].cast(pa.float32()).to_numpy()
