@@ -115,18 +115,7 @@ def run_suite(
     _check_all(work)
     for line in (line for row in rows for line in unalike(row, models[row.method])):
         say(f"note: not alike but for the seed: {line}")
-    count = Count(sum(len(models[row.method]) for row in rows) * len(work))
-    evaluated, failed = [], list[str]()
-    for row in rows:
-        at = count.done
-        try:
-            evaluated.append(_evaluate_row(row, models[row.method], work, out, count))
-        except UserError as error:
-            say(f"{row.method} is left out: {error}")
-            failed.append(f"{row.method}: {error}")
-            count.done = at + len(models[row.method]) * len(work)
-    if not evaluated:
-        raise UserError(failed[0])
+    evaluated, failed = _evaluate_rows(rows, models, work, out)
     rows = [row for row in rows if row.method in {one["method"] for one in evaluated}]
     results = gather(
         called,
@@ -140,6 +129,19 @@ def run_suite(
         against=[name for name in suite.against if name in {row.method for row in rows}],
         methods=suite.methods,
     )
+    _write(out, results, rows, models, next(iter(benches.values())), settings.features)
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(failed) + len(rows)} rows could not be evaluated ({failed[0]}); the tables hold "
+            "the others"
+        )
+    return results
+
+
+def _write(
+    out: Path, results: dict[str, Any], rows: list[Row], models: dict[str, list[Model]], bench: Bench, features: Path
+) -> None:
+    """Tables and report of rows that were evaluated. bench: whose pictures the report shows."""
     write_json(out / "results.json", results)
     write_markdown(out / "results.md", results)
     write_latex(out / "results.tex", results)
@@ -152,14 +154,8 @@ def run_suite(
         results,
         curves={method: [read_curves(m.folder) for m in several if m.folder] for method, several in trained.items()},
         captions=_captions(first),
-        images=image_strips(first, next(iter(benches.values())), settings.features),
+        images=image_strips(first, bench, features),
     )
-    if failed:
-        raise UserError(
-            f"{len(failed)} of {len(failed) + len(rows)} rows could not be evaluated ({failed[0]}); the tables hold "
-            "the others"
-        )
-    return results
 
 
 def _check_all(work: list[tuple[str, Bench, Settings, Method]]) -> None:
@@ -236,6 +232,26 @@ class Count:
 
     total: int
     done: int = 0
+
+
+def _evaluate_rows(
+    rows: list[Row], models: dict[str, list[Model]], work: list[tuple[str, Bench, Settings, Method]], out: Path
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """(of each row what `_evaluate_row` says, a line for each that cannot be evaluated). Raises UserError where none
+    can."""
+    count = Count(sum(len(models[row.method]) for row in rows) * len(work))
+    evaluated, failed = [], list[str]()
+    for row in rows:
+        at = count.done
+        try:
+            evaluated.append(_evaluate_row(row, models[row.method], work, out, count))
+        except UserError as error:
+            say(f"{row.method} is left out: {error}")
+            failed.append(f"{row.method}: {error}")
+            count.done = at + len(models[row.method]) * len(work)
+    if not evaluated:
+        raise UserError(failed[0])
+    return evaluated, failed
 
 
 def _evaluate_row(

@@ -16,11 +16,12 @@ import pyarrow.parquet as pq
 from pipeline.held_out import on_side
 from pipeline.scan.samples import SCAN_SCHEMA
 from pipeline.skipped import SKIPPED
-from pipeline.sources.class_names import WNID, ClassName, class_names
+from pipeline.sources.class_names import ClassName, class_names
 from pipeline.sources.labels import is_number
 from pipeline.sources.source import Source
 from shards.atomic import atomic_file
 from shards.bars import say
+from shards.class_names import WNID
 from shards.errors import UserError
 from shards.index import write_texts
 

@@ -15,19 +15,22 @@ from shards.errors import UserError
 from trainer.collectives import gather
 from trainer.own import code_id, short
 from trainer.recipe import Recipe, as_table
-from trainer.world import World
+from trainer.world import PeerGone, World, someone_gone
 
 __all__ = ["alike", "meet", "settings"]
 
 POLL = 0.05  # seconds
-LONGEST = 24 * 3600.0  # seconds: whoever started the ranks ends them long before, where one has failed
+LONGEST = 24 * 3600.0  # seconds, where a rank is killed and nobody who started the others ends them
 OWN_TO_A_RANK = ("name", "data.shards", "model.start", "run.workers", "run.cache_gib", "run.track")
 """Places on its machine (of weights to start from rank 0's count for all), its cores and disk, and what rank 0 alone
 does."""
 
 
 def meet(world: World, place: str) -> None:
-    """Return when all ranks have come here, though one may fetch for hours: collectives wait for half an hour only."""
+    """Return when all ranks have come here, though one may fetch for hours: collectives wait for half an hour only.
+
+    Raises PeerGone where one has ended with an error meanwhile.
+    """
     if world.size == 1:
         return
     store = dist.distributed_c10d._get_default_store()
@@ -35,6 +38,8 @@ def meet(world: World, place: str) -> None:
     wanted = -(-here // world.size) * world.size  # the ranks may meet here again
     until = time.monotonic() + LONGEST
     while store.add(f"met/{place}", 0) < wanted:
+        if someone_gone():
+            raise PeerGone("this rank ends because another did, which says why")
         if time.monotonic() > until:
             raise UserError(f"not all ranks came to {place} within {LONGEST / 3600:.0f} hours")
         time.sleep(POLL)

@@ -261,9 +261,15 @@ def _pieces(batch: Batch, size: int) -> Iterator[Batch]:
 @contextmanager
 def _buffers_held(encoder: nn.Module) -> Iterator[None]:
     """Running statistics, and what other layers keep, are as before, so that two passes count once. Under no_grad."""
-    before = [buffer.clone() for buffer in encoder.buffers()]
+    before = [
+        (module, name, buffer, buffer.clone())
+        for module in encoder.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
     try:
         yield
     finally:
-        for buffer, value in zip(encoder.buffers(), before, strict=True):
-            buffer.copy_(value)
+        for module, name, buffer, value in before:
+            module._buffers[name] = buffer  # a forward pass may put another in its place
+            if not any(step == 0 and size > 1 for step, size in zip(buffer.stride(), buffer.shape, strict=True)):
+                buffer.copy_(value)  # what lies over itself (expand) cannot be written, here as there

@@ -19,7 +19,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from shards.errors import UserError
 
-__all__ = ["LoaderGone", "PeerGone", "World", "join_world", "this_world"]
+__all__ = ["LoaderGone", "PeerGone", "World", "join_world", "say_gone", "someone_gone", "this_world"]
 
 TIMEOUT = timedelta(minutes=30)
 GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # what gloo says of another's end
@@ -92,6 +92,7 @@ def join_world(device: str = "auto") -> Iterator[World]:
     try:
         yield world
     except Exception as error:
+        say_gone()
         # Of one rank, it may be: what waits for the others, as NCCL's farewell does, would wait until TIMEOUT, and the
         # error would be told after it.
         _abort(backend)
@@ -104,8 +105,20 @@ def join_world(device: str = "auto") -> Iterator[World]:
     dist.destroy_process_group()
 
 
+def say_gone() -> None:
+    """To ranks that wait in the store, where nobody notices that a connection ends."""
+    with suppress(RuntimeError, ValueError):  # the store went with the rank that had made it
+        dist.distributed_c10d._get_default_store().set("gone", "")
+
+
+def someone_gone() -> bool:
+    """Whether a rank has said so."""
+    return bool(dist.distributed_c10d._get_default_store().check(["gone"]))
+
+
 def _gone(error: Exception) -> PeerGone | None:
-    if isinstance(error, RuntimeError) and any(words in str(error) for words in GONE):
+    lost = isinstance(error, dist.DistNetworkError)  # the store
+    if lost or (isinstance(error, RuntimeError) and any(words in str(error) for words in GONE)):
         return PeerGone("this rank ends because another did, which says why")
     return None
 

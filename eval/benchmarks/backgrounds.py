@@ -25,7 +25,7 @@ from eval.benchmarks.bench import BG_GAP, Bench, ImageSet, Ints, Source, fingerp
 from eval.benchmarks.classes import class_figures
 from eval.benchmarks.composites import VERSION, Box, ground, on_black, on_ground
 from eval.benchmarks.imagefolder import WORDS as FOLDERS
-from eval.benchmarks.imagefolder import WORTH_A_BAR, Pictures, called, open_splits
+from eval.benchmarks.imagefolder import WORTH_A_BAR, Pictures, named, open_splits
 from eval.benchmarks.overlap import of_training
 from shards.bars import bar
 from shards.errors import UserError
@@ -86,7 +86,7 @@ def open_backgrounds(source: Source) -> Bench:
             train.image_set("train", may_train=True),
             *(scenes.image_set(variant, fingerprint([pictures, scenes.made_of(variant)])) for variant in VARIANTS),
         ),
-        tasks=(called(task, source.root),),
+        tasks=(named(task, source.root),),
         columns=tuple(columns),
         summaries=(BG_GAP,),
         notes={**notes, "boxes": str(source.root / "boxes.csv"), "left_out": left_out, "test_pictures": len(test.keys)}

@@ -20,8 +20,8 @@ import numpy as np
 from eval.benchmarks.bench import Bench, ImageSet, Source, Task, fingerprint
 from eval.benchmarks.classes import Classified, Words, class_figures
 from eval.benchmarks.overlap import Held, of_training
-from pipeline.sources.class_names import class_names, names_file
 from shards.bars import bar, say
+from shards.class_names import called, names_file
 from shards.errors import TornTar, UserError
 from shards.pictures import is_image, passed_over
 from shards.reader import is_finished
@@ -31,10 +31,10 @@ __all__ = [
     "WORDS",
     "WORTH_A_BAR",
     "Pictures",
-    "called",
     "contents",
     "list_folder",
     "list_tar",
+    "named",
     "open_imagefolder",
     "open_splits",
     "size_of",
@@ -97,16 +97,16 @@ def open_imagefolder(source: Source) -> Bench:
         name="imagefolder",
         root=source.root,
         sets=(train.image_set("train", may_train=True), test.image_set("val", may_train=False)),
-        tasks=(called(task, source.root),),
+        tasks=(named(task, source.root),),
         columns=columns,
         notes={**notes, "of_training": of_training(train.held(), test.held())},
     )
 
 
-def called(task: Task, root: Path) -> Task:
+def named(task: Task, root: Path) -> Task:
     """Its classes by the names that captions give them (classes.tsv, ImageNet's, or the folder's): the report shows
     them beside pictures, where n01443537 says nothing."""
-    return replace(task, classes=[name.caption for name in class_names(task.classes, names_file(root), "{class}")])
+    return replace(task, classes=[words for _, words in called(task.classes, names_file(root))])
 
 
 def open_splits(root: Path) -> tuple[Pictures, Pictures]:

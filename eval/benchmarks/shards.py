@@ -88,7 +88,8 @@ def _testing(folder: Path, train: Shards) -> Shards:
     if not folder.exists() and _held_out(train):
         raise UserError(
             f"there are no test shards {folder}: {train.root} leaves {_held_out(train):.3g} of the samples out for "
-            f"them; build these by `{_build(folder, train, train.manifest.dataset)}`"
+            f"them; build these by `{_build(folder, train, train.manifest.dataset)}`, with any other options (such as "
+            "--image-size) that it was built with"
         )
     if not folder.exists():
         raise UserError(

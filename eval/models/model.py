@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from shards.bars import say
 from shards.errors import UserError, first_line
 from trainer.augment import IMAGENET_MEAN, IMAGENET_STD
 
@@ -37,14 +38,12 @@ class Transform:
     """Of pixels in 0..1."""
 
     def __post_init__(self) -> None:
-        """Raises UserError for values that are none, such as means of pixels in 0..255."""
+        """Raises UserError for sizes that are none."""
         if self.image_size < 1 or not 0 < self.crop_pct <= 1:
             raise UserError(
                 f"image_size is in pixels and crop_pct a share of the shorter side, above 0 and up to 1, not "
                 f"{self.image_size} and {self.crop_pct}"
             )
-        if not all(-1 <= value <= 1 for value in self.mean) or not all(0 < value <= 1 for value in self.std):
-            raise UserError(f"mean and std are of pixels in 0..1, not {self.mean} and {self.std}: divide them by 255")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +86,8 @@ def model_of(
     go by; None takes an output itself, which code may have changed where weights did not. hint: what to do about a
     network that fails. Raises UserError where it gives no features, or other ones each time.
     """
+    if max(map(abs, (*transform.mean, *transform.std))) > 1:  # a run may have been trained so
+        say(f"note: mean {transform.mean} and std {transform.std} of {name} are of pixels in 0..1: not of 0..255?")
     size = transform.image_size
     place = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     noise = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(place)

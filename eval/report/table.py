@@ -52,12 +52,7 @@ def gather(
     columns = [(prefix, column) for prefix, bench in parts for column in _columns(bench)]
     titles = {place: f"{place[0]}/{place[1]}" if several else place[1] for place in columns}
     first = evaluated[0]["evaluations"]
-    gaps = {
-        (prefix, summary.name): f"{prefix}/{summary.name}" if several else summary.name
-        for prefix, bench in parts
-        for summary in bench.summaries
-        if summary.kind == "difference"
-    }
+    gaps = _gaps(parts)
     comparisons, uncompared = compare_rows(evaluated, titles | gaps, methods, gaps)
     return {
         "suite": name,
@@ -92,6 +87,16 @@ def gather(
         "failed": list(failed),
         "unreadable": _unreadable(evaluated, several),
         "versions": first[(parts[0][0], methods[0])]["versions"],
+    }
+
+
+def _gaps(parts: list[Part]) -> dict[tuple[str, str], str]:
+    """What figures that are one column less another are called, by (prefix, name)."""
+    return {
+        (prefix, summary.name): f"{prefix}/{summary.name}" if len(parts) > 1 else summary.name
+        for prefix, bench in parts
+        for summary in bench.summaries
+        if summary.kind == "difference"
     }
 
 

@@ -23,7 +23,6 @@ __all__ = ["names_texts", "vectors_by_text", "width"]
 TEXT = ("text", "caption", "texts", "captions")
 VECTOR = ("embedding", "vector", "embeddings", "vectors", "features")
 ROWS = 1 << 12  # read at a time
-LONGEST = 1 << 20  # characters of a text
 
 
 def names_texts(path: Path) -> bool:
@@ -37,15 +36,17 @@ def names_texts(path: Path) -> bool:
 
 
 def width(path: Path) -> int:
-    """Dimensions of its vectors, by the first row. Raises UserError where there is none."""
-    for _, vectors in _rows(path):
-        return len(vectors[0])
-    raise UserError(f"{path} has no rows")
+    """Dimensions of its vectors, by the first that there is. Raises UserError where there is none."""
+    found = (len(vector) for _, vectors in _rows(path) for vector in vectors if len(vector))
+    if dim := next(found, 0):
+        return dim
+    raise UserError(f"{path} has no vectors")
 
 
-def vectors_by_text(path: Path, texts: Sequence[str], out: Path) -> npt.NDArray[np.float32]:
+def vectors_by_text(path: Path, texts: Sequence[str], out: Path, longest: int) -> npt.NDArray[np.float32]:
     """[texts, dim] of length 1, mapped from the file `out`. A text of several captions that has no vector as a whole
-    has the mean of those of its captions. Raises UserError where a text has none, and for vectors without direction.
+    has the mean of those of its captions; of a text that is listed twice the first vector counts. longest: characters
+    at which the build cut captions. Raises UserError where a text has none, and for vectors without direction.
     """
     whole = {text: i for i, text in enumerate(texts)}
     owners: dict[str, list[int]] = {}
@@ -57,20 +58,23 @@ def vectors_by_text(path: Path, texts: Sequence[str], out: Path) -> npt.NDArray[
     seen = set[str]()
     for names, vectors in _rows(path):
         for name, vector in zip(names, vectors, strict=True):
-            text = "\n".join(normalise(line, LONGEST) for line in (name or "").split("\n"))
-            if text in seen or not (text in whole or text in owners):
+            # As one caption, of which the build made one line, or as a text of several.
+            forms = normalise(name or "", longest), "\n".join(normalise(s, longest) for s in (name or "").split("\n"))
+            words = next((form for form in forms if form in whole or form in owners), None)
+            if words is None or words in seen:
                 continue
-            seen.add(text)
+            seen.add(words)
             length = float(np.linalg.norm(vector)) if len(vector) == found.shape[1] else float("nan")
             if not (np.isfinite(length) and length > 0):
                 out.unlink()
                 raise UserError(
-                    f"{path}: the vector of {text[:60]!r} is not of {found.shape[1]} numbers, all zeros, or not finite"
+                    f"{path}: the vector of {words[:60]!r} is not of {found.shape[1]} numbers, all zeros, or not finite"
                 )
-            if text in whole:
-                found[whole[text]], as_whole[whole[text]] = vector / length, True
-            for i in owners.get(text, ()):
-                found[i] += 0 if as_whole[i] else vector / length
+            if words in whole:
+                found[whole[words]], as_whole[whole[words]] = vector / length, True
+            for i in owners.get(words, ()):
+                if not as_whole[i]:
+                    found[i] += vector / length
                 parts[i] += 1
     lost = np.flatnonzero(~as_whole & (parts < [text.count("\n") + 1 for text in texts]))
     if len(lost):
@@ -81,15 +85,25 @@ def vectors_by_text(path: Path, texts: Sequence[str], out: Path) -> npt.NDArray[
         )
     for start in range(0, len(texts), ROWS):
         block = found[start : start + ROWS]
-        block /= np.maximum(np.linalg.norm(block, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        lengths = np.linalg.norm(block, axis=1, keepdims=True)
+        if not (lengths > 1e-6).all():
+            text = texts[start + int(np.argmin(lengths))]
+            out.unlink()
+            raise UserError(f"{path}: the vectors of the captions of {text[:60]!r} cancel each other out: give it one")
+        block /= lengths
     return found
 
 
 def _columns(schema: pa.Schema) -> tuple[str | None, str | None]:
-    text = next((name for name in TEXT if name in schema.names), None)
+    text = next((name for name in TEXT if name in schema.names and _is_text(schema.field(name).type)), None)
     lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
     vector = next((n for n in VECTOR if n in schema.names and any(of(schema.field(n).type) for of in lists)), None)
     return text, vector
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def _rows(path: Path) -> Iterator[tuple[list[str | None], list[npt.NDArray[np.float64]]]]:

@@ -15,6 +15,7 @@ from pipeline.encode.embed import encode_texts
 from pipeline.encode.encoder import EncoderSource
 from pipeline.graph import audit, by_text, classes, file
 from pipeline.graph.wordnet import WNID, Nouns, read_nouns, synset_of, wu_palmer
+from pipeline.scan.samples import Limits
 from pipeline.search.exact import Similarity, dot_products
 from pipeline.search.neighbours import Lists, symmetric_lists
 from pipeline.search.plan import nearest
@@ -136,7 +137,8 @@ def file_graph(shards: Shards, path: Path, settings: Settings, folder: Path, wor
     n = shards.manifest.texts
     source = {"kind": "file", "name": path.name, "sha256": sha256_file(path)}
     if by_text.names_texts(path):
-        vectors = by_text.vectors_by_text(path, shards.texts(), work / "vectors.npy")
+        longest = shards.manifest.settings.get("max_caption", Limits().max_caption)
+        vectors = by_text.vectors_by_text(path, shards.texts(), work / "vectors.npy", longest)
         return _vector_graph(_search(vectors, {}, settings, work), source | {"dim": vectors.shape[1]}, settings, folder)
     if path.suffix == ".parquet":
         return edge_graph(file.read_edges(path, n), n, settings, source)

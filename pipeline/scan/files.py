@@ -11,10 +11,10 @@ from typing import Any
 
 from pipeline.images import kind
 from pipeline.scan.samples import NOT_OURS, Limits, Scan, mapped
-from pipeline.sources.class_names import as_text
 from pipeline.sources.labels import Labels
 from pipeline.sources.source import Partition, Source, refuse_unread
 from pipeline.sources.tables import URL, find_image, grouped_rows
+from shards.class_names import as_text
 from shards.pictures import EXTENSIONS, usual
 
 __all__ = ["folder", "of_class", "table"]

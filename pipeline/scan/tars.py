@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 
 from pipeline.scan.files import of_class
 from pipeline.scan.samples import NOT_OURS, Limits, Scan, listed, mapped
-from pipeline.sources.class_names import as_text
 from pipeline.sources.datasets import Dataset
 from pipeline.sources.labels import Labels
 from pipeline.sources.source import Partition, Source, check_unpacked
+from shards.class_names import as_text
 from shards.errors import TornTar, UserError, first_line
 from shards.pictures import EXTENSIONS, usual
 from shards.remote import fetch, shown

@@ -1,20 +1,15 @@
-"""What a class folder is called: its WordNet id's words, or its own name; and the caption made of it."""
+"""A class: its folder or label, its names, and the caption made of it."""
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from pipeline.sources.captions import normalise
-from shards.bars import say
+from shards.class_names import as_text, called
 
-__all__ = ["WNID", "ClassName", "as_text", "class_names", "names_file"]
+__all__ = ["ClassName", "class_names"]
 
-WNID = re.compile(r"n\d{8}")
-NAMES_FILE = "classes.tsv"
 LONGEST = 2000  # characters of a caption
 
 
@@ -31,55 +26,8 @@ class ClassName:
 def class_names(
     folders: Sequence[str], known: Mapping[str, str], template: str, single: Collection[str] = ()
 ) -> list[ClassName]:
-    """Names for class folders, or labels: those that are known, for WordNet ids ImageNet's, else their own.
-
-    The caption uses the first name. Classes that share it (ImageNet has two cranes) use all their names, then the
-    definition or the folder's name too, so that different classes stay different texts. single: folders whose name is
-    one, though it may hold commas.
-    """
-    folders = [as_text(folder) for folder in folders]
-    imagenet = _from_imagenet([folder for folder in folders if WNID.fullmatch(folder)])
-    names = [
-        known.get(folder) or imagenet.get(folder, ("",))[0] or folder.replace("_", " ").strip() for folder in folders
-    ]
-    words = [
-        name if folder in single else name.split(",")[0].strip() for folder, name in zip(folders, names, strict=True)
-    ]
-    details = [f"{name}, {imagenet[f][1] if f in imagenet else f}" for f, name in zip(folders, names, strict=True)]
-    for longer in (names, details):
-        shared = {word for word, count in Counter(words).items() if count > 1}
-        words = [more if word in shared else word for word, more in zip(words, longer, strict=True)]
+    """Of class folders, or labels, as `called` says: different classes stay different texts."""
     return [
-        ClassName(folder=folder, name=name, caption=normalise(template.replace("{class}", word), LONGEST))
-        for folder, name, word in zip(folders, names, words, strict=True)
+        ClassName(folder=as_text(folder), name=name, caption=normalise(template.replace("{class}", words), LONGEST))
+        for folder, (name, words) in zip(folders, called(folders, known, single), strict=True)
     ]
-
-
-def as_text(name: str) -> str:
-    """A file's name with U+FFFD for what is not UTF-8."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-def names_file(place: Path) -> dict[str, str]:
-    """Folder (or label) -> names, from PLACE/classes.tsv; empty where there is none."""
-    path = place / NAMES_FILE
-    if not path.is_file():
-        return {}
-    rows = [line.split("\t") for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines()]
-    found = {row[0].strip(): row[1].strip() for row in rows if len(row) > 1 and row[1].strip()}
-    if rows and not found:
-        say(f"note: {path} names nothing: a line is a class's folder or label, a tab and its names")
-    return found
-
-
-def _from_imagenet(wnids: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """(names, definition) of those that are ImageNet synsets; timm carries them."""
-    if not wnids:
-        return {}
-    from timm.data import ImageNetInfo
-
-    info = ImageNetInfo("imagenet-22k")
-    known = set(info.label_names()).intersection(wnids)
-    names = {wnid: str(info.label_name_to_description(wnid)) for wnid in known}
-    both = {wnid: str(info.label_name_to_description(wnid, detailed=True)) for wnid in known}
-    return {wnid: (name, both[wnid].removeprefix(name).lstrip(": ")) for wnid, name in names.items()}

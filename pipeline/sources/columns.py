@@ -27,6 +27,7 @@ __all__ = [
 
 IMAGE_NAMES = ("image", "path", "filepath", "file_path", "file_name", "filename", "image_path", "image_name", "img")
 CAPTION_NAMES = ("caption", "captions", "text", "title", "sentence", "sentences", "comment")
+EMPTY = r"""^\s*(\[\s*(""|'')?\s*\])?\s*$"""  # a list that was written as text may be empty too
 BYTES, SEVERAL = pa.large_binary(), pa.large_list(pa.large_binary())
 
 
@@ -119,7 +120,7 @@ def _first(columns: Sequence[pa.Array]) -> pa.Array:
     found, *others = columns
     for other in others:
         if found.type == other.type == BYTES:
-            found = pc.if_else(pc.match_substring_regex(found, r"^\s*$"), other, found)
+            found = pc.if_else(pc.match_substring_regex(found, EMPTY), other, found)
         else:
             cells = zip(found.to_pylist(), other.to_pylist(), strict=True)
             chosen = (one if any(map(_filled, _listed(one))) else two for one, two in cells)

@@ -20,12 +20,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.sources.class_names import ClassName, class_names, names_file
+from pipeline.sources.class_names import ClassName, class_names
 from pipeline.sources.columns import columns, holds_images
 from pipeline.sources.datasets import Dataset
 from pipeline.sources.remote import RemoteFile, find
 from pipeline.sources.source import Partition, Source, check_unpacked, refuse_unread
 from shards.bars import say
+from shards.class_names import names_file
 from shards.errors import TornTar, UserError, first_line
 from shards.pictures import is_image, passed_over
 from shards.remote import is_remote, shown

@@ -81,7 +81,7 @@ def find_image(name: str, roots: Sequence[Path]) -> Path | None:
     """
     if not name or "\0" in name or URL.match(name):
         return None
-    forms = (name, *_other_forms(name))
+    forms = dict.fromkeys((name, *_other_forms(name)))
     return next((path for form in forms for path in (root / form for root in roots) if _is_file(path)), None)
 
 

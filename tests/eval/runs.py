@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from eval.cli import main
+from tests.make import make_shards
 from trainer.loop import train
 from trainer.recipe import Recipe, from_table
 from trainer.world import World
@@ -35,13 +36,22 @@ def train_run(shards: Path | str, run: Path, objective: str = "simclr", *, epoch
     return run
 
 
+def small_run(root: Path) -> Path:
+    """A run on a handful of shards, root/runs/one."""
+    return train_run(make_shards(root / "shards", sizes=(24,)), root / "runs" / "one")
+
+
+def read(path: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(path.read_text())
+    return value
+
+
 def suite_results(world: Path, config: str, out: str) -> dict[str, Any]:
     """Of `xclr-eval suite` in a folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(world)
         assert run_eval(["suite", "--config", config, "--out", out]) == 0
-    value: dict[str, Any] = json.loads((world / out / "results.json").read_text())
-    return value
+    return read(world / out / "results.json")
 
 
 def run_eval(arguments: list[str]) -> int:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import gzip
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -23,24 +21,18 @@ from eval.models.open import open_model
 from eval.report.show import show_result
 from shards.errors import UserError
 from tests.eval.make_folders import as_tars, make_folders
-from tests.eval.runs import run_eval, train_run
+from tests.eval.runs import read, run_eval, small_run
 from tests.make import make_shards
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("imagefolder")
-    return train_run(make_shards(root / "shards", sizes=(24,)), root / "runs" / "one")
+    return small_run(tmp_path_factory.mktemp("imagefolder"))
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_folders(tmp_path_factory.mktemp("folders"), nested=True)
-
-
-def read(path: Path) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(path.read_text())
-    return value
 
 
 @pytest.mark.parametrize("method", ["linear-probe", "knn"])

@@ -84,13 +84,22 @@ def test_paths_may_be_texts(folders: Path, tmp_path: Path) -> None:
     [
         ({"image_size": 16, "crop_pct": 2.0}, "a share of the shorter side, above 0 and up to 1, not 16 and 2.0"),
         ({"image_size": 0}, "image_size is in pixels"),
-        ({"image_size": 16, "mean": (123.0, 117.0, 104.0)}, "of pixels in 0..1.*: divide them by 255"),
-        ({"image_size": 16, "std": (0.0, 1.0, 1.0)}, "of pixels in 0..1"),
     ],
 )
 def test_transforms_that_cannot_be_meant(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Transform(**values)
+
+
+def test_statistics_of_pixels_up_to_255_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """And not refused: a run may have been trained with them."""
+    network = timm.create_model("test_resnet", num_classes=0)
+    model_of(network, "mine", SIZE)
+    assert "not of 0..255?" not in capsys.readouterr().err
+    model_of(network, "mine", replace(SIZE, mean=(123.0, 117.0, 104.0)))
+    said = " ".join(capsys.readouterr().err.split())
+    assert "note: mean (123.0, 117.0, 104.0) and std" in said
+    assert "not of 0..255?" in said
 
 
 def test_what_a_network_raises_is_told_and_kept() -> None:

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.eval.make_folders import make_folders
-from tests.eval.runs import run_eval, train_run
-from tests.make import make_shards
+from tests.eval.runs import read, run_eval, small_run, train_run
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("results")
-    return train_run(make_shards(root / "shards", sizes=(24,)), root / "runs" / "one")
+    return small_run(tmp_path_factory.mktemp("results"))
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_folders(tmp_path_factory.mktemp("folders"))
-
-
-def read(path: Path) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(path.read_text())
-    return value
 
 
 def test_results_lie_beside_the_checkpoint_and_a_second_call_says_it_reuses(

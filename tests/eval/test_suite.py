@@ -297,7 +297,7 @@ def test_a_row_that_cannot_be_evaluated_does_not_take_the_others_with_it(
     (tmp_path / "mine.toml").write_text(
         f"""benches = ["demo"]
         runs = "runs/demo"
-        methods = ["knn"]
+        methods = ["knn", "linear_probe"]
         against = ["broken"]
         [[rows]]
         method = "broken"
@@ -317,7 +317,7 @@ def test_a_row_that_cannot_be_evaluated_does_not_take_the_others_with_it(
     assert all(why in " ".join(text.split()) for text in (shown.out, (tmp_path / "out/report.html").read_text()))
     assert f"**FAILED, and left out:** {why}" in (tmp_path / "out/results.md").read_text()
     assert f"error: 1 of 2 rows could not be evaluated ({why}" in shown.err
-    assert "2 of 2  xclr: demo, kNN" in shown.err
+    assert "3 of 4  xclr: demo, kNN" in shown.err
     (tmp_path / "nets.py").write_text((tmp_path / "nets.py").read_text().replace("* float('nan')", ""))
     assert run_eval(call) == 0  # mended
     assert json.loads((tmp_path / "out/results.json").read_text())["failed"] == []

@@ -24,7 +24,7 @@ from shards.errors import UserError
 from shards.graph import Graph, read_graph
 from shards.reader import Shards
 from shards.verify import verify
-from tests.pipeline.sources import class_folders, data_set
+from tests.pipeline.sources import class_folders, data_set, pictures
 from tests.pipeline.texts import text_shards
 
 # offset, words, hypernyms (an @i is an individual): two ways lead from the dog up to the animal
@@ -220,21 +220,43 @@ def test_vectors_beside_their_texts(tmp_path: Path, turned: bool) -> None:
     assert lines(root, None, tmp_path / "v.parquet", 4, 4)[0].split() == ["texts", "5"]
 
 
+def test_captions_are_found_as_they_were_given_to_the_build(tmp_path: Path) -> None:
+    """Lines of one caption, which it joins, and more letters than it keeps; the first row has no vector."""
+    pictures(tmp_path / "in", ["a.jpg", "b.jpg", "c.jpg"])
+    given = ["two\nlines", "long " * 500, "c"]
+    rows = [{"image": f"{name}.jpg", "caption": caption} for name, caption in zip("abc", given, strict=True)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in" / "t.parquet")
+    mine = data_set(tmp_path / "mine.toml", format="table", graph="none")
+    build_shards(open_source(load_dataset(mine), str(tmp_path / "in")), tmp_path / "out", BuildSettings(), 1)
+    vectors = [None, [1.0, 0, 0], [0, 1.0, 0], [1.0, 1.0, 1.0]]
+    pq.write_table(pa.table({"caption": [None, *given], "vector": vectors}), tmp_path / "v.parquet")
+    assert len(read_graph(build_graph(tmp_path / "out", kind="file", source=tmp_path / "v.parquet"))) == 3
+
+
 @pytest.mark.parametrize(
     ("texts", "vectors", "message"),
     [
         (["a", "b"], [[1.0, 0], [0, 1.0]], r"no vector for 1 of 3 texts, 'c\\nd' among them: add them"),
         (["a", "b", "c"], [[1.0, 0], [0, 1.0], [1.0, 1.0]], r"no vector for 1 of 3 texts, 'c\\nd'"),
+        (["a", "b", "c", "c"], [[1.0, 0], [0, 1.0], [1.0, 1.0], [1.0, 0]], r"no vector for 1 of 3 texts, 'c\\nd'"),
+        (
+            ["a", "b", "c", "d"],
+            [[1.0, 0], [0, 1.0], [1.0, 1.0], [-1.0, -1.0]],
+            "cancel each other out: give it one",
+        ),
         (["a", "b"], [[1.0, 0], [0, 1.0, 2.0]], "the vector of 'b' is not of 2 numbers, all zeros, or not finite"),
         (["a", "b"], [[1.0, 0], [0.0, 0.0]], "the vector of 'b' is not of 2"),
         (["a", "b"], [[1.0, 0], [float("nan"), 0.0]], "the vector of 'b' is not of 2"),
         (["a", None, "b"], [[1.0, 0], None, None], "the vector of 'b' is not of 2"),
-        ([], [], "v.parquet has no rows"),
+        ([], [], "v.parquet has no vectors"),
+        ([["a"], ["b"]], [[1.0, 0], [0, 1.0]], "as edges .*: it has text, embedding, and no a"),
     ],
 )
 def test_wrong_vectors_beside_texts(tmp_path: Path, texts: list[Any], vectors: list[Any], message: str) -> None:
     root = text_shards(tmp_path / "s", ["a", "b", "c\nd"])
-    table = pa.table({"text": pa.array(texts, pa.string()), "embedding": pa.array(vectors, pa.list_(pa.float32()))})
+    lists = bool(texts) and isinstance(texts[0], list)
+    kind = pa.list_(pa.string()) if lists else pa.string()
+    table = pa.table({"text": pa.array(texts, kind), "embedding": pa.array(vectors, pa.list_(pa.float32()))})
     pq.write_table(table, tmp_path / "v.parquet")
     with pytest.raises(UserError, match=message):
         build_graph(root, kind="file", source=tmp_path / "v.parquet")

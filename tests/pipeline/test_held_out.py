@@ -347,6 +347,11 @@ def test_training_shards_that_hold_some_of_the_test_images_are_refused(tmp_path:
     with pytest.raises(UserError, match=r"mine-test holds 0\.5 of the samples of .* leaves only 0\.25 of them out"):
         open_bench("shards", tmp_path / "mine")
     shutil.rmtree(tmp_path / "mine-test")
+    # Of another source any share will do.
+    other = data_set(tmp_path / "other.toml", **FORMATS["table"], held_out=0.5)
+    build(other, source_of("table", tmp_path / "more", more=True), tmp_path / "mine-test", held_out=True)
+    assert len(open_bench("shards", tmp_path / "mine").by_name["test"])
+    shutil.rmtree(tmp_path / "mine-test")
     shutil.move(tmp_path / "0.25-test", tmp_path / "0.5-test-small")
     shutil.rmtree(tmp_path / "0.5-test")
     shutil.move(tmp_path / "0.5-test-small", tmp_path / "0.5-test")

@@ -64,6 +64,14 @@ def test_of_several_caption_columns_each_row_takes_the_first_that_is_not_empty(k
     assert Manifest.load(tmp_path / "out").skipped == {}
 
 
+@pytest.mark.parametrize("empty", ["[]", "[ ]", '"[""""]"', "['']", '" "'])
+def test_a_list_without_a_caption_is_an_empty_cell(tmp_path: Path, empty: str) -> None:
+    pictures(tmp_path / "in", ["a.jpg", "b.jpg"])
+    (tmp_path / "in" / "t.csv").write_text(f"image,de,en\na.jpg,{empty},cat\nb.jpg,\"['Hund']\",dog\n")
+    mine = data_set(tmp_path / "mine.toml", format="table", captions=["de", "en"])
+    assert texts(build(mine, tmp_path / "in", tmp_path / "out")) == {"a.jpg": "cat", "b.jpg": "Hund"}
+
+
 def test_columns_that_are_called_as_captions_are_do_not_fill_in_for_each_other(tmp_path: Path) -> None:
     """Nobody has asked for the second."""
     pictures(tmp_path / "in", ["a.jpg", "b.jpg"])

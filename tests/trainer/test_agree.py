@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -91,6 +95,43 @@ def late(world: World, seconds: float) -> list[float]:
         meet(world, "here")
         waited.append(time.monotonic() - begin)
     return waited
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_rank_does_not_wait_for_one_that_has_failed(tmp_path: Path, failing: int) -> None:
+    """Without a launcher that ends it; rank 0 has made the store, which goes with it."""
+    program = (
+        "import os, sys, time\n"
+        "from shards.errors import UserError, run_cli\n"
+        "from trainer.agree import meet\n"
+        "from trainer.world import join_world\n"
+        "def app(**_):\n"
+        "    with join_world('cpu') as world:\n"
+        "        if world.rank == int(sys.argv[1]):\n"
+        "            time.sleep(1)\n"
+        "            raise UserError('a tar is lost')\n"
+        "        meet(world, 'tars')\n"
+        "run_cli(app)"
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    ranks = []
+    for rank in range(2):
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "RANK": str(rank)}
+        ranks.append(
+            subprocess.Popen(
+                [sys.executable, "-c", program, str(failing)],
+                env={**os.environ, **shared, "OMP_NUM_THREADS": "1"},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    said = [process.communicate(timeout=120)[1] for process in ranks]
+    assert "error: a tar is lost" in said[failing]
+    assert "error: this rank ends because another did, which says why" in said[1 - failing]
+    assert "Traceback" not in "".join(said)
+    assert [process.returncode for process in ranks] == [2, 75][:: 1 if failing == 0 else -1]
 
 
 def test_ranks_wait_for_the_last(ranks: Ranks) -> None:

@@ -188,10 +188,13 @@ def test_a_tar_that_does_not_come_is_asked_for_a_few_times_only(
         tar.write_bytes(tar.read_bytes()[:-1] + b"!")  # of the right size
         ahead = Ahead(shards, plan, start=0, stop=plan.steps_per_epoch, limit=cache_limit(shards, plan, 0))
         ahead.fill()
+        waits = list[float]()
+        monkeypatch.setattr(ahead.ended, "wait", lambda seconds: bool(waits.append(seconds)))
         with ahead:
             for thread in ahead.threads:
                 thread.join(60)
                 assert not thread.is_alive()
+        assert waits == [0.001 * 2**attempt for attempt in range(TRIES)]
         assert fetched(handler).count(tar.name) == TRIES
         assert len(shards.here()) == len(SIZES) - 1
 

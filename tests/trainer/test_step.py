@@ -248,6 +248,38 @@ def test_each_piece_moves_any_buffer_once(shards: Path, monkeypatch: pytest.Monk
     assert [int(x) for x in seen] == [3 * 16] * 2
 
 
+class Odd(torch.nn.Module):
+    """Buffers that lie over themselves, that another takes the place of, and that come late."""
+
+    mean: torch.Tensor
+    last: torch.Tensor
+    late: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(0.0).expand(3, 1))
+        self.register_buffer("last", torch.zeros(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.last = torch.cat([self.last, self.last.new_ones(1)])
+        if "late" not in self._buffers:
+            self.register_buffer("late", torch.ones(4))
+        return x + self.mean.sum()
+
+
+def test_buffers_of_any_kind_go_with_pieces(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = setup.build_encoder
+
+    def with_buffers(*arguments: Any) -> Any:
+        encoder = build(*arguments)
+        encoder.projector.append(Odd())
+        return encoder
+
+    monkeypatch.setattr(setup, "build_encoder", with_buffers)
+    odd = steps(recipe(shards, data__chunk=2)).encoder.projector[-1]  # type: ignore[index]
+    assert odd.last.tolist() == [0, 0, *[1] * (3 * 4)]  # one for each piece of three batches, in the second pass
+
+
 def test_lars_adapts_weights_without_decay() -> None:
     moved = []
     for decay in (0.0, 1e-9):
