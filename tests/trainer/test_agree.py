@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from shards.errors import UserError
 from tests.make import make_shards
@@ -21,7 +22,7 @@ from tests.trainer.test_loop import recipe
 from trainer.agree import alike, meet, settings
 from trainer.loop import train
 from trainer.recipe import Recipe
-from trainer.world import World
+from trainer.world import PeerGone, World, _gone
 
 ALONE = World(device=torch.device("cpu"))
 
@@ -97,8 +98,8 @@ def late(world: World, seconds: float) -> list[float]:
     return waited
 
 
-@pytest.mark.parametrize("failing", [0, 1])
-def test_a_rank_does_not_wait_for_one_that_has_failed(tmp_path: Path, failing: int) -> None:
+@pytest.mark.parametrize(("failing", "how"), [(0, "told"), (1, "told"), (0, "killed")])
+def test_a_rank_does_not_wait_for_one_that_has_failed(failing: int, how: str) -> None:
     """Without a launcher that ends it; rank 0 has made the store, which goes with it."""
     program = (
         "import os, sys, time\n"
@@ -109,6 +110,7 @@ def test_a_rank_does_not_wait_for_one_that_has_failed(tmp_path: Path, failing: i
         "    with join_world('cpu') as world:\n"
         "        if world.rank == int(sys.argv[1]):\n"
         "            time.sleep(1)\n"
+        "            if sys.argv[2] == 'killed': os.kill(os.getpid(), 9)\n"
         "            raise UserError('a tar is lost')\n"
         "        meet(world, 'tars')\n"
         "run_cli(app)"
@@ -121,17 +123,25 @@ def test_a_rank_does_not_wait_for_one_that_has_failed(tmp_path: Path, failing: i
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "RANK": str(rank)}
         ranks.append(
             subprocess.Popen(
-                [sys.executable, "-c", program, str(failing)],
+                [sys.executable, "-c", program, str(failing), how],
                 env={**os.environ, **shared, "OMP_NUM_THREADS": "1"},
                 stderr=subprocess.PIPE,
                 text=True,
             )
         )
     said = [process.communicate(timeout=120)[1] for process in ranks]
-    assert "error: a tar is lost" in said[failing]
+    assert ("error: a tar is lost" in said[failing]) == (how == "told")
     assert "error: this rank ends because another did, which says why" in said[1 - failing]
     assert "Traceback" not in "".join(said)
-    assert [process.returncode for process in ranks] == [2, 75][:: 1 if failing == 0 else -1]
+    assert ranks[failing].returncode == (2 if how == "told" else -9)
+    assert ranks[1 - failing].returncode == 75
+
+
+def test_a_store_that_goes_away_is_a_rank_that_has_gone() -> None:
+    """In whatever words."""
+    with pytest.raises(PeerGone, match="this rank ends because another did"):
+        raise _gone(dist.DistNetworkError("Failed to recv, got 0 bytes. Connection was likely closed.")) or KeyError
+    assert _gone(RuntimeError("a defect")) is None
 
 
 def test_ranks_wait_for_the_last(ranks: Ranks) -> None:
