@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from pipeline.held_out import on_side
 from pipeline.scan.samples import SCAN_SCHEMA
 from pipeline.skipped import SKIPPED
+from pipeline.sources.captions import MISSING
 from pipeline.sources.class_names import ClassName, class_names
 from pipeline.sources.labels import is_number
 from pipeline.sources.source import Source
@@ -27,8 +28,6 @@ from shards.index import write_texts
 
 __all__ = ["NAMES", "number_samples", "number_texts"]
 
-# What some write where there is no label, or no caption.
-MISSING = ("-1", "nan", "na", "n/a", "#n/a", "#nv", "none", "null", "<na>", "-", "--", "?", "unknown")
 NAMES = "class_names"  # in a scan's metadata: what its file calls labels 0, 1, ...
 
 

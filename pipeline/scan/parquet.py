@@ -6,7 +6,7 @@ Parquet has no random access to a cell, and every later stage wants one. Row by 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.images import kind
 from pipeline.scan.samples import Limits, Scan, listed
+from pipeline.sources.captions import first_said
 from pipeline.sources.columns import columns, holds_images, label_cells
 from pipeline.sources.labels import Labels, carried_names
 from pipeline.sources.source import Partition, Source
@@ -77,16 +78,10 @@ def _rows(
             groups = range(partition.start, partition.stop or file.num_row_groups)
             for batch in file.iter_batches(ROWS, row_groups=list(groups), columns=named.wanted):
                 cells = zip(*(batch[name].to_pylist() for name in captions_in), strict=True)
-                captions = [_first(row) for row in cells] if captions_in else [None] * len(batch)
+                captions = list(map(first_said, cells)) if captions_in else [None] * len(batch)
                 labels = label_cells(pa.chunked_array([batch[label]])).to_pylist() if label else [None] * len(batch)
                 for cell, *texts in zip(batch[image].to_pylist(), captions, labels, strict=True):
                     value = cell if isinstance(cell, dict) else {"bytes": cell}
                     yield value.get("bytes") or None, str(value.get("path") or ""), listed(texts[0]), listed(texts[1])
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{where} is damaged ({first_line(error)}): replace it") from None
-
-
-def _first(cells: Sequence[object]) -> object:
-    """The first that holds a caption, or several, that are not blank."""
-    filled = (cell for cell in cells if any(str(one).strip() for one in listed(cell) if one is not None))
-    return next(filled, cells[0])

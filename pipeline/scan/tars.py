@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from pipeline.scan.files import of_class
 from pipeline.scan.samples import NOT_OURS, Limits, Scan, listed, mapped
+from pipeline.sources.captions import first_said
 from pipeline.sources.datasets import Dataset
 from pipeline.sources.labels import Labels
 from pipeline.sources.source import Partition, Source, check_unpacked
@@ -148,8 +149,8 @@ Words = tuple[Sequence[object], Sequence[object]]  # captions and labels of a sa
 def _beside(path: Path, dataset: Dataset) -> tuple[dict[str, Words], int]:
     """Captions and labels by key from img2dataset's parquet file, and how many of its rows failed.
 
-    Of several columns each row takes the first that holds any. Without such a file, or these columns in it, the tar's
-    own members have to do.
+    Of several columns each row takes the first that says something. Without such a file, or these columns in it, the
+    tar's own members have to do.
     """
     if not path.is_file():
         return {}, 0
@@ -169,7 +170,7 @@ def _beside(path: Path, dataset: Dataset) -> tuple[dict[str, Words], int]:
     if "status" in names:
         table = table.filter(pc.equal(table["status"], "success"))  # null counts as failed
     cells = zip(*(table[name].to_pylist() for name in held), strict=True) if held else [()] * table.num_rows
-    captions = (listed(next(filter(None, row), None)) if held else () for row in cells)
+    captions = (listed(first_said(row)) if held else () for row in cells)
     labels = table[label[0]].to_pylist() if label else [None] * table.num_rows
     words = zip(captions, map(listed, labels), strict=True)
     return dict(zip(map(str, table["key"].to_pylist()), words, strict=True)), rows - table.num_rows
@@ -194,7 +195,7 @@ def _words(
     if not texts and not dataset.by_class:
         named = [fields[name] for name in dataset.captions if fields.get(name)]
         plain = ([_bytes(content, parts[name])] for name in ("txt", "caption") if name in parts)
-        captions = listed(named[0]) if named else next(plain, [])
+        captions = listed(first_said(named)) if named else next(plain, [])
     if lacks_label and fields.get(dataset.label) is not None:
         labels = listed(fields[dataset.label])
     elif lacks_label and (extension := dataset.label.removeprefix(".").lower()) in parts:

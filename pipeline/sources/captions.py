@@ -12,7 +12,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
-__all__ = ["joined", "normalise", "notes", "several"]
+__all__ = ["MISSING", "first_said", "joined", "normalise", "notes", "several"]
+
+# What some write where there is no caption, or no label.
+MISSING = ("-1", "nan", "na", "n/a", "#n/a", "#nv", "none", "null", "<na>", "-", "--", "?", "unknown")
 
 ALL, LINES, REPLACED = "captions", "of several lines", "not UTF-8"  # what is counted of them
 
@@ -59,6 +62,23 @@ def joined(captions: Iterable[object], longest: int, counts: Counter[str]) -> st
     if replaced := sum(map(_is_replaced, given, texts)):
         counts[REPLACED] += replaced
     return texts[0] if len(texts) == 1 else "\n".join(dict.fromkeys(filter(None, texts)))
+
+
+def first_said(cells: Sequence[object]) -> object:
+    """Of cells, each a caption or a list of such, the first that says something: not blank, none of MISSING. Else the
+    first of all."""
+    if len(cells) == 1:  # nearly all
+        return cells[0]
+    said = (cell for cell in cells if any(map(_says, cell if isinstance(cell, list) else [cell])))
+    return next(said, cells[0] if cells else [])
+
+
+def _says(caption: object) -> bool:
+    if not isinstance(caption, (str, bytes)):
+        return False
+    start = caption[:64]  # whoever writes more says something
+    text = BLANK.sub(" ", start.decode("utf-8", "replace") if isinstance(start, bytes) else start).strip()
+    return len(caption) > 64 or (bool(text) and text.lower() not in MISSING)
 
 
 def notes(counts: Counter[str]) -> list[str]:

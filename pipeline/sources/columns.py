@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.sources.captions import MISSING, first_said
 from pipeline.sources.datasets import CAPTIONS, Dataset
 from pipeline.sources.labels import label_text
 from shards.errors import UserError
@@ -27,7 +29,9 @@ __all__ = [
 
 IMAGE_NAMES = ("image", "path", "filepath", "file_path", "file_name", "filename", "image_path", "image_name", "img")
 CAPTION_NAMES = ("caption", "captions", "text", "title", "sentence", "sentences", "comment")
-EMPTY = r"""^\s*(\[\s*(""|'')?\s*\])?\s*$"""  # a list that was written as text may be empty too
+# What `first_said` passes over, as Arrow matches bytes (C2 A0 is a no-break space); an empty list may be text, too.
+BLANK = r"(\s|\xc2\xa0)*"
+EMPTY = rf"""(?i)^{BLANK}(\[{BLANK}(""|'')?{BLANK}\]|{"|".join(map(re.escape, MISSING))})?{BLANK}$"""
 BYTES, SEVERAL = pa.large_binary(), pa.large_list(pa.large_binary())
 
 
@@ -54,7 +58,7 @@ class Names(NamedTuple):
 
     image: str
     captions: tuple[str, ...]
-    """A row's caption is in the first of them that is not empty."""
+    """A row's caption is in the first of them that says something."""
     label: str
 
     @property
@@ -116,24 +120,19 @@ def taken(names: Names, table: pa.Table, unreadable: Unreadable) -> Columns:
 
 
 def _first(columns: Sequence[pa.Array]) -> pa.Array:
-    """Of each row the first cell that is not empty."""
+    """Of each row the first cell that says something."""
     found, *others = columns
     for other in others:
         if found.type == other.type == BYTES:
             found = pc.if_else(pc.match_substring_regex(found, EMPTY), other, found)
         else:
-            cells = zip(found.to_pylist(), other.to_pylist(), strict=True)
-            chosen = (one if any(map(_filled, _listed(one))) else two for one, two in cells)
-            found = pa.array([_listed(cell) for cell in chosen], SEVERAL)
+            cells = map(first_said, zip(found.to_pylist(), other.to_pylist(), strict=True))
+            found = pa.array([_listed(cell) for cell in cells], SEVERAL)
     return found
 
 
 def _listed(cell: object) -> list[bytes]:
     return cell if isinstance(cell, list) else [cell] if isinstance(cell, bytes) else []
-
-
-def _filled(cell: bytes | None) -> bool:
-    return bool(cell and cell.strip())
 
 
 def label_cells(column: pa.ChunkedArray) -> pa.Array:

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.sources.captions import first_said
 from pipeline.sources.columns import BYTES, SEVERAL, Columns, Names, Unreadable, columns, shown, taken
 from pipeline.sources.datasets import CAPTIONS, Dataset
 from pipeline.sources.delimited import read_delimited
@@ -169,9 +170,8 @@ class _Rows:
         image, labels = row.get(names.image), row.get(names.label)
         given = self.dataset.captions if self.dataset.captions != CAPTIONS else ()  # later rows may have more of them
         wanted = dict.fromkeys((*names.captions, *given))
-        cells = [cell if isinstance(cell, list) else [cell] for cell in map(row.get, wanted)]
-        filled = (cell for cell in cells if any(isinstance(text, str) and text.strip() for text in cell))
-        texts = next(filled, cells[0] if cells else [])
+        said = first_said([row.get(name) for name in wanted])
+        texts = said if isinstance(said, list) else [said]
         classes = (labels if isinstance(labels, list) else [labels]) if names.label else []
         self.rows.append(
             (

@@ -24,7 +24,7 @@ from shards.errors import UserError
 from shards.manifest import Manifest
 from shards.reader import Shards
 from tests.pipeline.building import build as build_all
-from tests.pipeline.sources import data_set, pictures
+from tests.pipeline.sources import data_set, pictures, write_tar
 from tests.pipeline.test_sources_tables import build, write_table
 from trainer.augment import decode
 
@@ -64,12 +64,45 @@ def test_of_several_caption_columns_each_row_takes_the_first_that_is_not_empty(k
     assert Manifest.load(tmp_path / "out").skipped == {}
 
 
-@pytest.mark.parametrize("empty", ["[]", "[ ]", '"[""""]"', "['']", '" "'])
-def test_a_list_without_a_caption_is_an_empty_cell(tmp_path: Path, empty: str) -> None:
+@pytest.mark.parametrize("empty", ["[]", "[ ]", '"[""""]"', "['']", '" "', "\u00a0", " NaN", "#N/A", "?", "-1"])
+def test_a_cell_that_says_nothing_is_an_empty_cell(tmp_path: Path, empty: str) -> None:
     pictures(tmp_path / "in", ["a.jpg", "b.jpg"])
-    (tmp_path / "in" / "t.csv").write_text(f"image,de,en\na.jpg,{empty},cat\nb.jpg,\"['Hund']\",dog\n")
+    (tmp_path / "in" / "t.csv").write_text(f"image,de,en\na.jpg,{empty},cat\nb.jpg,\"['Hund']\",dog\n", "utf-8")
     mine = data_set(tmp_path / "mine.toml", format="table", captions=["de", "en"])
     assert texts(build(mine, tmp_path / "in", tmp_path / "out")) == {"a.jpg": "cat", "b.jpg": "Hund"}
+
+
+@pytest.mark.parametrize("empty", [None, "", " \u00a0\u200a", "n/a", "NULL", ["nan", ""], []])
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "tar", "tar with json"])
+def test_cells_that_say_nothing_are_empty_in_every_kind_of_source(tmp_path: Path, kind: str, empty: object) -> None:
+    dog = ["Hund"] if isinstance(empty, list) else "Hund"
+    rows = {"a": {"de": empty, "en": "cat"}, "b": {"de": dog, "en": "dog"}}
+    made = pictures(tmp_path / ("in" if kind == "jsonl" else "other"), ["a.jpg", "b.jpg"])
+    (tmp_path / "in").mkdir(exist_ok=True)
+    if kind == "jsonl":
+        lines = [json.dumps({"image": f"{key}.jpg", **row}) for key, row in rows.items()]
+        (tmp_path / "in" / "t.jsonl").write_text("\n".join(lines))
+    elif kind == "parquet":
+        inside = [{**row, "image": {"bytes": made[f"{key}.jpg"], "path": f"{key}.jpg"}} for key, row in rows.items()]
+        pq.write_table(pa.Table.from_pylist(inside), tmp_path / "in" / "t.parquet")
+    else:
+        members = [(f"{key}.jpg", made[f"{key}.jpg"]) for key in rows]
+        if kind == "tar with json":
+            members = [
+                one
+                for key in rows
+                for one in ((f"{key}.jpg", made[f"{key}.jpg"]), (f"{key}.json", json.dumps(rows[key]).encode()))
+            ]
+        else:
+            pq.write_table(
+                pa.Table.from_pylist([{"key": key, **row} for key, row in rows.items()]), tmp_path / "in" / "t.parquet"
+            )
+        write_tar(tmp_path / "in" / "t.tar", members)
+    mine = data_set(
+        tmp_path / "mine.toml", format="webdataset" if kind.startswith("tar") else "table", captions=["de", "en"]
+    )
+    build_all(mine, tmp_path / "in", tmp_path / "out")
+    assert sorted(Shards.open(tmp_path / "out").texts()) == ["Hund", "cat"]
 
 
 def test_columns_that_are_called_as_captions_are_do_not_fill_in_for_each_other(tmp_path: Path) -> None:
