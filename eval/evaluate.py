@@ -69,9 +69,11 @@ class Settings:
 
 def evaluate(model: Model, bench: Bench, method: Method, settings: Settings) -> dict[str, Any]:
     """Every column of a benchmark, of the weights that the model has now. Raises UserError, among others where a count
-    is not the benchmark's."""
+    is not the benchmark's; TypeError for what is no Model."""
     if method not in METHODS:
         raise UserError(f"method is one of {', '.join(METHODS)}, not {method!r}")
+    if not isinstance(model, Model):
+        raise TypeError(f"model is a Model, not {type(model).__name__}: model_of(network, name, transform) makes one")
     settings = replace(settings, features=Path(settings.features))
     model = as_it_is_now(model)
     bench = prepared(bench, method, settings)

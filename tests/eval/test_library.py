@@ -66,6 +66,12 @@ def test_a_network_in_training_is_evaluated_in_eval_mode_and_left_as_it_was(fold
     assert same["columns"] == found["columns"]
 
 
+def test_a_network_is_no_model(folders: Path, tmp_path: Path) -> None:
+    network = timm.create_model("test_resnet", num_classes=0)
+    with pytest.raises(TypeError, match=r"a Model, not ResNet: model_of\(network, name, transform\) makes one"):
+        evaluate(network, open_bench("imagefolder", folders), "knn", Settings(features=tmp_path))  # type: ignore[arg-type]
+
+
 def test_methods_are_called_by_their_names(folders: Path, tmp_path: Path) -> None:
     model = model_of(timm.create_model("test_resnet", num_classes=0), "mine", SIZE)
     with pytest.raises(UserError, match="method is one of linear_probe, knn, not 'kNN'"):
