@@ -17,7 +17,7 @@ from shards.errors import UserError
 from tests.eval.make_folders import make_folders
 from tests.eval.runs import run_eval, train_run
 from tests.make import make_shards
-from tests.trainer.test_loop import command
+from tests.trainer.small import command
 from trainer.checkpoint import checkpoints, read_checkpoint
 from trainer.cli import app
 from trainer.export import export

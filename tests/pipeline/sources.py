@@ -84,3 +84,29 @@ def data_set(path: Path, **values: object) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
     return str(path)
+
+
+ROWS = (("a.jpg", "one"), ("b.jpg", "two, with a comma"), ("a.jpg", 'a "quoted" one'), ("sub/c.jpg", "drei: ü"))
+
+
+def delimited(rows: Sequence[Sequence[str]], mark: str, header: str) -> bytes:
+    def cell(text: str) -> str:
+        return '"' + text.replace('"', '""') + '"' if mark in text or '"' in text else text
+
+    return "\r\n".join([header, *(mark.join(map(cell, row)) for row in rows), ""]).encode()
+
+
+def write_table(path: Path, rows: Sequence[tuple[str, str]] = ROWS) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    objects = [{"id": i, "image": image, "caption": caption} for i, (image, caption) in enumerate(rows)]
+    match path.suffix:
+        case ".csv":
+            path.write_bytes(b"\xef\xbb\xbf" + delimited(rows, ",", "image,caption"))
+        case ".tsv":
+            path.write_bytes(delimited(rows, "\t", "image\tcaption"))
+        case ".jsonl":
+            path.write_text("".join(json.dumps(row) + "\n" for row in objects))
+        case ".json":
+            path.write_text(json.dumps(objects, ensure_ascii=False))
+        case ".parquet":
+            pq.write_table(pa.Table.from_pylist(objects), path)

@@ -23,9 +23,8 @@ from pipeline.sources.tables import find_image
 from shards.errors import UserError
 from shards.manifest import Manifest
 from shards.reader import Shards
-from tests.pipeline.building import build as build_all
-from tests.pipeline.sources import data_set, pictures, write_tar
-from tests.pipeline.test_sources_tables import build, write_table
+from tests.pipeline.building import build, built
+from tests.pipeline.sources import data_set, pictures, write_table, write_tar
 from trainer.augment import decode
 
 TITLES = [
@@ -60,7 +59,7 @@ def test_of_several_caption_columns_each_row_takes_the_first_that_is_not_empty(k
             row["image"] = {"bytes": made[str(row["image"])], "path": row["image"]}  # type: ignore[assignment]
         pq.write_table(pa.Table.from_pylist(rows), table)
     mine = data_set(tmp_path / "mine.toml", format="table", captions=["es", "fr", "de", "en"])
-    assert texts(build(mine, tmp_path / "in", tmp_path / "out")) == FIRST
+    assert texts(built(mine, tmp_path / "in", tmp_path / "out")) == FIRST
     assert Manifest.load(tmp_path / "out").skipped == {}
 
 
@@ -69,7 +68,7 @@ def test_a_cell_that_says_nothing_is_an_empty_cell(tmp_path: Path, empty: str) -
     pictures(tmp_path / "in", ["a.jpg", "b.jpg"])
     (tmp_path / "in" / "t.csv").write_text(f"image,de,en\na.jpg,{empty},cat\nb.jpg,\"['Hund']\",dog\n", "utf-8")
     mine = data_set(tmp_path / "mine.toml", format="table", captions=["de", "en"])
-    assert texts(build(mine, tmp_path / "in", tmp_path / "out")) == {"a.jpg": "cat", "b.jpg": "Hund"}
+    assert texts(built(mine, tmp_path / "in", tmp_path / "out")) == {"a.jpg": "cat", "b.jpg": "Hund"}
 
 
 @pytest.mark.parametrize("empty", [None, "", " \u00a0\u200a", "n/a", "NULL", ["nan", ""], []])
@@ -101,7 +100,7 @@ def test_cells_that_say_nothing_are_empty_in_every_kind_of_source(tmp_path: Path
     mine = data_set(
         tmp_path / "mine.toml", format="webdataset" if kind.startswith("tar") else "table", captions=["de", "en"]
     )
-    build_all(mine, tmp_path / "in", tmp_path / "out")
+    build(mine, tmp_path / "in", tmp_path / "out")
     assert sorted(Shards.open(tmp_path / "out").texts()) == ["Hund", "cat"]
 
 
@@ -110,7 +109,7 @@ def test_columns_that_are_called_as_captions_are_do_not_fill_in_for_each_other(t
     pictures(tmp_path / "in", ["a.jpg", "b.jpg"])
     (tmp_path / "in" / "t.csv").write_text("image,caption,comment\na.jpg,a cat,x\nb.jpg,,to be checked\n")
     mine = data_set(tmp_path / "mine.toml", format="table")
-    assert texts(build(mine, tmp_path / "in", tmp_path / "out")) == {"a.jpg": "a cat"}
+    assert texts(built(mine, tmp_path / "in", tmp_path / "out")) == {"a.jpg": "a cat"}
 
 
 @pytest.mark.parametrize(("mark", "quoted"), [(";", '"two; 2"'), (",", '"two\nlines"'), ("\t", "two")])
@@ -119,7 +118,7 @@ def test_a_line_that_names_the_separator_is_no_header(tmp_path: Path, mark: str,
     rows = [f"sep={mark}", f"image{mark}caption", f"a.jpg{mark}{quoted}", f"b.jpg{mark}one"]
     (tmp_path / "in" / "t.csv").write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*rows, ""]).encode())
     mine = data_set(tmp_path / "mine.toml", format="table")
-    found = texts(build(mine, tmp_path / "in", tmp_path / "out"))
+    found = texts(built(mine, tmp_path / "in", tmp_path / "out"))
     assert found == {"a.jpg": " ".join(quoted.strip('"').split()), "b.jpg": "one"}
 
 
@@ -139,7 +138,7 @@ def test_paths_as_other_systems_write_them(tmp_path: Path, written: str, file: s
     made = pictures(tmp_path / "in", [file])
     write_table(tmp_path / "in" / "t.csv", [(written, "there")])
     mine = data_set(tmp_path / "mine.toml", format="table")
-    assert list(build(mine, tmp_path / "in", tmp_path / "out").values()) == [(made[file], "there")]
+    assert list(built(mine, tmp_path / "in", tmp_path / "out").values()) == [(made[file], "there")]
 
 
 def test_a_file_of_the_very_name_comes_first(tmp_path: Path) -> None:
@@ -171,7 +170,7 @@ def test_a_folder_that_may_not_be_looked_into_is_no_missing_file(
 
     monkeypatch.setattr(os, "stat", stat)
     mine = data_set(tmp_path / "mine.toml", format="table")
-    assert texts(build(mine, tmp_path / "in", tmp_path / "out")) == {"a.jpg": "x"}
+    assert texts(built(mine, tmp_path / "in", tmp_path / "out")) == {"a.jpg": "x"}
     assert Manifest.load(tmp_path / "out").skipped == {"unreadable file": 3}
 
 
@@ -181,11 +180,11 @@ def test_tables_that_are_not_read_are_told(tmp_path: Path, capsys: pytest.Captur
     write_table(tmp_path / "in" / "old.csv", [("a.jpg", "old")])
     write_table(tmp_path / "in" / "new.csv", [("b.jpg", "new")])
     mine = data_set(tmp_path / "mine.toml", format="table", files=["old.csv", "new.csv"])
-    assert texts(build(mine, tmp_path / "in", tmp_path / "out")) == {"a.jpg": "old"}
+    assert texts(built(mine, tmp_path / "in", tmp_path / "out")) == {"a.jpg": "old"}
     said = " ".join(capsys.readouterr().err.split())
     assert "note: new.csv is not read (1 such): of several `files` the first that matches counts, old.csv" in said
     both = data_set(tmp_path / "both.toml", format="table", files=["*.csv", "*.tsv"])
-    assert texts(build(both, tmp_path / "in", tmp_path / "both")) == {"a.jpg": "old", "b.jpg": "new"}
+    assert texts(built(both, tmp_path / "in", tmp_path / "both")) == {"a.jpg": "old", "b.jpg": "new"}
     assert "is not read" not in capsys.readouterr().err
 
 
@@ -196,13 +195,13 @@ def test_words_for_nothing_are_told(tmp_path: Path, capsys: pytest.CaptureFixtur
     lines = [f"{name},{cell}" for name, cell in zip(names, cells, strict=True)]
     (tmp_path / "in" / "t.csv").write_text("\n".join(["image,caption,kind", *lines, ""]))
     mine = data_set(tmp_path / "mine.toml", format="table", label="kind")
-    build(mine, tmp_path / "in", tmp_path / "out")
+    built(mine, tmp_path / "in", tmp_path / "out")
     said = " ".join(capsys.readouterr().err.split())
     words = "note: 'nan' (2 samples), 'NaN' (1 samples), '#NV' (1 samples): a caption like any other; if it says that"
     assert words in said
     assert "note: '-1', 'NaN' are classes like any others; if they say that there is no label" in said
     of_class = data_set(tmp_path / "class.toml", format="table", label="kind", captions=[])
-    build(of_class, tmp_path / "in", tmp_path / "class")
+    built(of_class, tmp_path / "in", tmp_path / "class")
     assert "a caption like any other" not in capsys.readouterr().err
 
 
@@ -210,7 +209,7 @@ def test_class_names_that_are_not_utf8_are_told(tmp_path: Path, capsys: pytest.C
     pictures(tmp_path / "in", ["a.jpg", "b.jpg"])
     table = "image,caption,kind\na.jpg,one,M\u00f6bel\nb.jpg,two,desk\n"
     (tmp_path / "in" / "t.csv").write_bytes(table.encode("cp1252"))
-    build(data_set(tmp_path / "mine.toml", format="table", label="kind"), tmp_path / "in", tmp_path / "out")
+    built(data_set(tmp_path / "mine.toml", format="table", label="kind"), tmp_path / "in", tmp_path / "out")
     said = " ".join(capsys.readouterr().err.split())
     assert "note: 1 classes have names that are no UTF-8 ('M\ufffdbel'): save the table as UTF-8" in said
 
@@ -221,7 +220,7 @@ def test_the_advice_is_of_what_was_left_out_most(tmp_path: Path) -> None:
     write_table(tmp_path / "in" / "t.csv", rows)
     mine = data_set(tmp_path / "mine.toml", format="table")
     with pytest.raises(UserError, match=r"20 no caption, 3 missing file.*: say which .*columns hold captions") as told:
-        build(mine, tmp_path / "in", tmp_path / "out")
+        built(mine, tmp_path / "in", tmp_path / "out")
     assert "below which folders" not in str(told.value)
     assert "(no caption)" in str(told.value) or "(missing file)" in str(told.value)
 
@@ -239,7 +238,7 @@ def test_pictures_of_rarer_extensions_are_taken_and_other_files_told(
         for other in ("e.heic", "f.HEIC", "boxes.txt", ".DS_Store", "noext"):
             (tmp_path / "in" / split / "cat" / other).touch()
     mine = data_set(tmp_path / "mine.toml", format="imagefolder", graph="none")
-    shards = Shards.open(build_all(mine, tmp_path / "in", tmp_path / "out"))
+    shards = Shards.open(build(mine, tmp_path / "in", tmp_path / "out"))
     line = "files in class folders that are no pictures by their names, passed over: 2 .heic, 1 .txt"
     assert f"note: {line}" in " ".join(capsys.readouterr().err.split())
     assert len(shards) == 8

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,56 +16,23 @@ from pipeline.build import build_shards
 from pipeline.settings import BuildSettings
 from pipeline.sources import find
 from pipeline.sources.columns import holds_images
-from pipeline.sources.datasets import Dataset, load_dataset
+from pipeline.sources.datasets import load_dataset
 from pipeline.sources.find import open_source
-from pipeline.sources.source import Source
-from pipeline.sources.tables import grouped_rows
 from shards.errors import UserError
 from shards.manifest import Manifest
 from shards.reader import Shards
-from tests.pipeline.sources import data_set, pictures, write_tar
+from tests.pipeline.building import built, grouped
+from tests.pipeline.sources import data_set, pictures, write_table, write_tar
 
 NAMES = ("a.jpg", "b.jpg", "sub/c.jpg")
-ROWS = (("a.jpg", "one"), ("b.jpg", "two, with a comma"), ("a.jpg", 'a "quoted" one'), ("sub/c.jpg", "drei: ü"))
 EXPECTED = {"a.jpg": 'one\na "quoted" one', "b.jpg": "two, with a comma", "sub/c.jpg": "drei: ü"}
-
-
-def build(dataset: str, source: Path, out: Path, **settings: Any) -> dict[str, tuple[bytes, str]]:
-    """Path that KEY.json names -> image and text."""
-    build_shards(open_source(load_dataset(dataset), str(source)), out, BuildSettings(**settings), 1)
-    found = {json.loads(s.parts["json"])["path"]: s for s in Shards.open(out).samples()}
-    images = {path: next(p for e, p in s.parts.items() if e not in ("json", "txt")) for path, s in found.items()}
-    return {path: (images[path], sample.parts["txt"].decode()) for path, sample in found.items()}
-
-
-def delimited(rows: Sequence[Sequence[str]], mark: str, header: str) -> bytes:
-    def cell(text: str) -> str:
-        return '"' + text.replace('"', '""') + '"' if mark in text or '"' in text else text
-
-    return "\r\n".join([header, *(mark.join(map(cell, row)) for row in rows), ""]).encode()
-
-
-def write_table(path: Path, rows: Sequence[tuple[str, str]] = ROWS) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    objects = [{"id": i, "image": image, "caption": caption} for i, (image, caption) in enumerate(rows)]
-    match path.suffix:
-        case ".csv":
-            path.write_bytes(b"\xef\xbb\xbf" + delimited(rows, ",", "image,caption"))
-        case ".tsv":
-            path.write_bytes(delimited(rows, "\t", "image\tcaption"))
-        case ".jsonl":
-            path.write_text("".join(json.dumps(row) + "\n" for row in objects))
-        case ".json":
-            path.write_text(json.dumps(objects, ensure_ascii=False))
-        case ".parquet":
-            pq.write_table(pa.Table.from_pylist(objects), path)
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "json", "parquet"])
 def test_every_kind_of_table(suffix: str, tmp_path: Path) -> None:
     made = pictures(tmp_path / "in", NAMES)
     write_table(tmp_path / "in" / f"table.{suffix}")
-    found = build(data_set(tmp_path / "mine.toml", format="table"), tmp_path / "in", tmp_path / "out")
+    found = built(data_set(tmp_path / "mine.toml", format="table"), tmp_path / "in", tmp_path / "out")
     assert found == {name: (made[name], EXPECTED[name]) for name in NAMES}
 
 
@@ -77,17 +43,17 @@ def test_columns_lists_and_folders_of_ones_own(tmp_path: Path) -> None:
     mine = data_set(tmp_path / "mine.toml", **values)
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in" / "t.parquet")
     expected = {"a.jpg": (made["a.jpg"], "eins\nzwei"), "sub/c.jpg": (made["sub/c.jpg"], "drei")}
-    assert build(mine, tmp_path / "in", tmp_path / "out", max_skipped=0.5) == expected
+    assert built(mine, tmp_path / "in", tmp_path / "out", max_skipped=0.5) == expected
     assert Manifest.load(tmp_path / "out").skipped == {"no caption": 1}
     (tmp_path / "in" / "t.parquet").unlink()
     (tmp_path / "in" / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert build(mine, tmp_path / "in", tmp_path / "out2", max_skipped=0.5) == expected
+    assert built(mine, tmp_path / "in", tmp_path / "out2", max_skipped=0.5) == expected
     other = data_set(tmp_path / "other.toml", format="table", captions=["en"])
     with pytest.raises(UserError, match=r"t\.jsonl has no column image or path .*it has pic, de: .*image = "):
-        build(other, tmp_path / "in", tmp_path / "out3")
+        built(other, tmp_path / "in", tmp_path / "out3")
     wrong = data_set(tmp_path / "wrong.toml", format="table", image="pic", images=["nowhere"])
     with pytest.raises(UserError, match="has no folder nowhere"):
-        build(wrong, tmp_path / "in", tmp_path / "out3")
+        built(wrong, tmp_path / "in", tmp_path / "out3")
 
 
 def test_lists_in_cells_are_several_captions_and_joined_lines_are_told(
@@ -104,7 +70,7 @@ def test_lists_in_cells_are_several_captions_and_joined_lines_are_told(
                 'image,caption\na.jpg,"[""one, a"", ""two""]"\nb.jpg,"three\nfour"\n'
             )
         (tmp_path / suffix / "images").symlink_to(tmp_path / "in")
-        assert build(mine, tmp_path / suffix, tmp_path / f"out-{suffix}") == expected
+        assert built(mine, tmp_path / suffix, tmp_path / f"out-{suffix}") == expected
         assert "note: 1 of 3 captions held several lines" in capfd.readouterr().err
 
 
@@ -114,11 +80,11 @@ def test_many_parts_and_many_tables_equal_one(tmp_path: Path, monkeypatch: pytes
     rows = [(name, f"{name} for the {i}. time") for i in range(3) for name in names]
     write_table(tmp_path / "in" / "one.csv", rows)
     mine = data_set(tmp_path / "mine.toml", format="table")
-    whole = build(mine, tmp_path / "in", tmp_path / "whole")
+    whole = built(mine, tmp_path / "in", tmp_path / "whole")
     assert whole["7.jpg"][1].split("\n") == [f"7.jpg for the {i}. time" for i in range(3)]
     monkeypatch.setattr(find, "TABLE_PART", 200)
     assert len(open_source(load_dataset(mine), str(tmp_path / "in")).partitions) > 5
-    assert build(mine, tmp_path / "in", tmp_path / "parts") == whole
+    assert built(mine, tmp_path / "in", tmp_path / "parts") == whole
     tars = [(tmp_path / out / "train-000000.tar").read_bytes() for out in ("whole", "parts")]
     assert tars[0] == tars[1]
     before = open_source(load_dataset(mine), str(tmp_path / "in")).fingerprint()
@@ -127,7 +93,7 @@ def test_many_parts_and_many_tables_equal_one(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "in" / "other.csv").unlink()
     for i in range(3):
         write_table(tmp_path / "in" / f"{i}.csv", rows[20 * i : 20 * (i + 1)])
-    assert build(mine, tmp_path / "in", tmp_path / "several") == whole
+    assert built(mine, tmp_path / "in", tmp_path / "several") == whole
 
 
 def test_processes_share_one_grouping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +101,7 @@ def test_processes_share_one_grouping(tmp_path: Path, monkeypatch: pytest.Monkey
     pictures(tmp_path / "in", names)
     write_table(tmp_path / "in" / "t.csv", [(name, name) for name in names])
     mine = data_set(tmp_path / "mine.toml", format="table")
-    build(mine, tmp_path / "in", tmp_path / "one")
+    built(mine, tmp_path / "in", tmp_path / "one")
     monkeypatch.setattr(find, "TABLE_PART", 40)
     build_shards(open_source(load_dataset(mine), str(tmp_path / "in")), tmp_path / "two", BuildSettings(), 2)
     tars = [(tmp_path / out / "train-000000.tar").read_bytes() for out in ("one", "two")]
@@ -155,7 +121,7 @@ def test_rows_that_lead_nowhere(tmp_path: Path) -> None:
         "".join(json.dumps({"image": i, "text": c}) + "\n" for i, c in rows) + 'no json\n[1]\n\n{"image": 3}\n'
     )
     mine = data_set(tmp_path / "mine.toml", format="table")
-    found = build(mine, tmp_path / "in", tmp_path / "out", max_skipped=0.9)
+    found = built(mine, tmp_path / "in", tmp_path / "out", max_skipped=0.9)
     assert {path: text for path, (_, text) in found.items()} == {
         "a.jpg": "here",
         "../out.jpg": "beside",
@@ -171,15 +137,15 @@ def test_rows_that_lead_nowhere(tmp_path: Path) -> None:
     assert Manifest.load(tmp_path / "out").skipped == skipped
     write_table(tmp_path / "lost" / "t.csv", [("", f"caption {i}") for i in range(11)])
     with pytest.raises(UserError, match=r"11 of the first 11 samples are .*11 missing file"):
-        build(mine, tmp_path / "lost", tmp_path / "out2")
+        built(mine, tmp_path / "lost", tmp_path / "out2")
     pictures(tmp_path / "mute", [f"{i}.jpg" for i in range(11)])
     write_table(tmp_path / "mute" / "t.csv", [(f"{i}.jpg", "") for i in range(11)])
     with pytest.raises(UserError, match=r"11 no caption.*: say which .*columns hold captions") as told:
-        build(mine, tmp_path / "mute", tmp_path / "out2")
+        built(mine, tmp_path / "mute", tmp_path / "out2")
     assert "below which folders" not in str(told.value)  # no file is missed
     write_table(tmp_path / "few" / "t.csv", [(f"{i}.jpg", "x") for i in range(11)])
     with pytest.raises(UserError, match=r"11 of the first 11 samples are .*11 missing file.*`images = .*--max-skipped"):
-        build(mine, tmp_path / "few", tmp_path / "out2")
+        built(mine, tmp_path / "few", tmp_path / "out2")
 
 
 def test_spellings_of_a_path_are_one_image(tmp_path: Path) -> None:
@@ -189,7 +155,7 @@ def test_spellings_of_a_path_are_one_image(tmp_path: Path) -> None:
              "images/../a.jpg", "http://x//a.jpg", "http://x/a.jpg"]  # fmt: skip
     write_table(root / "t.jsonl", [(name, f"caption {i}") for i, name in enumerate(names)])
     mine = data_set(tmp_path / "mine.toml", format="table")
-    found = build(mine, root, tmp_path / "out")
+    found = built(mine, root, tmp_path / "out")
     assert found == {
         "b.jpg": (made["b.jpg"], "caption 0"),
         "./a.jpg": (made["a.jpg"], "caption 1\ncaption 2\ncaption 3"),
@@ -204,11 +170,11 @@ def test_captions_that_are_not_utf8(tmp_path: Path, capfd: pytest.CaptureFixture
     pictures(tmp_path / "in", ["a.jpg"])
     mine = data_set(tmp_path / "mine.toml", format="table")
     (tmp_path / "in" / "t.csv").write_bytes(b'image,caption\na.jpg,"caf\xe9\n au lait"\n')
-    assert build(mine, tmp_path / "in", tmp_path / "out")["a.jpg"][1] == "caf\ufffd au lait"
+    assert built(mine, tmp_path / "in", tmp_path / "out")["a.jpg"][1] == "caf\ufffd au lait"
     assert "note: 1 of 1 captions held bytes that are no UTF-8" in capfd.readouterr().err
     (tmp_path / "in" / "t.csv").unlink()
     (tmp_path / "in" / "t.jsonl").write_bytes(b'{"file_name": "a.jpg", "title": "half \\ud83d of it"}\n')
-    assert build(mine, tmp_path / "in", tmp_path / "out2")["a.jpg"][1] == "half ? of it"
+    assert built(mine, tmp_path / "in", tmp_path / "out2")["a.jpg"][1] == "half ? of it"
 
 
 def test_flickr30k_as_kaggle_has_it(tmp_path: Path) -> None:
@@ -218,7 +184,7 @@ def test_flickr30k_as_kaggle_has_it(tmp_path: Path) -> None:
         '1.jpg| 0| Two men , one says " hi .\n1.jpg| 1| Two "friends" .\n'
         "2.jpg| 0| A dog\n2.jpg| 4   A dog runs across the grass .\n"
     )
-    found = build("flickr30k", tmp_path, tmp_path / "out")
+    found = built("flickr30k", tmp_path, tmp_path / "out")
     assert found["1.jpg"] == (made["1.jpg"], 'Two men , one says " hi .\nTwo "friends" .')
     assert found["2.jpg"] == (made["2.jpg"], "A dog")
     assert Manifest.load(tmp_path / "out").skipped == {"unreadable row": 1}
@@ -231,7 +197,7 @@ def test_flickrs_other_files(name: str, tmp_path: Path) -> None:
     if name == "captions.txt":
         text = 'image,caption\n1_a.jpg,"A man , a plan ."\n1_a.jpg,A canal\n2_b.jpg,# 1 dog\n'
     (tmp_path / name).write_text(text)
-    found = build("flickr30k", tmp_path, tmp_path / "out")
+    found = built("flickr30k", tmp_path, tmp_path / "out")
     assert found == {
         "1_a.jpg": (made["1_a.jpg"], "A man , a plan .\nA canal"),
         "2_b.jpg": (made["2_b.jpg"], "# 1 dog"),
@@ -239,7 +205,7 @@ def test_flickrs_other_files(name: str, tmp_path: Path) -> None:
     token = tmp_path / "Flickr8k.token.txt"
     token.write_text("1_a.jpg#0\tA man\n")
     mine = data_set(tmp_path / "mine.toml", format="table", images=["Images"])
-    assert build(mine, token, tmp_path / "out2") == {"1_a.jpg": (made["1_a.jpg"], "A man")}
+    assert built(mine, token, tmp_path / "out2") == {"1_a.jpg": (made["1_a.jpg"], "A man")}
 
 
 def coco(root: Path, images: str, name: str = "captions_train2017.json") -> dict[str, bytes]:
@@ -263,17 +229,17 @@ def coco(root: Path, images: str, name: str = "captions_train2017.json") -> dict
 @pytest.mark.parametrize("images", ["train2017", "images/train2017", "images"])
 def test_coco(images: str, tmp_path: Path) -> None:
     made = coco(tmp_path, images)
-    found = build("coco-captions", tmp_path, tmp_path / "out")
+    found = built("coco-captions", tmp_path, tmp_path / "out")
     assert found == {
         "000025.jpg": (made["000025.jpg"], "A giraffe."),
         "000009.jpg": (made["000009.jpg"], "nine\nalso nine"),
     }
     assert Manifest.load(tmp_path / "out").skipped == {"no caption": 1, "unreadable row": 1}
-    again = build("coco-captions", tmp_path / "annotations" / "captions_train2017.json", tmp_path / "out2")
+    again = built("coco-captions", tmp_path / "annotations" / "captions_train2017.json", tmp_path / "out2")
     assert again == found
     mine = data_set(tmp_path / "mine.toml", format="table", files=["annotations/*.json"])
     with pytest.raises(UserError, match=r'is no list of objects: COCO.*format = "coco"'):
-        build(mine, tmp_path, tmp_path / "out3")
+        built(mine, tmp_path, tmp_path / "out3")
 
 
 def test_parquet_with_images_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,12 +251,12 @@ def test_parquet_with_images_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     pq.write_table(table, tmp_path / "in" / "data" / "train-00000-of-00001.parquet", row_group_size=2)
     pq.write_table(table, tmp_path / "in" / "data" / "test-00000-of-00001.parquet")
     mine = data_set(tmp_path / "mine.toml", format="table")
-    found = build(mine, tmp_path / "in", tmp_path / "out")
+    found = built(mine, tmp_path / "in", tmp_path / "out")
     assert found == {name: (made[name], f"{name}\npic") for name in names}
     assert Manifest.load(tmp_path / "out").skipped == {"no image": 1}
     monkeypatch.setattr(find, "GROUP_PART", 1)
     assert len(open_source(load_dataset(mine), str(tmp_path / "in")).partitions) == 5
-    assert build(mine, tmp_path / "in", tmp_path / "parts") == found
+    assert built(mine, tmp_path / "in", tmp_path / "parts") == found
 
     plain = pa.table({"jpg": [made[name] for name in names], "txt": names})
     pq.write_table(plain, tmp_path / "plain.parquet")
@@ -298,7 +264,7 @@ def test_parquet_with_images_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     build_shards(open_source(load_dataset(other), str(tmp_path / "plain.parquet")), tmp_path / "o", BuildSettings(), 1)
     assert {s.parts["jpg"] for s in Shards.open(tmp_path / "o").samples()} == set(made.values())
     with pytest.raises(UserError, match=r"layout in-place needs tars, and .* has none"):
-        build(mine, tmp_path / "in", tmp_path / "no", layout="in-place")
+        built(mine, tmp_path / "in", tmp_path / "no", layout="in-place")
 
 
 @pytest.mark.parametrize(
@@ -324,7 +290,7 @@ def test_tables_that_cannot_be_read(name: str, content: bytes, message: str, tmp
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / name).write_bytes(content)
     with pytest.raises(UserError, match=message) as error:
-        build(data_set(tmp_path / "mine.toml", format="table"), tmp_path / "in", tmp_path / "out")
+        built(data_set(tmp_path / "mine.toml", format="table"), tmp_path / "in", tmp_path / "out")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists() or "no usable" in str(error.value)
 
@@ -337,7 +303,7 @@ def test_coco_images_without_an_id_of_their_own_are_counted(tmp_path: Path) -> N
     captions: list[Any] = [{"image_id": i, "caption": f"number {i}"} for i in range(4)]
     captions += [{"image_id": [1], "caption": "x"}, {"caption": "x"}, "x"]
     (tmp_path / "captions_train1.json").write_text(json.dumps({"images": images, "annotations": captions}))
-    found = build(data_set(tmp_path / "mine.toml", format="coco"), tmp_path, tmp_path / "out")
+    found = built(data_set(tmp_path / "mine.toml", format="coco"), tmp_path, tmp_path / "out")
     assert {name: text for name, (_, text) in found.items()} == {name: f"number {name[0]}" for name in names}
     assert Manifest.load(tmp_path / "out").skipped == {"unreadable row": 8}
 
@@ -345,7 +311,7 @@ def test_coco_images_without_an_id_of_their_own_are_counted(tmp_path: Path) -> N
 def test_a_missing_file_is_named_with_the_place_that_was_tried(tmp_path: Path) -> None:
     write_table(tmp_path / "in" / "t.csv", [(f"{i}.jpg", "a") for i in range(20)])
     with pytest.raises(UserError, match=r"20 missing file; the last was .*in/19\.jpg\), over the budget"):
-        build(data_set(tmp_path / "mine.toml", format="table"), tmp_path / "in", tmp_path / "out")
+        built(data_set(tmp_path / "mine.toml", format="table"), tmp_path / "in", tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -361,7 +327,7 @@ def test_a_row_that_cannot_be_read_is_shown(tmp_path: Path, name: str, good: str
     (tmp_path / "in" / name).write_bytes(good.format("a.jpg").encode() + bad * 12)
     mine = data_set(tmp_path / "mine.toml", format="table", files=[name])
     with pytest.raises(UserError, match=rf"12 unreadable row; the last was {shown}\)"):
-        build(mine, tmp_path / "in", tmp_path / "out")
+        built(mine, tmp_path / "in", tmp_path / "out")
 
 
 def test_a_sample_without_a_caption_is_named(tmp_path: Path) -> None:
@@ -369,10 +335,10 @@ def test_a_sample_without_a_caption_is_named(tmp_path: Path) -> None:
     write_table(tmp_path / "in" / "t.jsonl", [(name, "") for name in made])
     mine = data_set(tmp_path / "mine.toml", format="table")
     with pytest.raises(UserError, match=r"12 no caption; the last was \S*in/11\.jpg\)"):
-        build(mine, tmp_path / "in", tmp_path / "out")
+        built(mine, tmp_path / "in", tmp_path / "out")
     write_tar(tmp_path / "tars" / "0.tar", [(f"k{name}", content) for name, content in made.items()])
     with pytest.raises(UserError, match=r"12 no caption; the last was k11 of 0\.tar\)"):
-        build("flickr8k", tmp_path / "tars", tmp_path / "out2")
+        built("flickr8k", tmp_path / "tars", tmp_path / "out2")
 
 
 def test_coco_files_that_are_none(tmp_path: Path) -> None:
@@ -380,53 +346,7 @@ def test_coco_files_that_are_none(tmp_path: Path) -> None:
     for content in ({}, [], {"images": {}, "annotations": []}, {"images": [], "annotations": 3}):
         (tmp_path / "captions_train1.json").write_text(json.dumps(content))
         with pytest.raises(UserError, match=r"is no COCO .*file"):
-            build(mine, tmp_path, tmp_path / "out")
-
-
-@pytest.mark.parametrize(("later", "mark"), [("", "\t"), ('200 "nails"', "\t"), ('"quoted', "\t"), ('"quoted', ",")])
-def test_a_quote_that_is_a_mere_character_takes_no_rows(tmp_path: Path, later: str, mark: str) -> None:
-    lines = [f"{i}.jpg{mark}number {i}" for i in range(80)]
-    lines[40] = f'40.jpg{mark}"5 inch nails'
-    lines[60] += later if later[:1] != '"' else ""
-    if later[:1] == '"':
-        lines[60] = f"60.jpg{mark}{later}"
-    (tmp_path / "t.csv").write_text("\n".join([f"image{mark}caption", *lines, ""]))
-    found = grouped(tmp_path / "t.csv")
-    assert len(found) == 80
-    assert found["40.jpg"] == ['"5 inch nails']
-    assert found["41.jpg"] == ["number 41"]
-
-
-def test_captions_of_several_lines_stay_so_and_unclosed_quotes_are_told(tmp_path: Path) -> None:
-    rows = [f'{i}.jpg,"number {i},\nand ""more"" of it"' for i in range(80)]
-    path = tmp_path / "t.csv"
-    path.write_text("\n".join(["image,caption", *rows, ""]))
-    found = grouped(path)
-    assert found["79.jpg"] == ['number 79,\nand "more" of it']
-    assert len(found) == 80
-    rows[40] = '40.jpg,"number 40, and no end'
-    path.write_text("\n".join(["image,caption", *rows, ""]))
-    with pytest.raises(UserError, match=r't\.csv: a quote is opened and not closed in line 82 \(\'40\.jpg,"number 40'):
-        grouped(path)
-    plain = [f"{i}.jpg,a" for i in range(200)]
-    plain[10], plain[20], plain[120] = '10.jpg,"a, b"', '20.jpg,"b', '120.jpg,b"'  # an even number of quotes
-    path.write_text("\n".join(["image,caption", *plain, ""]))
-    with pytest.raises(UserError, match=r"not closed in line 22 \('20\.jpg,\"b'\), so 100 lines were taken"):
-        grouped(path)
-
-
-def test_lines_within_quotes_that_look_like_rows(tmp_path: Path) -> None:
-    path = tmp_path / "t.csv"
-    path.write_text('image,caption\na.jpg,"A dog\nruns, fast"\nb.jpg,a cat\n')
-    assert grouped(path) == {"a.jpg": ["A dog\nruns, fast"], "b.jpg": ["a cat"]}
-    path.write_text('image,caption\na.jpg,"A dog\nruns"\nb.jpg,a 19" monitor\n')  # an odd number of quotes
-    assert grouped(path)["b.jpg"] == ['a 19" monitor']
-    long = "\n".join(f"line {i} of many" for i in range(60))
-    path.write_text(f'image,caption\na.jpg,"{long}"\nb.jpg,"x ""y"", z"\n')
-    assert grouped(path) == {"a.jpg": [long], "b.jpg": ['x "y", z']}
-    path.write_text('image,caption\na.jpg,"hello, there\nb.jpg,"hi, x\nc.jpg,x\n')
-    with pytest.raises(UserError, match="a quote is opened and not closed in line 2 "):
-        grouped(path)
+            built(mine, tmp_path, tmp_path / "out")
 
 
 def test_bytes_of_any_kind_are_images() -> None:
@@ -442,13 +362,3 @@ def test_rows_of_json_need_not_all_have_a_caption(tmp_path: Path) -> None:
     path.write_text('{"image": "a.jpg"}\n' * 2)
     with pytest.raises(UserError, match="has no column caption"):
         grouped(path)
-
-
-def grouped(path: Path) -> dict[str, list[str]]:
-    """Captions by image."""
-    dataset = Dataset(name="mine", format="table")
-    source = Source(dataset=dataset, where="", partitions=(), tables=(path,))
-    cache = path.with_suffix(".arrow")
-    cache.unlink(missing_ok=True)
-    _, rows, _, _ = grouped_rows(source, cache, 0, 1)
-    return {name.decode(): [caption.decode() for caption in captions] for name, captions, _ in rows}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.make import make_shards
-from tests.trainer.test_loop import ALONE, SIZES, lines_of, recipe
+from tests.trainer.small import ALONE, SIZES, lines_of, recipe
 from trainer.advice import Adviser, at_start, fitting_batch
 from trainer.loop import train
 from trainer.recipe import Recipe, builtin_recipes, changed, load_recipe

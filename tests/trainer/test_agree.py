@@ -18,7 +18,7 @@ import torch.distributed as dist
 from shards.errors import UserError
 from tests.make import make_shards
 from tests.trainer.ranks import Ranks
-from tests.trainer.test_loop import recipe
+from tests.trainer.small import recipe
 from trainer.agree import alike, meet, settings
 from trainer.loop import train
 from trainer.recipe import Recipe

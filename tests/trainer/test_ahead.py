@@ -21,7 +21,7 @@ from shards.mirror import RemoteShards, open_shards
 from tests.make import make_shards
 from tests.served import Files, new_handler, serving
 from tests.trainer.ranks import Ranks
-from tests.trainer.test_loop import ALONE, lines_of, recipe, weights
+from tests.trainer.small import ALONE, lines_of, recipe, weights
 from trainer import setup
 from trainer.ahead import TRIES, Ahead, cache_limit
 from trainer.dryrun import estimate

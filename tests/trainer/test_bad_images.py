@@ -11,8 +11,7 @@ import pytest
 from shards.errors import UserError
 from tests.make import make_shards
 from tests.trainer.ranks import Ranks
-from tests.trainer.test_loop import ALONE, SIZES, lines_of, recipe, trained
-from tests.trainer.test_recovery import stop_at
+from tests.trainer.small import ALONE, SIZES, lines_of, recipe, stop_at, trained
 from trainer import loop
 from trainer.loop import Stopped, train
 

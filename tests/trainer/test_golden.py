@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 from tests.make import make_shards
-from tests.trainer.test_loop import ALONE, losses, recipe
+from tests.trainer.small import ALONE, losses, recipe
 from trainer.loop import train
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")

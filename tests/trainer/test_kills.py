@@ -25,7 +25,7 @@ from shards.config import from_table
 from tests import forked
 from tests.forked import PATIENCE, forking
 from tests.make import make_shards
-from tests.trainer.test_loop import SIZES, command, env, losses, table, weights
+from tests.trainer.small import SIZES, command, env, losses, table, weights
 from trainer.loop import train
 from trainer.recipe import Recipe
 from trainer.world import join_world

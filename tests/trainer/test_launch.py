@@ -21,7 +21,7 @@ from pipeline.info import describe
 from shards.errors import UserError
 from tests import forked
 from tests.make import make_shards
-from tests.trainer.test_loop import SIZES, command, lines_of, recipe
+from tests.trainer.small import SIZES, command, lines_of, recipe
 from trainer import launch as launch_module
 from trainer import world as world_module
 from trainer.cli import _announce

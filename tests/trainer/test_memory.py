@@ -12,7 +12,7 @@ from torch import nn
 
 from shards.errors import UserError
 from tests.make import make_shards
-from tests.trainer.test_loop import ALONE, SIZES, recipe
+from tests.trainer.small import ALONE, SIZES, recipe
 from trainer import memory
 from trainer.loop import train
 from trainer.memory import check_fits, kept_by_forward

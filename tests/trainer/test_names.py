@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.make import make_shards
-from tests.trainer.test_loop import SIZES, table
+from tests.trainer.small import SIZES, table
 from trainer.cli import app
 from trainer.names import default_run, unheeded
 from trainer.recipe import Recipe, as_table, changed, load_recipe

@@ -12,7 +12,7 @@ from shards.errors import UserError
 from tests.make import make_shards
 from tests.trainer.ranks import Ranks
 from tests.trainer.reference import ALONE
-from tests.trainer.test_loop import SIZES, recipe, weights
+from tests.trainer.small import SIZES, recipe, weights
 from trainer.loop import STOP, Stopped, _Loop, train
 from trainer.step import Stepper
 from trainer.world import World

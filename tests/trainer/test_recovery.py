@@ -22,7 +22,7 @@ from shards.manifest import Manifest
 from shards.reader import Shards
 from shards.verify import verify
 from tests.make import make_graph, make_shards
-from tests.trainer.test_loop import ALONE, SIZES, command, recipe, weights
+from tests.trainer.small import ALONE, SIZES, command, recipe, stop_at, weights
 from trainer import checkpoint, run_folder
 from trainer.checkpoint import checkpoints, read_checkpoint
 from trainer.cli import app
@@ -45,17 +45,6 @@ def add_graph(root: Path, name: str, seed: int = 0, **meta: Any) -> None:
 
 def status(run: Path) -> str:
     return str(json.loads((run / "run.json").read_text())["status"])
-
-
-def stop_at(monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
-    steps = Stepper.step
-
-    def tell(self: Stepper, batch: Any, step: int, total: int) -> Any:
-        if step == stop:
-            raise Stopped("stopped", by=15)
-        return steps(self, batch, step, total)
-
-    monkeypatch.setattr(Stepper, "step", tell)
 
 
 def test_a_run_without_a_graph_does_not_mind_new_ones(

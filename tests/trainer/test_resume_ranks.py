@@ -17,7 +17,7 @@ from shards.errors import UserError
 from shards.reader import Shards
 from tests.make import make_shards
 from tests.trainer.ranks import Ranks
-from tests.trainer.test_loop import SIZES, recipe, weights
+from tests.trainer.small import SIZES, recipe, weights
 from trainer import run_folder, setup
 from trainer.checkpoint import checkpoints, read_checkpoint
 from trainer.loop import STOP, Stopped, _Loop, train

@@ -13,7 +13,7 @@ import torch
 
 from tests.make import make_shards
 from tests.trainer.ranks import Ranks
-from tests.trainer.test_loop import SIZES, recipe
+from tests.trainer.small import SIZES, recipe
 from trainer import loop
 from trainer.checkpoint import checkpoints
 from trainer.loop import train

@@ -13,7 +13,7 @@ from shards.errors import UserError
 from shards.reader import Shards
 from tests.make import make_shards
 from tests.trainer.ranks import Ranks
-from tests.trainer.test_loop import ALONE, SIZES, recipe
+from tests.trainer.small import ALONE, SIZES, recipe
 from trainer import dryrun, setup
 from trainer.loop import train
 from trainer.model import build_encoder, feature_dim

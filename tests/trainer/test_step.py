@@ -19,7 +19,7 @@ from shards.errors import UserError
 from shards.manifest import Manifest
 from shards.reader import Shards
 from tests.make import make_shards
-from tests.trainer.test_loop import ALONE, recipe
+from tests.trainer.small import ALONE, recipe
 from trainer import setup
 from trainer.cli import _bench, _objective_line
 from trainer.clip import clip_loss

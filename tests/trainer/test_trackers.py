@@ -12,7 +12,7 @@ import torch
 
 from shards.errors import UserError
 from tests.make import make_shards
-from tests.trainer.test_loop import lines_of, recipe
+from tests.trainer.small import lines_of, recipe
 from trainer.loop import train
 from trainer.trackers import _keep, _kept
 from trainer.world import World
