@@ -40,7 +40,7 @@ shards: setup  ## DATASET=NAME [SOURCE=DIR] [OUT=DIR]
 	@test -n "$$DATASET" || { echo "error: say which data set, e.g. make shards DATASET=demo"; exit 2; }
 	@$(BIN)/xclr-shards build "$$DATASET" $(if $(SOURCE),--source "$$SOURCE") $(if $(OUT),--out "$$OUT") $(ARGS)
 
-train: setup  ## [DATASET=NAME] [MODEL=NAME] [OBJECTIVE=xclr|simclr|supcon] [RANKS=8]
+train: setup  ## [DATASET=NAME] [MODEL=NAME] [OBJECTIVE=xclr|simclr|supcon|clip] [RANKS=8]
 	@$(BIN)/xclr-train $(if $(DATASET)$(OUT),--shards "$${OUT:-data/$$(basename "$$DATASET" .toml)}") $(if $(MODEL),--model "$$MODEL") \
 	  $(if $(OBJECTIVE),--objective "$$OBJECTIVE") $(if $(RANKS),--ranks "$$RANKS") --resume $(ARGS)
 

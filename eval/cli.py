@@ -106,7 +106,7 @@ def linear_probe(
     """
     from eval.evaluate import Settings
     from eval.features import features_root
-    from eval.heads.probe import LBFGS_DECAYS, ProbeConfig
+    from eval.heads.probe import ProbeConfig
 
     if protocol not in ("features", "views"):
         raise UserError(f"--protocol is features or views, not {protocol!r}")
@@ -119,7 +119,7 @@ def linear_probe(
     changes: dict[str, Any] = {
         "solver": solver,
         "learning_rates": _numbers(learning_rates, "--learning-rates"),
-        "weight_decays": _numbers(weight_decays, "--weight-decays") or (LBFGS_DECAYS if solver == "lbfgs" else None),
+        "weight_decays": _numbers(weight_decays, "--weight-decays"),
         "features": tuple(kinds.split(",")) if kinds else None,
         "epochs": epochs,
         "batch_size": batch_size,

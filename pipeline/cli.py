@@ -326,7 +326,10 @@ def info(root: RootArgument) -> None:
 def preview(
     root: RootArgument,
     graph: Annotated[str | None, typer.Option(help="Which graph. Default: the only one.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The HTML file. Default: preview-GRAPH.html in SHARDS.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The HTML file. Default: preview-GRAPH.html in SHARDS, or preview-GRAPH-against-OTHER.html."),
+    ] = None,
     batch_size: Annotated[
         int, typer.Option(help="Samples of a batch, as training will have: targets depend on it.")
     ] = 1024,

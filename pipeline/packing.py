@@ -1,7 +1,7 @@
 """Layout packed: samples in groups whose texts are one another's neighbours.
 
 What a list of neighbours is uniquely good for is building batches: a random batch holds next to none of a text's
-neighbours (0.4 a row among 160,840 captions at batch 1024). A group grows from a random text by what the texts
+neighbours (0.3 a row among 160,840 captions at batch 1024). A group grows from a random text by what the texts
 already in it list most, half its size at a time; so its members list each other, and not only the first one.
 
 The copies of a text go to different groups. All of them in one batch would have G = 1 with each other, take the
@@ -27,7 +27,7 @@ from shards.index import read_texts
 __all__ = ["GROWTH", "Packing", "batch_edges", "flat_places", "in_groups", "neighbour_groups", "packed_order"]
 
 Ints = npt.NDArray[Any]
-GROWTH = 1.5  # 160,096 captions, groups of 32: 11.2 edges a row; 2 gives 10.4, the whole list at once 7.8
+GROWTH = 1.5  # 160,840 captions, groups of 32: 11.2 edges a row; 2 gives 10.4, the whole list at once 7.8
 SWAPS = 64  # rounds in which a group of several copies of a text changes one of them for a sample of another group
 REPORT = 1 << 14  # samples between two moves of the progress bar
 

@@ -89,9 +89,10 @@ def write_graph(root: Path, name: str, graph: Graph, home: npt.NDArray[np.int32]
     """
     folder = root / "graphs" / name
     files = {}
-    for position, shard in enumerate(shard_names):
+    order = np.argsort(home, kind="stable")
+    cuts = np.searchsorted(home, np.arange(1, len(shard_names)), sorter=order)
+    for shard, ids in zip(shard_names, np.split(order, cuts), strict=True):
         path = folder / f"{shard}.parquet"
-        ids = np.flatnonzero(home == position)
         write_rows(path, GRAPH_SCHEMA, len(ids), partial(_rows, graph, ids))
         files[path.name] = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
     write_sealed(folder / META, {**graph.meta, "texts": len(graph), "files": files})

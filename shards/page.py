@@ -65,7 +65,7 @@ def write_page(path: Path, title: str, parts: Iterable[str], style: str = "") ->
         + "\n</body></html>\n"
     )
     with atomic_file(path) as file:
-        file.write(page.encode())
+        file.write(page.encode("utf-8", "replace"))  # paths need not be UTF-8
 
 
 def data_uri(data: bytes, kind: str = "image/jpeg") -> str:

@@ -15,7 +15,7 @@ from shards.tar import Sample, samples
 
 __all__ = ["TEST", "Shards", "is_finished", "latest_shards", "test_folder", "training_folder"]
 
-# A process may hold 1024 files by default; a window of shards is far smaller than this.
+# A process may hold 1024 files by default; two windows of the recipes' 64 shards, which one batch may need, are these.
 MAX_OPEN_TARS = 128
 TEST = "-test"  # the test shards of NAME lie beside them, in NAME-test
 

@@ -129,11 +129,10 @@ class Ahead:
         the run may be past it, it may be dropped, and would come again uncounted.
         """
         with self.change:
+            if shard in self.held and self._is_here(shard):
+                return False
             while not self.ended.is_set():
-                # Another run on these shards may have given some up.
-                self.held = {one for one in self.held if one in self.coming or self.shards.tar_path(one).exists()}
-                if shard in self.held:
-                    return False
+                self.held = set(filter(self._is_here, self.held))
                 if sum(map(self.shards.bytes_of, self.held)) + self.shards.bytes_of(shard) <= self.limit:
                     self.held.add(shard)
                     self.coming.add(shard)
@@ -147,6 +146,10 @@ class Ahead:
                 else:
                     self.change.wait()
         return False
+
+    def _is_here(self, shard: int) -> bool:
+        """Or on its way. Another run on these shards may have given it up."""
+        return shard in self.coming or self.shards.tar_path(shard).exists()
 
     def _queue(self, first: int) -> Iterator[tuple[int, int]]:
         for number in range(first, self.last + 1):

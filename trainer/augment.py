@@ -87,7 +87,7 @@ class AugmentConfig:
 
 
 def sample_rng(seed: int, epoch: int, sample: int) -> np.random.Generator:
-    """The generator of one sample in one epoch (invariant 4 of the format)."""
+    """The generator of one sample in one epoch (the same on any number of ranks, and after a stop)."""
     # Not as a list, of which NumPy makes floating-point numbers from 2**63 on, and loses the epoch.
     return np.random.Generator(np.random.Philox(key=np.array([(seed << 32) + epoch, sample], np.uint64)))
 

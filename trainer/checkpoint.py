@@ -13,6 +13,7 @@ import lzma
 import pickle
 import zipfile
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -75,6 +76,13 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(run.glob("checkpoints/step-*.pt"))
 
 
+def _written(file: Path) -> float:
+    """When; of one that its run has replaced meanwhile, at the beginning of time."""
+    with suppress(FileNotFoundError):
+        return file.stat().st_mtime
+    return 0.0
+
+
 def checkpoint_path(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step-{step:08d}.pt"
 
@@ -90,10 +98,10 @@ def find_checkpoint(path: Path | None = None, runs: Path = Path("runs")) -> Path
     The newest run is the one written to last; times within a run say nothing, since a copy may have mixed them.
     """
     if path is None:
-        found = list(runs.rglob("checkpoints/step-*.pt"))
+        found = [(_written(file), str(file), file) for file in runs.rglob("checkpoints/step-*.pt")]
         if not found:
             raise UserError(f"no checkpoint below {runs}/: train with `make train`, or give --checkpoint")
-        newest = max(found, key=lambda p: (p.stat().st_mtime, str(p)))
+        newest = max(found)[-1]
         return checkpoints(newest.parent.parent)[-1]
     if path.is_file():
         return path

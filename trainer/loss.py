@@ -46,7 +46,7 @@ def contrastive_loss(
     z: [2b, dim] projections of any float type, first views then second views; they are normalised here (a row of zeros
     stays one). All is computed in float32 (float64 if z is), under autocast too. Every rank calls it: features are
     gathered, with gradient, over the ranks of `block.world`. implementation: `auto` is `tiled`, which was slower than
-    `dense` at no size above 256 rows (docs/loss.md); `dense` is the one to read, and to differentiate twice; `fused`
+    `dense` at no size from 1,024 rows on (docs/loss.md); `dense` is to be read, and differentiated twice; `fused`
     raises UserError where its kernels do not run. Raises ValueError where z does not hold two views of each of the
     block's samples, and for a tau that is not above 0 or, but with `dense`, is to be learnt; TypeError for what is no
     block, tensor or number; RuntimeError in a backward pass with create_graph=True.

@@ -1,8 +1,8 @@
 """What a run writes down: metrics.jsonl, TensorBoard, the progress bar, and a tracker if one is asked for. Main rank
 only.
 
-metrics.jsonl holds one JSON object a line: steps (step, epoch, loss, lr, ...), and events (start, resume, end), which
-have an `event` key. A resumed run drops the lines after its checkpoint, so that the file tells one story.
+metrics.jsonl holds one JSON object a line: steps (step, epoch, loss, lr, ...), and events, which have an `event` key
+(start, resume, warning, end). A resumed run drops the lines after its checkpoint, so that the file tells one story.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Recipes: everything that decides a run, in one TOML file, read into frozen dataclasses.
 
-A recipe holds no path of a machine besides the shards; what does not change the result (workers, logging) sits in its
-own section and may differ between the parts of a resumed run.
+A recipe holds no path of a machine but those of the shards, of a network of one's own and of weights to start from.
+What does not change the result (workers, logging) sits in its own section and, like data.chunk, may differ between the
+parts of a resumed run.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import cast
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from timm.layers import BatchNormAct2d, SyncBatchNormAct, convert_sync_batchnorm
@@ -212,8 +213,9 @@ class Stepper:
 
     def _seed(self, step: int, number: int) -> None:
         """Of dropout and stochastic depth: a function of (seed, step, piece, rank)."""
-        value = (((self.recipe.seed << 31) + step) * 4096 + self.world.rank) ^ (number << 56)
-        torch.manual_seed(value & ((1 << 63) - 1))
+        # Mixed, since a CPU's generator heeds the lowest 32 bits alone.
+        entropy = [self.recipe.seed, step, number, self.world.rank]
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
 
 
 @torch.no_grad()

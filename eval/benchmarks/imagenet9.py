@@ -90,7 +90,6 @@ class _Entry(TypedDict):
     """One of the nine classes in data/imagenet9.json."""
 
     name: str
-    synset: str
     classes: list[str]
     """WordNet ids of its ImageNet classes."""
 
@@ -164,6 +163,6 @@ def _gaps(columns: set[str]) -> tuple[Summary, ...]:
 
 @cache
 def _table() -> list[_Entry]:
-    text = files("eval").joinpath("data/imagenet9.json").read_text()
+    text = files("eval").joinpath("data/imagenet9.json").read_text(encoding="utf-8")
     entries: list[_Entry] = json.loads(text)["classes"]
     return entries

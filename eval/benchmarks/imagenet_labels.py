@@ -125,7 +125,7 @@ def _from_kaggle(folders: Sequence[Path]) -> Table | None:
     path = _find(folders, (KAGGLE,))
     if path is None:
         return None
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         rows = list(csv.DictReader(file))
     try:
         return {_stem(r["ImageId"]): class_index()[r["PredictionString"].split()[0]] for r in rows}, str(path)
@@ -140,7 +140,7 @@ def _from_list(folders: Sequence[Path]) -> Table | None:
     if path is None:
         return None
     table = {}
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines():
         fields = re.split(r"[\s,]+", line.strip())
         if len(fields) < 2 or "." not in fields[0]:  # a header, an empty line
             continue
@@ -215,7 +215,6 @@ def _devkit_classes(name: str, data: bytes, source: str) -> dict[int, int]:
 
 def _read_meta(data: bytes) -> dict[int, str]:
     """ILSVRC2012_ID -> WNID of meta.mat; numbers over 1000 are inner nodes of the hierarchy."""
-    # A dependency of sentence-transformers.
     from scipy.io import loadmat  # type: ignore[import-untyped]
     from scipy.io.matlab import MatReadError  # type: ignore[import-untyped]
 

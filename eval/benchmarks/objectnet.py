@@ -39,7 +39,7 @@ SET = "objectnet"
 @cache
 def objectnet_classes() -> dict[str, tuple[int, ...]]:
     """ObjectNet's 313 folders -> their ImageNet classes, none for the 200 outside the overlap."""
-    table = json.loads(files("eval").joinpath("data/objectnet.json").read_text())["folders"]
+    table = json.loads(files("eval").joinpath("data/objectnet.json").read_text(encoding="utf-8"))["folders"]
     return {folder: tuple(sorted(class_index()[wnid] for wnid in wnids)) for folder, wnids in table.items()}
 
 

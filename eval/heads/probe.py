@@ -28,7 +28,6 @@ from eval.heads.solvers import Advance, Candidate, Kind, Moments, Schedule, lbfg
 from shards.errors import UserError
 
 __all__ = [
-    "LBFGS_DECAYS",
     "Candidate",
     "Probe",
     "ProbeConfig",
@@ -41,7 +40,7 @@ __all__ = [
 
 SMALLEST_RATE = 1e-9  # relative
 LARGEST_RATE = 15.0  # relative; SGD with momentum 0.9 is not stable above
-LBFGS_DECAYS = (1e-5, 1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+WEIGHT_DECAYS = {"sgd": (1e-3, 1e-2, 1e-1), "lbfgs": (1e-5, 1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +50,8 @@ class ProbeConfig:
     solver: Literal["sgd", "lbfgs"] = "sgd"
     learning_rates: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
     """Relative to 1 / (largest eigenvalue of the features' covariance); at most LARGEST_RATE."""
-    weight_decays: tuple[float, ...] = (1e-3, 1e-2, 1e-1)
-    """L2 on the weights (not the bias), added to the mean loss: wd / 2 |w|^2."""
+    weight_decays: tuple[float, ...] = ()
+    """L2 on the weights (not the bias), added to the mean loss: wd / 2 |w|^2. (): the solver's, WEIGHT_DECAYS."""
     features: tuple[Kind, ...] = ("standardised",)
     """unit: scaled to length 1 before they are standardised."""
     epochs: int = 40
@@ -70,8 +69,10 @@ class ProbeConfig:
     def __post_init__(self) -> None:
         if self.solver not in ("sgd", "lbfgs"):
             raise UserError(f"the solver is sgd or lbfgs, not {self.solver!r}")
-        if not (self.learning_rates and self.weight_decays and self.features):
-            raise UserError("a probe needs at least one learning rate, weight decay and kind of features")
+        if not self.weight_decays:
+            object.__setattr__(self, "weight_decays", WEIGHT_DECAYS[self.solver])
+        if not (self.learning_rates and self.features):
+            raise UserError("a probe needs at least one learning rate and kind of features")
         unknown = set(self.features) - set(get_args(Kind))
         if unknown:
             raise UserError(f"unknown kind of features {sorted(unknown)[0]!r}: give {' or '.join(get_args(Kind))}")

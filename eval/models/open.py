@@ -117,8 +117,10 @@ def _foreign(file: Path) -> str:
     except (SafetensorError, OSError):
         pass
     try:
-        if zipfile.is_zipfile(file) and zipfile.ZipFile(file).testzip():
-            return ""
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                if archive.testzip():
+                    return ""
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling raises anything
         if not any(words in str(error) for words in ("Unsupported global", "TorchScript")):

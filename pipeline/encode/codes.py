@@ -4,7 +4,7 @@ Each row is quantised symmetrically with its own scale, so the plain dot product
 similarity. Fewer dimensions come from an uncentred PCA: the projection that keeps most of the mean square of the dot
 products; centring would change the products themselves.
 Distance of the target from the dense one, 61,854 captions, tau_s = 0.1: 64 dimensions KL 0.012, 128 0.0027, all 384
-0.000009 (docs/results.md).
+0.000009.
 """
 
 from __future__ import annotations

@@ -145,6 +145,7 @@ def test_another_order_of_classes_is_found_out(tmp_path: Path) -> None:
         ({TRUTH: "1\n" * 50_000, "synsets.txt": "n01440764 1"}, "it does for 1"),
         ({TRUTH: "1\n" * 50_000, "meta.mat": "torn"}, "meta.mat is not the devkit's"),
         ({"val.txt": "a.JPEG 0"}, "has no label for ILSVRC2012_val_"),
+        ({"val.txt": "\udce9.JPEG 0"}, "has no label for ILSVRC2012_val_"),
         ({"val.txt": "a.JPEG 1000"}, "a number from 0 to 999"),
         ({"LOC_val_solution.csv": "a,b\n1,2\n"}, "is not Kaggle's"),
     ],
@@ -152,7 +153,7 @@ def test_another_order_of_classes_is_found_out(tmp_path: Path) -> None:
 def test_labels_that_cannot_be_used_are_named(tmp_path: Path, files: dict[str, str], message: str) -> None:
     flat(tmp_path)
     for name, text in files.items():
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_text(text, "utf-8", "surrogateescape")
     with pytest.raises(UserError, match=message):
         val_set(tmp_path)
 

@@ -16,6 +16,7 @@ import pytest
 import eval.suite as module
 from eval.benchmarks.bench import Source
 from eval.benchmarks.demo import VARIANTS, open_demo
+from eval.heads.probe import WEIGHT_DECAYS, ProbeConfig
 from eval.report.gallery import caption_strips
 from eval.suite import load_suite
 from shards.errors import UserError
@@ -180,6 +181,14 @@ def test_a_suite_may_say_how_heads_are_made(
     found, usual = json.loads((tmp_path / "results.json").read_text())["protocol"], results["protocol"]
     assert (usual["knn"]["k"], found["knn"]["k"]) == (20, 3)
     assert found["linear_probe"]["learning_rates"] == [0.3] != usual["linear_probe"]["learning_rates"]
+
+
+def test_a_solver_brings_its_weight_decays(tmp_path: Path) -> None:
+    """As on the command line: eight, each to convergence."""
+    (tmp_path / "mine.toml").write_text("benches = ['demo']\n[probe]\nsolver = 'lbfgs'\n")
+    assert load_suite(str(tmp_path / "mine.toml")).probe.weight_decays == WEIGHT_DECAYS["lbfgs"]
+    assert len(WEIGHT_DECAYS["lbfgs"]) == 8
+    assert ProbeConfig().weight_decays == WEIGHT_DECAYS["sgd"]
 
 
 def test_a_suite_may_name_several_folders(

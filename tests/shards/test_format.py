@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pickle
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -16,11 +18,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.atomic import atomic_file
+from shards.atomic import TEMPORARY, atomic_file, write_json
 from shards.errors import OverBudget, SkipBudget, UserError
 from shards.graph import Graph, read_graph, write_graph
 from shards.index import ROWS, write_texts
 from shards.manifest import Manifest
+from shards.page import write_page
 from shards.reader import Shards, latest_shards
 from shards.tar import samples
 from shards.verify import verify
@@ -131,6 +134,31 @@ def test_atomic_file_leaves_nothing_behind_on_failure(tmp_path: Path) -> None:
         file.writelines([b"half", None])  # type: ignore[list-item]
     assert (tmp_path / "a").read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_files_are_as_readable_as_the_umask_says_which_nobody_touches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the whole process's: another thread would write by what it is meanwhile."""
+    before = os.umask(0o027)
+    monkeypatch.setattr(os, "umask", lambda _: pytest.fail("the umask is set"))
+    try:
+        with atomic_file(tmp_path / "a.txt") as file:
+            file.write(b"x")
+            (partial,) = tmp_path.iterdir()
+            assert (partial.name.startswith(TEMPORARY), partial.suffix) == (True, ".txt")
+    finally:
+        monkeypatch.undo()
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == 0o640
+
+
+def test_paths_of_any_bytes_are_kept(tmp_path: Path) -> None:
+    path = os.fsdecode(b"/data/caf\xe9 \xc3\xa9")
+    write_json(tmp_path / "a.json", {"root": path})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))["root"] == path
+    write_page(tmp_path / "a.html", path, [path])
+    assert "/data/caf? \u00e9" in (tmp_path / "a.html").read_text(encoding="utf-8")
 
 
 def test_budget_counts_and_stops() -> None:

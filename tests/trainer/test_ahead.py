@@ -124,6 +124,21 @@ def test_with_room_for_all_each_tar_is_fetched_once_and_before_it_is_needed(url:
     assert sorted(fetched(handler)) == [f"train-{i:06d}.tar" for i in range(6)]
 
 
+def test_what_is_here_costs_a_look_each_time_it_is_due(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not one at all that are here: with thousands of tars and a hundred epochs that took hours."""
+    shards = RemoteShards.mirror(url)
+    for shard in range(6):
+        shards.local_tar(shard)
+    asked, tar_path, plan = [], shards.tar_path, plan_of(shards)
+    monkeypatch.setattr(shards, "tar_path", lambda shard: asked.append(shard) or tar_path(shard))
+    ahead = Ahead(shards, plan, start=0, stop=5 * plan.steps_per_epoch, limit=cache_limit(shards, plan, 0))
+    asked.clear()
+    with ahead:
+        for thread in ahead.threads:
+            thread.join(30)
+    assert 0 < len(asked) <= 6 * 6  # five epochs, of which the last one's end may reach beyond
+
+
 @pytest.mark.parametrize("named", [False, True])
 def test_only_a_graph_that_is_named_is_fetched_to_watch_by(
     url: str, handler: type[Files], named: bool, tmp_path: Path

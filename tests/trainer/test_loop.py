@@ -79,6 +79,8 @@ def test_backbone_of_a_checkpoint(shards: Path, tmp_path: Path) -> None:
     shutil.copy(path, older)
     os.utime(older, (path.stat().st_mtime + 100,) * 2)
     assert find_checkpoint(None, tmp_path) == path
+    (path.parent / "step-00000000.pt").symlink_to("gone")  # replaced by its run after it was listed
+    assert find_checkpoint(None, tmp_path) == path
     with pytest.raises(
         UserError, match=rf"no checkpoint or run folder .*: did you mean {tmp_path}/a/run\? Other models"
     ):

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -190,6 +191,19 @@ def test_each_piece_moves_running_statistics_once(
     torch.testing.assert_close(norm.running_var, other.running_var)
     torch.testing.assert_close(norm.num_batches_tracked, other.num_batches_tracked)
     assert norm.momentum == momentum
+
+
+def test_dropout_is_another_in_each_step_piece_rank_and_run() -> None:
+    """A CPU's generator heeds the lowest 32 bits of its seed."""
+    masks = set[tuple[float, ...]]()
+    places = [(0, 0, 0, 0), (1, 0, 0, 0), (2**20, 0, 0, 0), (0, 1, 0, 0), (0, 2**20, 0, 0), (0, 0, 1, 0)]
+    places += [(0, 0, 128, 0), (0, 0, 0, 1), (8192, 0, 0, 0), (1, 1, 1, 1)]
+    for seed, step, piece, rank in places:
+        here: Any = SimpleNamespace(recipe=SimpleNamespace(seed=seed), world=SimpleNamespace(rank=rank))
+        for _ in range(2):  # the same when the step is done again
+            Stepper._seed(here, step, piece)
+            masks.add(tuple(torch.rand(4).tolist()))
+    assert len(masks) == len(places)
 
 
 def test_a_piece_must_divide_the_share_of_a_rank(shards: Path) -> None:
