@@ -310,7 +310,7 @@ def _write_all(
 ) -> list[ShardResult]:
     if settings.layout != "in-place":
         _check_room(source, out, samples, settings.image_size)
-    places, groups = _places(source, settings, out, work, samples)
+    places, groups = _places(settings, out, work, samples)
     say(f"{samples.num_rows:,} samples, {len(places)} shards")
     jobs = [
         ShardJob(
@@ -338,7 +338,7 @@ def _write_all(
 
 
 def _places(
-    source: Source, settings: BuildSettings, out: Path, work: Path, samples: pa.Table
+    settings: BuildSettings, out: Path, work: Path, samples: pa.Table
 ) -> tuple[list[Positions], list[npt.NDArray[np.int32]]]:
     """Rows of `samples` of each shard, in its order; and, of layout packed alone, the group of each."""
     if settings.layout == "in-place":

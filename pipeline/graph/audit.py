@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.packing import flat_places
 from pipeline.search.exact import ROWS, TIE, Doubles, Similarity, largest_similarities, random_texts
 from shards.graph import Graph
 
-__all__ = ["BATCH", "TAU_S", "background", "background_similarity", "fidelity", "histogram", "recall"]
+__all__ = ["BATCH", "TAU_S", "background", "background_similarity", "fidelity", "histogram", "listed_pairs", "recall"]
 
+Ints = npt.NDArray[Any]
 Vectors = npt.NDArray[np.float32]
 
 SAMPLE = 1000  # texts whose lists are audited: recall's standard error is then below 0.001 at 0.99 and k = 32
@@ -83,7 +85,7 @@ def fidelity(graph: Graph, similarity: Similarity, seed: int) -> dict[str, Any]:
     (listed only; KL is infinite, so None) and `one_hot` (SimCLR's target).
     """
     batch = random_texts(len(graph), BATCH, seed, "fidelity")
-    listed, known = _listed(graph, batch)
+    listed, known = listed_pairs(graph, batch)
     dense = _target(similarity(batch, batch))
     tails = {
         "background": np.broadcast_to(background_similarity(graph, batch, TAU_S)[:, None], listed.shape),
@@ -134,15 +136,14 @@ def _distance(dense: Doubles, target: Doubles) -> dict[str, float | None]:
     return {"kl": float((dense * np.log(dense / target)).sum(axis=1).mean()), "tv": tv}
 
 
-def _listed(graph: Graph, batch: npt.NDArray[np.int64]) -> tuple[Doubles, npt.NDArray[np.bool_]]:
-    """Listed similarities among a batch [b, b], and where there are any."""
+def listed_pairs(graph: Graph, texts: Ints) -> tuple[Doubles, npt.NDArray[np.bool_]]:
+    """Listed similarities among different texts [t, t], and where there are any."""
     place = np.full(len(graph), -1)
-    place[batch] = np.arange(len(batch))
-    values, known = np.zeros((len(batch), len(batch))), np.zeros((len(batch), len(batch)), np.bool_)
-    for i, row in enumerate(batch):
-        span = slice(graph.indptr[row], graph.indptr[row + 1])
-        columns = place[graph.neighbours[span]]
-        inside = columns >= 0
-        values[i, columns[inside]] = graph.similarities[span][inside]
-        known[i, columns[inside]] = True
+    place[texts] = np.arange(len(texts))
+    flat = flat_places(graph.indptr, texts)
+    rows, columns = np.repeat(np.arange(len(texts)), np.diff(graph.indptr)[texts]), place[graph.neighbours[flat]]
+    inside = columns >= 0
+    values, known = np.zeros((len(texts), len(texts))), np.zeros((len(texts), len(texts)), np.bool_)
+    values[rows[inside], columns[inside]] = graph.similarities[flat[inside]]
+    known[rows[inside], columns[inside]] = True
     return values, known

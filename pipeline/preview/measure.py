@@ -10,12 +10,13 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.graph.audit import listed_pairs
 from pipeline.images import resized
 from pipeline.packing import batch_edges
 from pipeline.preview.compare import STRIPS as PAIRED
 from pipeline.preview.compare import comparison, most_unlike
 from pipeline.preview.page import Numbers, Picture, Strip, write_comparison, write_preview
-from pipeline.preview.target import batch_target, listed_pairs, tail_pairs
+from pipeline.preview.target import batch_target, tail_pairs
 from shards.errors import UserError
 from shards.graph import Graph
 from shards.page import data_uri

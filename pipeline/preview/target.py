@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.graph.audit import background_similarity
-from pipeline.packing import flat_places
+from pipeline.graph.audit import background_similarity, listed_pairs
 from shards.graph import Graph
 
-__all__ = ["Target", "batch_target", "block_of", "effective", "listed_pairs", "masses", "tail_pairs"]
+__all__ = ["Target", "batch_target", "block_of", "effective", "masses", "tail_pairs"]
 
 Ints = npt.NDArray[Any]
 Doubles = npt.NDArray[np.float64]
@@ -89,19 +88,6 @@ def effective(mass: Doubles) -> float:
     single = mass / (2 - np.eye(len(mass)))
     entropy = -(mass * np.log(np.maximum(single, np.finfo(np.float64).tiny))).sum(axis=1)
     return float(np.exp(entropy.mean()))
-
-
-def listed_pairs(graph: Graph, texts: Ints) -> tuple[Doubles, npt.NDArray[np.bool_]]:
-    """Listed similarities among different texts [t, t], and where there are any."""
-    place = np.full(len(graph), -1)
-    place[texts] = np.arange(len(texts))
-    flat = flat_places(graph.indptr, texts)
-    rows, columns = np.repeat(np.arange(len(texts)), np.diff(graph.indptr)[texts]), place[graph.neighbours[flat]]
-    inside = columns >= 0
-    values, known = np.zeros((len(texts), len(texts))), np.zeros((len(texts), len(texts)), np.bool_)
-    values[rows[inside], columns[inside]] = graph.similarities[flat[inside]]
-    known[rows[inside], columns[inside]] = True
-    return values, known
 
 
 def tail_pairs(graph: Graph, texts: Ints, tau_s: float) -> Doubles:
