@@ -98,10 +98,10 @@ def find_checkpoint(path: Path | None = None, runs: Path = Path("runs")) -> Path
     The newest run is the one written to last; times within a run say nothing, since a copy may have mixed them.
     """
     if path is None:
-        found = [(_written(file), str(file), file) for file in runs.rglob("checkpoints/step-*.pt")]
+        found = list(runs.rglob("checkpoints/step-*.pt"))
         if not found:
             raise UserError(f"no checkpoint below {runs}/: train with `make train`, or give --checkpoint")
-        newest = max(found)[-1]
+        newest = max(found, key=lambda file: (_written(file), str(file)))
         return checkpoints(newest.parent.parent)[-1]
     if path.is_file():
         return path
