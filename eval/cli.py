@@ -221,7 +221,11 @@ def similarity(
         typer.Option(help="Shards, training or test ones. Default: those that the first was trained on."),
     ] = None,
     graph: Annotated[
-        str | None, typer.Option(help="Name of the graph. Default: the one trained with, or the only one.")
+        str | None,
+        typer.Option(
+            help="Name of the graph, in these shards or in the training shards beside them. Default: the one trained "
+            "with, or the only one."
+        ),
     ] = None,
     samples: Annotated[int, typer.Option(min=3, max=MOST, help="Pictures, drawn at random.")] = 2000,
     out: Annotated[

@@ -60,6 +60,8 @@ class Adviser:
     workers: int
     graph_kind: str = ""
     """What the graph is made of; empty for other objectives than xclr."""
+    coded: bool = True
+    """Whether it has codes, which tail `code` needs."""
     rows: dict[str, int] = field(default_factory=dict)
     """Lines in a row that gave cause for each complaint."""
     said: set[str] = field(default_factory=set)
@@ -83,7 +85,7 @@ class Adviser:
             out["one-hot"] = (
                 f"{own:.1%} of the target lies on each sample's own text, so this is "
                 f"{'SimCLR' if sibling else 'SupCon, of texts,'} in all but name: raise --tau-s (now "
-                f"{objective.tau_s:g})" + ("" if objective.tail == "code" else " or use --tail code")
+                f"{objective.tau_s:g})" + (" or use --tail code" if self.coded and objective.tail != "code" else "")
                 if own > ONE_HOT and (sibling or self.graph_kind != "class")  # which is meant to be SupCon
                 else None
             )

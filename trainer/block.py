@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal
 
 import torch
@@ -24,7 +25,7 @@ from trainer.collectives import gather
 from trainer.table import TextTable
 from trainer.world import World, this_world
 
-__all__ = ["Objective", "SimilarityBlock"]
+__all__ = ["Objective", "SimilarityBlock", "check_temperature"]
 
 Objective = Literal["xclr", "simclr", "supcon"]
 
@@ -64,11 +65,11 @@ class Weights:
 class SimilarityBlock:
     """G between this rank's b samples and the B of all ranks, slice by slice.
 
-    Made by one of five: `of_texts` (X-CLR by a graph), `of_vectors` and `of_matrix` (X-CLR by what a caller has),
-    `of_keys` (SupCon), `of_samples` (SimCLR). Every rank calls the same one, with equally many samples. `world` is for
-    all of them this process's place among the ranks; None takes it from torch.distributed. All raise ValueError for
-    shapes and values that make no sense, and for what requires a gradient: similarities are targets, none would come;
-    TypeError for what is no tensor.
+    Made by one of six: `of_texts` (X-CLR by a graph), `of_vectors`, `of_classes` and `of_matrix` (X-CLR by what a
+    caller has), `of_keys` (SupCon), `of_samples` (SimCLR). Every rank calls the same one, with equally many samples.
+    `world` is for all of them this process's place among the ranks; None takes it from torch.distributed. All raise
+    ValueError for shapes and values that make no sense, and for what requires a gradient: similarities are targets,
+    none would come; TypeError for what is no tensor. NaN is looked for on a CPU alone: a GPU would be waited for.
     """
 
     world: World
@@ -94,6 +95,8 @@ class SimilarityBlock:
         cls, text_ids: torch.Tensor, table: TextTable, *, tau_s: float = 0.1, world: World | None = None
     ) -> SimilarityBlock:
         """By the graph of `table`. text_ids: [b] int64 on the CPU, as loaders give them; a GPU's are waited for."""
+        if not isinstance(table, TextTable):
+            raise TypeError(f"table is a TextTable, not {type(table).__name__}: TextTable.from_graph(graph, device)")
         text_ids = _keys("text ids", text_ids)
         device, texts = table.device, len(table.indptr) - 1
         world = world or this_world(device)
@@ -159,6 +162,32 @@ class SimilarityBlock:
 
     @classmethod
     @torch.no_grad()
+    def of_classes(
+        cls, similarities: torch.Tensor, labels: torch.Tensor, *, tau_s: float = 0.1, world: World | None = None
+    ) -> SimilarityBlock:
+        """G by the samples' classes, a taxonomy say: similarities [n, n] of classes, labels [b] in 0..n-1.
+
+        In memory of b x n. Samples of one class have G = 1, whatever stands on the diagonal; -inf is no target at all.
+        """
+        labels = _keys("labels", labels)
+        _check_targets("similarities are [classes, classes]", similarities)
+        if len(similarities) != similarities.shape[1]:
+            raise ValueError(f"similarities are [classes, classes], not {list(similarities.shape)}")
+        world = world or this_world(labels.device)
+        # As for NaN, a GPU is not waited for: it says by itself that an index is out of bounds.
+        if (
+            labels.device.type == "cpu"
+            and len(labels)
+            and not 0 <= int(labels.min()) <= int(labels.max()) < len(similarities)
+        ):
+            raise ValueError(
+                f"labels lie in 0..{len(similarities) - 1}, not in {int(labels.min())}..{int(labels.max())}"
+            )
+        columns = gather(labels, world)
+        return cls(world=world, tau_s=tau_s, row_key=labels, column_key=columns, matrix=similarities[labels])
+
+    @classmethod
+    @torch.no_grad()
     def of_keys(cls, keys: torch.Tensor, *, world: World | None = None) -> SimilarityBlock:
         """G = 1 where two samples' keys [b] are equal, on whatever ranks; no target elsewhere. SupCon's are labels.
 
@@ -171,6 +200,8 @@ class SimilarityBlock:
     @classmethod
     def of_samples(cls, count: int, device: torch.device, *, world: World | None = None) -> SimilarityBlock:
         """SimCLR: of this rank's `count` samples each is like itself alone."""
+        if not isinstance(count, int):
+            raise TypeError(f"count is a number of samples, not {type(count).__name__}")
         if count < 0:
             raise ValueError(f"count is a number of samples, not {count}")
         world = world or this_world(device)
@@ -180,6 +211,7 @@ class SimilarityBlock:
     def __post_init__(self) -> None:
         if getattr(self.tau_s, "requires_grad", False):
             raise ValueError("tau_s is of the targets, which no gradient flows to: give a number")
+        check_temperature("tau_s", self.tau_s)
         if not self.tau_s > 0:
             raise ValueError(f"tau_s is a temperature above 0, not {self.tau_s}")
 
@@ -245,6 +277,8 @@ class SimilarityBlock:
         target_entropy: in nats. target_mass_listed: share of the target on listed pairs. target_mass_positive: on rows
         of equal key (sibling, same text; or same label). edges_per_row: listed pairs a row.
         """
+        if not len(self):
+            raise ValueError("a rank needs at least one sample")
         entropy = listed = positive = torch.zeros((), device=self.row_key.device)
         n, step = len(self), max(1, STATISTICS_ENTRIES // len(self.column_key))
         edges = 0 if self.listed is None else 2 * len(self.listed.row)
@@ -281,6 +315,14 @@ def background(mean: torch.Tensor, deviation: torch.Tensor, tau_s: float) -> tor
     m, s = mean.double(), deviation.double().clamp_min(1e-6)
     cut: torch.Tensor = torch.special.log_ndtr((1 - m) / s - s / tau_s) - torch.special.log_ndtr((1 - m) / s)
     return m + s.square() / (2 * tau_s) + tau_s * cut
+
+
+def check_temperature(name: str, value: object) -> None:
+    """Raises TypeError for what is no number, ValueError for several."""
+    if not isinstance(value, (Real, torch.Tensor)):
+        raise TypeError(f"{name} is a number, not {type(value).__name__}")
+    if isinstance(value, torch.Tensor) and value.numel() != 1:
+        raise ValueError(f"{name} is one number, not {list(value.shape)}")
 
 
 def _keys(what: str, keys: torch.Tensor) -> torch.Tensor:

@@ -153,8 +153,15 @@ def make_loader(
     """Batches start, start + 1, ..., stop - 1 of the plan, this rank's share of each.
 
     most_ahead: batches that each worker may have ready.
-    Raises UserError where the workers' batches do not fit the shared memory through which they come.
+    Raises UserError where the workers' batches do not fit the shared memory through which they come; ValueError for a
+    plan of other shards.
     """
+    if list(plan.shard_sizes) != [shard.samples for shard in shards.manifest.shards]:
+        raise ValueError(
+            "the plan is of other shards: its shard_sizes are [shard.samples for shard in shards.manifest.shards]"
+        )
+    if workers < 0:
+        raise ValueError(f"workers is a number of processes, 0 for none, not {workers}")
     size = plan.batch_size // world.size * 2 * 3 * augment.image_size**2
     free = _free(world)  # asked on every rank, whether it has workers or not: they answer together
     ahead = prefetch(size, workers, "lower --workers", free=free, ranks=world.local_size) if workers else 0

@@ -128,10 +128,11 @@ def _card(info: BackboneInfo, checkpoint: Path, weights: str) -> str:
     facts = _json(run / "run.json")
     last = _last_metrics(run / "metrics.jsonl", info.step)
     data = f"{facts.get('dataset', 'unknown')}, {facts.get('samples', 'unknown')} samples"
+    tau, tau_s = f"tau {recipe.objective.tau:g}", f"tau_s {recipe.objective.tau_s:g}"
     objective = {
-        "xclr": f"X-CLR, tau {recipe.objective.tau:g}, tau_s {recipe.objective.tau_s:g}, tail {recipe.objective.tail}",
-        "simclr": f"SimCLR, tau {recipe.objective.tau:g}",
-        "supcon": f"SupCon, tau {recipe.objective.tau:g}",
+        "xclr": f"X-CLR, graph {recipe.data.graph or 'unknown'}, {tau}, {tau_s}, tail {recipe.objective.tail}",
+        "simclr": f"SimCLR, {tau}",
+        "supcon": f"SupCon, {tau}",
         "clip": "CLIP, learned temperature",
     }[recipe.objective.name]
     rows = {

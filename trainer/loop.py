@@ -143,7 +143,11 @@ class _Loop:
             self.monitor = Monitor(shards, codes, size, recipe.seed, statistics)
         self.workers = setup.workers(recipe, world)
         self.adviser = Adviser(
-            recipe=recipe, device=world.device.type, workers=self.workers, graph_kind=graph.kind if graph else ""
+            recipe=recipe,
+            device=world.device.type,
+            workers=self.workers,
+            graph_kind=graph.kind if graph else "",
+            coded=graph is not None and graph.codes is not None,
         )
         remedy = f"take them out and build {shards.root} again"
         self.budget = SkipBudget("training images", BAD_IMAGES, remedy=remedy)

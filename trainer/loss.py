@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from numbers import Real
 from typing import Any, Literal, cast, get_args
 
 import torch
 
 from shards.errors import UserError
-from trainer.block import SimilarityBlock
+from trainer.block import SimilarityBlock, check_temperature
 from trainer.collectives import gather_with_gradient
 
 __all__ = ["TILE_ENTRIES", "Implementation", "contrastive_loss"]
@@ -51,8 +50,7 @@ def contrastive_loss(
     block's samples, and for a tau that is not above 0 or, but with `dense`, is to be learnt; TypeError for what is no
     block, tensor or number; RuntimeError in a backward pass with create_graph=True.
     """
-    if not isinstance(tau, (Real, torch.Tensor)):
-        raise TypeError(f"tau is a number, not {type(tau).__name__}")
+    check_temperature("tau", tau)
     # In validation, under no_grad, nobody asks for its gradient.
     if isinstance(tau, torch.Tensor) and tau.requires_grad and implementation != "dense" and torch.is_grad_enabled():
         raise ValueError("a tau that is to be learnt needs implementation='dense': the others give it no gradient")

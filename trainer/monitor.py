@@ -7,6 +7,8 @@ All leave the image itself out and watch training data, so they say whether a ru
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -95,7 +97,9 @@ class Monitor:
         if self.codes is not None and self.pairs.shape[1] > 1:
             one, other = self.pairs
             ranked = [_ranks(x[one, other]) for x in (similarity, self.codes @ self.codes.T)]
-            values["graph_correlation"] = float(torch.corrcoef(torch.stack(ranked))[0, 1].nan_to_num())
+            correlation = float(torch.corrcoef(torch.stack(ranked))[0, 1])
+            if math.isfinite(correlation):  # where all pairs are alike, to one or the other, there is no order
+                values["graph_correlation"] = correlation
         return values
 
 

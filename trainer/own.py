@@ -66,4 +66,6 @@ def call(name: str) -> Any:
     build = getattr(module, function, None)
     if not callable(build):
         raise UserError(f"{file} has no function {function}()")
+    if hasattr(build, "forward") and not isinstance(build, type):
+        raise UserError(f"{function} in {file} is a network: name a function, or a class, that makes one")
     return build()

@@ -50,6 +50,8 @@ class TextTable:
 
         A complete graph lists every pair, so it has no tail, whatever is asked for.
         """
+        if not isinstance(graph, Graph):
+            raise TypeError(f"graph is a Graph, not {type(graph).__name__}: shards.graph()")
         if tail not in get_args(Tail):
             raise UserError(f"tail is one of {', '.join(get_args(Tail))}, not {tail!r}")
         complete = len(graph.neighbours) == len(graph) * (len(graph) - 1)

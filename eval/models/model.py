@@ -62,6 +62,8 @@ class Model:
     """For the protocol: checkpoint, its sha256, objective, step."""
     surroundings: str = ""
     """What of the network sha256 is of besides its weights."""
+    output: torch.Tensor | None = None
+    """[1, feature_dim] of a picture of noise, where the weights do not decide it alone."""
     folder: Path | None = None
     """The run, where results go."""
     shards: Path | None = None
@@ -86,14 +88,13 @@ def model_of(
     go by; None takes an output itself, which code may have changed where weights did not. hint: what to do about a
     network that fails. Raises UserError where it gives no features, or other ones each time.
     """
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"network is a torch.nn.Module, not {type(network).__name__}")
     if max(map(abs, (*transform.mean, *transform.std))) > 1:  # a run may have been trained so
         say(f"note: mean {transform.mean} and std {transform.std} of {name} are of pixels in 0..1: not of 0..255?")
     size = transform.image_size
-    place = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
-    noise = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(place)
     try:
-        with torch.inference_mode(), evaluating(network):
-            once, again = network(noise), network(noise)
+        once, again = (_output(network, size) for _ in range(2))
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a network's code may raise anything; timm's raises AssertionError for a wrong size
@@ -108,15 +109,14 @@ def model_of(
         raise UserError(f"{name} gives no pooled features, [n, dim], but {shape}: choose another, or pool them")
     if not torch.allclose(once, again, rtol=1e-3, atol=1e-4, equal_nan=True):
         raise UserError(f"{name} gives one picture other features each time, so it has none to be scored by")
-    if config is None:
-        config = hashlib.sha256(once.float().cpu().numpy().tobytes()).hexdigest()
     return Model(
         name=name,
         network=network,
         feature_dim=once.shape[1],
         transform=transform,
-        sha256=weights_hash(network, name + config),
-        surroundings=name + config,
+        sha256=weights_hash(network, name + (_digest(once) if config is None else config)),
+        surroundings=name + (_digest(once) if config is None else config),
+        output=once if config is None else None,
         about={"model": name, "step": None, **(about or {})},
     )
 
@@ -133,9 +133,33 @@ def evaluating(network: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+def _output(network: nn.Module, size: int) -> torch.Tensor:
+    """Of a picture of noise, always the same."""
+    place = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    noise = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(place)
+    with torch.inference_mode(), evaluating(network):
+        found: torch.Tensor = network(noise)
+    return found
+
+
+def _digest(output: torch.Tensor) -> str:
+    return hashlib.sha256(output.float().cpu().numpy().tobytes()).hexdigest()
+
+
 def as_it_is_now(model: Model) -> Model:
-    """With the checksum of the weights that it has by now."""
-    return replace(model, sha256=weights_hash(model.network, model.surroundings)) if model.surroundings else model
+    """With the checksum of the weights that it has by now, and of what its code makes of them, which may depend on more
+    than is in `state_dict`."""
+    surroundings = model.surroundings
+    if surroundings == "":
+        return model
+    if model.output is not None:
+        now, scale = _output(model.network, model.transform.image_size), model.output.abs().max()
+        # The same network gives other bits in another layout in memory.
+        if not torch.allclose(
+            now.to(model.output.device), model.output, rtol=0, atol=1e-5 * float(scale), equal_nan=True
+        ):
+            surroundings = model.name + _digest(now)
+    return replace(model, sha256=weights_hash(model.network, surroundings))
 
 
 def weights_hash(network: nn.Module, name: str) -> str:

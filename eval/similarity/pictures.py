@@ -47,11 +47,11 @@ class Pictures:
 def open_pictures(root: Path, graph: str | None, count: int, models: Iterable[Model] = ()) -> Pictures:
     """`count` random samples of finished shards whose text is in the graph. Raises UserError.
 
-    graph: without a name that which one of the models was trained with, else the only one.
+    graph: without a name that which one of the models was trained with, else the only one; of test shards, that of the
+    training shards beside them where these have it and the test shards have not.
     """
     shards = Shards.open(root)
-    source = _graph_source(shards)
-    name = source.graph_name(graph or _trained_with(models, source.root))
+    source, name = _graph_of(shards, graph, models)
     found = source.graph(name)
     captions = source.texts()
     text = shards.index.text_id.astype(np.int64)
@@ -98,18 +98,23 @@ def _whole(shards: Shards) -> npt.NDArray[np.bool_]:
     return np.array([key.endswith("-original") for key in shards.index.key.to_pylist()])
 
 
-def _graph_source(shards: Shards) -> Shards:
-    """Whose graph is looked into: of test shards without one, that of the training shards beside them."""
+def _graph_of(shards: Shards, graph: str | None, models: Iterable[Model]) -> tuple[Shards, str]:
+    """(whose graph is looked into, its name)."""
     train = training_folder(shards.root)
-    if shards.graph_names() or train == shards.root or not is_finished(train):
-        return shards
-    return Shards.open(train)
+    beside = Shards.open(train) if train != shards.root and is_finished(train) else None
+    folders = [shards] if beside is None else [shards, beside]
+    trained = ((folder, model.graph) for model in models for folder in folders if _was_on(model, folder))
+    known = next(((folder, name) for folder, name in trained if name in folder.graph_names()), None)
+    if graph is None and known and known[1]:
+        return known[0], known[1]
+    having = (folder for folder in folders if (graph in folder.graph_names() if graph else folder.graph_names()))
+    source = next(having, beside if beside and not shards.graph_names() else shards)
+    return source, source.graph_name(graph)
 
 
-def _trained_with(models: Iterable[Model], root: Path) -> str | None:
-    """The graph of these shards that the first of them was trained with that says one."""
-    known = (model for model in models if model.graph and model.shards and model.shards.resolve() == root.resolve())
-    return next((model.graph for model in known), None)
+def _was_on(model: Model, shards: Shards) -> bool:
+    """Whether it was trained on these shards."""
+    return model.shards is not None and model.shards.resolve() == shards.root.resolve()
 
 
 def _similarities(graph: Graph, text: Ints) -> Doubles:

@@ -133,7 +133,7 @@ def _distance(dense: Doubles, target: Doubles) -> dict[str, float | None]:
     tv = float(np.abs(dense - target).sum(axis=1).mean() / 2)
     if (target == 0).any():
         return {"kl": None, "tv": tv}
-    return {"kl": float((dense * np.log(dense / target)).sum(axis=1).mean()), "tv": tv}
+    return {"kl": max(0.0, float((dense * np.log(dense / target)).sum(axis=1).mean())), "tv": tv}
 
 
 def listed_pairs(graph: Graph, texts: Ints) -> tuple[Doubles, npt.NDArray[np.bool_]]:

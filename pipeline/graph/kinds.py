@@ -20,6 +20,7 @@ from pipeline.search.exact import Similarity, dot_products
 from pipeline.search.neighbours import Lists, symmetric_lists
 from pipeline.search.plan import nearest
 from shards.atomic import atomic_file, sha256_file
+from shards.bars import say
 from shards.errors import UserError
 from shards.graph import Graph
 from shards.reader import Shards
@@ -150,7 +151,10 @@ def file_graph(shards: Shards, path: Path, settings: Settings, folder: Path, wor
     array = file.open_array(path)
     rows = classes.text_classes(shards) if file.of_classes(path, array, shards) else np.arange(n)
     if not file.holds_vectors(path):
-        return matrix_graph(file.read_matrix(path, array), rows, settings, source, "as given")
+        matrix = file.read_matrix(path, array)
+        if not np.allclose(np.diagonal(matrix), 1) and np.bincount(rows).max() == 1:
+            say(f"note: the diagonal of {path} is not 1 and says nothing here: it is of different texts of a class")
+        return matrix_graph(matrix, rows, settings, source, "as given")
     vectors = file.unit_vectors(path, array, rows, work / "vectors.npy")
     return _vector_graph(_search(vectors, {}, settings, work), source | {"dim": array.shape[1]}, settings, folder)
 

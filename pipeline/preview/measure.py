@@ -130,7 +130,7 @@ def _strips(shards: Shards, graph: Graph) -> Iterator[Strip]:
         if not near:
             continue
         found += 1
-        other = int(rng.integers(len(texts)))
+        other = (text + 1 + int(rng.integers(len(texts) - 1))) % len(texts)  # not the row's own
         random = _similarity(graph, text, other)
         yield Strip(
             query=show(text, None, int(sample)),

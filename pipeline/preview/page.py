@@ -87,18 +87,13 @@ CONTROL = (
 
 def write_preview(path: Path, numbers: Numbers, strips: Sequence[Strip]) -> None:
     title = f"{numbers.manifest.dataset}, graph {numbers.name}"
-    more = "" if numbers.meta.get("complete") else "If the last is as close as the first, raise k. "
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="soft">{escape(numbers.root)}. Is the graph worth training on, and at which tau_s?</p>',
         CONTROL if numbers.meta.get("source", {}).get("kind") == "random" else "",
         _facts(numbers),
         "<h2>What the graph calls near</h2>",
-        '<p class="soft">A random image in each row, then images of its nearest texts, of the last text that its list '
-        "holds, and of a random text. Read the captions: near ones should say nearly the same, the last one something "
-        "related, the random one nothing in common. "
-        f"{more}If near ones are unrelated, try another encoder.</p>",
-        f'<div class="strips">{"".join(map(_strip, strips))}</div>',
+        *_near(numbers, strips),
         '<h2>Similarities and the target</h2><div class="charts">',
         _histogram(numbers.meta["histogram"]),
         _mass(numbers),
@@ -108,6 +103,20 @@ def write_preview(path: Path, numbers: Numbers, strips: Sequence[Strip]) -> None
         _edges(numbers),
     ]
     write_page(path, title, parts, STYLE)
+
+
+def _near(numbers: Numbers, strips: Sequence[Strip]) -> list[str]:
+    if not strips:
+        return ["<p>It lists no pair of different texts.</p>"]
+    more = "" if numbers.meta.get("complete") else " If the last is as close as the first, raise k."
+    if numbers.meta.get("source", {}).get("kind") == "encoder":
+        more += " If near ones are unrelated, try another encoder."
+    return [
+        '<p class="soft">A random image in each row, then images of its nearest texts, of the last text that its list '
+        "holds, and of a random text. Read the captions: near ones should say nearly the same, the last one something "
+        f"related, the random one little in common.{more}</p>",
+        f'<div class="strips">{"".join(map(_strip, strips))}</div>',
+    ]
 
 
 def write_comparison(

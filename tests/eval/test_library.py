@@ -49,6 +49,37 @@ def test_the_weights_are_those_of_the_moment(folders: Path, tmp_path: Path) -> N
     assert evaluate(fresh, bench, "knn", settings)["columns"] == after["columns"]
 
 
+@pytest.mark.parametrize("where", ["a list", "a closure", "a buffer", "an attribute"])
+def test_what_no_state_dict_holds_counts_too(folders: Path, tmp_path: Path, where: str) -> None:
+    """Features that were kept are of what the network does, not of what it says of itself."""
+    inner = torch.nn.Conv2d(3, 8, 3)
+
+    class Own(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = 1.0
+            self.hidden = [inner] if where == "a list" else []
+            self.register_buffer("weights", torch.rand(3, 8), persistent=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if where == "a buffer":
+                return x.mean((2, 3)) @ self.weights
+            if where == "an attribute":
+                return torch.tanh(self.scale * x.mean((2, 3)))
+            return (self.hidden[0] if self.hidden else inner)(x).mean((2, 3))  # type: ignore[no-any-return]
+
+    network = Own()
+    model, bench = model_of(network, "mine", SIZE), open_bench("imagefolder", folders)
+    settings = Settings(features=tmp_path, knn=KNNConfig(k=1))
+    before = features_of(evaluate(model, bench, "knn", settings))
+    assert features_of(evaluate(model, bench, "knn", settings)) == before
+    with torch.no_grad():
+        inner.weight.mul_(-0.5)
+        network.get_buffer("weights").add_(1)
+        network.scale = 3.0
+    assert features_of(evaluate(model, bench, "knn", settings)) != before
+
+
 def test_a_network_in_training_is_evaluated_in_eval_mode_and_left_as_it_was(folders: Path, tmp_path: Path) -> None:
     network = timm.create_model("test_resnet", num_classes=0).train()
     frozen = next(m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)).eval()
@@ -64,6 +95,11 @@ def test_a_network_in_training_is_evaluated_in_eval_mode_and_left_as_it_was(fold
     network.eval()
     same = evaluate(model, bench, "knn", Settings(features=tmp_path / "b", knn=KNNConfig(k=1)))
     assert same["columns"] == found["columns"]
+
+
+def test_a_function_is_no_network() -> None:
+    with pytest.raises(TypeError, match=r"network is a torch\.nn\.Module, not function"):
+        model_of(lambda x: x.mean((2, 3)), "mine", SIZE)  # type: ignore[arg-type]
 
 
 def test_a_network_is_no_model(folders: Path, tmp_path: Path) -> None:

@@ -82,6 +82,7 @@ def broken():
     raise KeyError("of the user's own")
 
 constant = 1
+made = small()[0]
 """
 
 
@@ -126,6 +127,7 @@ def test_what_it_is_told_by_is_its_output(mine: Path) -> None:
     [
         ("missing", r"mine.py has no function missing\(\)"),
         ("constant", r"mine.py has no function constant\(\)"),
+        ("made", "made in .*mine.py is a network: name a function, or a class, that makes one"),
         ("nothing", "gives str: a torch.nn.Module is wanted"),
         ("maps", r"gives no pooled features, \[n, dim\], but \(1, 3, 224, 224\)"),
         (

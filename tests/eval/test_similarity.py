@@ -16,6 +16,7 @@ from torch import nn
 import eval.similarity.compare as module
 from eval.benchmarks.bench import ImageSet, Ints
 from eval.features import Features, extract
+from eval.models.model import Model
 from eval.models.open import open_model
 from eval.report.similarity import figures, notes
 from eval.similarity.compare import Compared, compare_models
@@ -308,6 +309,31 @@ def test_test_shards_go_by_the_graph_beside_them(tmp_path: Path) -> None:
     graph = ours.graph()
     for i, j in combinations(range(0, expected, 3), 2):
         assert pictures.similarity[i, j] == pytest.approx(pair(graph, *pictures.text[[i, j]].tolist()), abs=1e-6)
+
+
+def test_test_shards_go_by_the_graph_that_a_model_was_trained_with(tmp_path: Path) -> None:
+    """Though they have one of their own, as a build with split = "test" makes."""
+    train = make_shards(tmp_path / "mine", classes=12)
+    test = make_shards(tmp_path / "mine-test", (40,), classes=12, split="test", seed=1)
+    home, shard_names = np.zeros(12, np.int32), [shard.name for shard in Shards.open(train).manifest.shards]
+    for name in ("tree", "other"):
+        write_graph(train, name, make_graph(12, seed=3), home, shard_names)
+    (own,) = Shards.open(test).graph_names()
+    on_train, on_test = (replace(make_model(), shards=folder) for folder in (train, test))
+
+    def where(graph: str | None, *models: Model) -> tuple[str, Path]:
+        found = open_pictures(test, graph, 100, models)
+        return found.graph, found.graph_of
+
+    assert where(None) == (own, test)
+    assert where(None, replace(on_train, graph="tree")) == ("tree", train)
+    assert where(None, on_train, replace(on_train, graph="tree"), replace(on_train, graph="other")) == ("tree", train)
+    assert where(None, replace(on_train, graph="gone")) == (own, test)
+    assert where(None, replace(on_test, graph=own)) == (own, test)
+    assert where("tree", replace(on_train, graph="other")) == ("tree", train)
+    assert where(own, replace(on_train, graph="tree")) == (own, test)
+    with pytest.raises(UserError, match=f"no graph 'gone', only {own}"):
+        where("gone")
 
 
 def test_texts_that_no_graph_has_are_named(tmp_path: Path) -> None:

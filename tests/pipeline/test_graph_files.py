@@ -153,7 +153,7 @@ def listed_matrix(graph: Graph) -> npt.NDArray[np.float64]:
     return matrix
 
 
-def test_matrix_of_classes_or_of_texts(tmp_path: Path) -> None:
+def test_matrix_of_classes_or_of_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = text_shards(tmp_path / "s", ["a", "b", "c"], [0, 1, 1], ["x", "y"])
     np.save(tmp_path / "By Class.npy", np.array([[1, 0.25], [0.25, 0.5]]))
     folder = build_graph(root, kind="file", source=tmp_path / "By Class.npy")
@@ -163,6 +163,12 @@ def test_matrix_of_classes_or_of_texts(tmp_path: Path) -> None:
     np.save(tmp_path / "texts.npy", given)
     graph = read_graph(build_graph(root, kind="file", source=tmp_path / "texts.npy"))
     np.testing.assert_array_equal(listed_matrix(graph), given)
+    assert "diagonal" not in capsys.readouterr().err  # that of the classes says how alike different texts of one are
+    np.save(tmp_path / "half.npy", given - 0.5 * np.eye(3))
+    half = read_graph(build_graph(root, kind="file", source=tmp_path / "half.npy"))
+    np.testing.assert_array_equal(listed_matrix(half), given)
+    assert "half.npy is not 1 and says nothing here" in capsys.readouterr().err
+    (root / "graphs/half/graph.json").unlink()
     assert graph.codes is None
     assert sorted(Shards.open(root).graph_names()) == ["by-class", "texts"]
 

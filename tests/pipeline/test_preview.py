@@ -123,7 +123,14 @@ def test_the_page(tmp_path: Path) -> None:
     assert path.read_bytes() == before
     assert "raise k" in text
     build_graph(root, kind="random")
-    assert "raise k" not in preview(root, "random").read_text()  # every pair is listed already
+    page = preview(root, "random").read_text()
+    assert "raise k" not in page  # every pair is listed already
+    assert "another encoder" not in page
+    rows = re.findall(r'role">image</div><p>([^<]*).*?role">random</span></div><p>([^<]*)', page, re.DOTALL)
+    assert len(rows) == 12
+    assert all(own != other for own, other in rows)
+    build_graph(root, kind="class")  # a text a class: no pair of different ones
+    assert "It lists no pair of different texts." in preview(root, "class").read_text()
 
 
 def test_the_batch_may_be_that_of_the_training(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from tests.make import make_shards
 from tests.trainer.small import ALONE, SIZES, lines_of, recipe
 from trainer.advice import Adviser, at_start, fitting_batch
 from trainer.loop import train
-from trainer.recipe import Recipe, builtin_recipes, changed, load_recipe
+from trainer.recipe import ObjectiveConfig, Recipe, builtin_recipes, changed, load_recipe
 
 MANY = 50_000  # samples
 FINE = {
@@ -24,6 +25,14 @@ FINE = {
     "data_wait": 0.02,
     "loss": 5.0,
 }
+
+
+def test_codes_are_not_advised_where_the_graph_has_none() -> None:
+    chosen = replace(Recipe(name="test"), objective=ObjectiveConfig(tail="background"))
+    for coded in (True, False):
+        watch = Adviser(recipe=chosen, device="cpu", workers=2, coded=coded)
+        (said,) = watch.look({**FINE, "target_mass_positive": 0.99, "target_entropy": 0.2})
+        assert ("or use --tail code" in said) == coded
 
 
 def adviser(device: str = "cpu") -> Adviser:

@@ -101,6 +101,17 @@ def test_undecodable_images_are_counted_and_grey(tmp_path: Path) -> None:
     assert all((batch.views[(batch.samples == 3) | (batch.samples == 20)] == 128).all() for batch in found)
 
 
+def test_a_plan_of_other_shards_is_told(tmp_path: Path) -> None:
+    shards, config = Shards.open(make_shards(tmp_path, (20, 10))), AugmentConfig(image_size=16)
+    for sizes in ((10, 20), (20,), (20, 10, 5)):
+        plan = BatchPlan(shard_sizes=sizes, batch_size=5, seed=0)
+        with pytest.raises(ValueError, match="the plan is of other shards: its shard_sizes are"):
+            make_loader(shards, plan, config, World(device=CPU), start=0, stop=2, workers=0)
+    plan = BatchPlan(shard_sizes=[20, 10], batch_size=5, seed=0)
+    with pytest.raises(ValueError, match="workers is a number of processes, 0 for none, not -1"):
+        make_loader(shards, plan, config, World(device=CPU), start=0, stop=2, workers=-1)
+
+
 def test_views_are_normalised_with_first_views_first(tmp_path: Path) -> None:
     batch = batches(make_shards(tmp_path), 0)[0]
     views = to_views(batch, CPU)

@@ -64,7 +64,7 @@ def test_timm_loads_an_export_with_identical_outputs(run: Path, tmp_path: Path) 
     assert config["mean"] == pytest.approx(info.mean)
     card = (out / "README.md").read_text()
     for fact in (
-        "X-CLR, tau 0.1",
+        "X-CLR, graph made, tau 0.1",
         "made, 84 samples",
         "step 10 of 10",
         info.sha256,

@@ -37,6 +37,7 @@ def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     steps = {int(state["step"]) for state in names["optimiser"].state.values()}
     assert steps == {2 * (64 // 16)}
     assert names["result"]["columns"]["top1"]["n"] == 20
+    assert names["keys"].tolist() == names["labels"].tolist()  # all of these have one
     shards = names["shards"]
     assert names["text_of"][str(shards.index.key[41])] == shards.index.text_id[41]
 
@@ -89,6 +90,21 @@ def test_similarities_of_ones_own(ranks: Ranks, source: Source, how: Implementat
     np.testing.assert_allclose(found, gradient.numpy(), atol=2e-6 * float(gradient.abs().max()))
 
 
+def classed(world: World, matrix: torch.Tensor, labels: torch.Tensor) -> list[list[float]]:
+    mine = slice(world.rank * 12 // world.size, (world.rank + 1) * 12 // world.size)
+    return SimilarityBlock.of_classes(matrix, labels[mine]).similarities(0, 12 // world.size).tolist()
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_similarities_of_classes(ranks: Ranks, size: int) -> None:
+    """1 within a class, whatever stands on the diagonal; a taxonomy need not be symmetric."""
+    matrix, labels = torch.rand(5, 5), torch.randint(5, (12,))
+    matrix[2, 3] = -torch.inf
+    expected = matrix[labels][:, labels].masked_fill(labels[:, None] == labels, 1.0)
+    found = torch.tensor([row for rows in ranks(size, classed, matrix, labels) for row in rows])
+    torch.testing.assert_close(found, expected)
+
+
 def distinct(world: World) -> list[list[float]]:
     return SimilarityBlock.of_samples(3, world.device).similarities(0, 3).tolist()
 
@@ -107,6 +123,10 @@ def test_large_and_small_vectors_keep_their_direction() -> None:
 
 TABLE = TextTable.from_graph(random_graph(np.random.default_rng(0), 9), torch.device("cpu"))
 SAMPLES = SimilarityBlock.of_samples(4, torch.device("cpu"))
+
+
+def of_classes(similarities: torch.Tensor, labels: list[int]) -> SimilarityBlock:
+    return SimilarityBlock.of_classes(similarities, torch.tensor(labels))
 
 
 @pytest.mark.parametrize(
@@ -131,6 +151,27 @@ SAMPLES = SimilarityBlock.of_samples(4, torch.device("cpu"))
         (lambda: SimilarityBlock.of_texts(torch.tensor([0, -2]), TABLE), r"text ids lie in 0\.\.8, not in -2\.\.0"),
         (lambda: contrastive_loss(torch.randn(4, 3), SAMPLES), r"z is \[2 x 4, dim\].*not \[4, 3\]"),
         (lambda: contrastive_loss(torch.randn(8, 0), SAMPLES), r"z is \[2 x 4, dim\].*not \[8, 0\]"),
+        (
+            lambda: of_classes(torch.eye(3), [0, 3]),
+            r"labels lie in 0\.\.2, not in 0\.\.3",
+        ),
+        (
+            lambda: of_classes(torch.eye(3), [0, -1]),
+            r"labels lie in 0\.\.2, not in -1\.\.0",
+        ),
+        (
+            lambda: of_classes(torch.ones(3, 2), [0]),
+            r"\[classes, classes\], not \[3, 2\]",
+        ),
+        (
+            lambda: SimilarityBlock.of_vectors(torch.ones(4, 3), tau_s=torch.ones(4, 1)),
+            r"tau_s is one number, not \[4, 1\]",
+        ),  # type: ignore[arg-type]
+        (
+            lambda: contrastive_loss(torch.randn(8, 3), SAMPLES, tau=torch.ones(8, 1)),
+            r"tau is one number, not \[8, 1\]",
+        ),
+        (lambda: SimilarityBlock.of_samples(0, torch.device("cpu")).statistics(), "at least one sample"),
         (lambda: SimilarityBlock.of_samples(-1, torch.device("cpu")), "count is a number of samples, not -1"),
         (lambda: SimilarityBlock.of_matrix(torch.eye(4).to_sparse()), r"not \[4, 4\] of layout torch.sparse_coo"),
         (lambda: contrastive_loss(torch.randn(8, 3), SAMPLES, tau=-0.1), "tau is a temperature above 0, not -0.1"),
@@ -161,6 +202,14 @@ def test_what_is_no_block_or_tensor_is_told() -> None:
         SimilarityBlock.of_vectors([[1.0]])  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="similarities are a tensor, not list"):
         SimilarityBlock.of_matrix([[1.0]])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"table is a TextTable, not Graph: TextTable\.from_graph\(graph, device\)"):
+        SimilarityBlock.of_texts(torch.arange(2), random_graph(np.random.default_rng(0), 9))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"graph is a Graph, not str: shards\.graph\(\)"):
+        TextTable.from_graph("minilm", "cpu")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="count is a number of samples, not float"):
+        SimilarityBlock.of_samples(8.0, torch.device("cpu"))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="tau_s is a number, not str"):
+        SimilarityBlock.of_vectors(torch.ones(4, 3), tau_s="0.1")  # type: ignore[arg-type]
     for kind in (torch.int64, torch.complex64):
         with pytest.raises(TypeError, match="z is of a floating-point type, not torch"):
             contrastive_loss(torch.ones(8, 3, dtype=kind), SAMPLES)

@@ -87,6 +87,10 @@ def test_the_correlation_with_the_graph_is_spearmans(tmp_path: Path) -> None:
     assert found == pytest.approx(spearmanr(*values).statistic, abs=1e-4)
     alone = Monitor(Shards.open(make_shards(tmp_path / "one", (9,), classes=1, graph=False)), graph, 32, 0)
     assert "graph_correlation" not in alone.measure(built, torch.device("cpu"))
+    monitor.codes = torch.eye(5)[
+        torch.from_numpy(text.astype(np.int64))
+    ]  # of classes: all pairs of different texts are alike
+    assert "graph_correlation" not in monitor.measure(built, torch.device("cpu"))
 
 
 def test_of_large_images_the_monitor_looks_at_fewer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
