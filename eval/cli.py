@@ -244,6 +244,7 @@ def similarity(
     Test shards without a graph go by that of the training shards beside them, for the texts that both have.
     """
     from eval.features import features_root
+    from eval.models.model import tell_of_other_data
     from eval.models.open import open_models
     from eval.report.show import show_similarity
     from eval.report.similarity import write_similarity
@@ -264,6 +265,8 @@ def similarity(
         whose = "" if data else ", which the first checkpoint was trained on,"
         what = "has no manifest.json, so its shards are not finished, or none" if root.is_dir() else "is no folder here"
         raise UserError(f"{root}{whose} {what}: give --data a folder of shards")
+    if data is None:
+        tell_of_other_data([first])
     pictures = open_pictures(root, graph, samples, models.values())
     name = similarity_hash(models, pictures)
     table = out.with_suffix(".json") if out else _free(_similarity_out(list(models.values()), pictures), name)
@@ -317,9 +320,12 @@ def _score(
 ) -> None:
     from eval.benchmarks.registry import open_bench
     from eval.evaluate import evaluate, evaluation_hash
+    from eval.models.model import tell_of_other_data
     from eval.report.show import show_result
     from shards.atomic import write_json
 
+    if data is None and bench in ("shards", "demo"):
+        tell_of_other_data([model])
     opened = open_bench(bench, data, partial=settings.partial, shards=model.shards)
     name = evaluation_hash(model, opened, method, settings)
     path = out or _free(_default_out(model, opened, method, untrained, settings), name)

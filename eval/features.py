@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from eval.benchmarks.bench import ImageSet
 from eval.models.model import Model, Transform, evaluating, transform_table
-from shards.atomic import atomic_file, write_json
+from shards.atomic import write_array, write_json
 from shards.bars import bar, say
 from shards.errors import UserError
 from shards.machine import cores, prefetch
@@ -304,8 +304,7 @@ def _land(folder: Path, start: int, collected: list[npt.NDArray[Any]], masks: li
         (_mask(folder, start), np.concatenate(masks)),
         (_part(folder, start), np.concatenate(collected)),
     ):
-        with atomic_file(path) as file:
-            np.save(file, array)
+        write_array(path, array)
 
 
 def _whole(folder: Path, start: int, count: int) -> bool:

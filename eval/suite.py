@@ -23,7 +23,7 @@ from eval.benchmarks.registry import BENCHES, open_bench
 from eval.evaluate import METHODS, Method, Settings, evaluate, evaluation_hash, is_whole, prepared
 from eval.heads.knn import KNNConfig
 from eval.heads.probe import ProbeConfig
-from eval.models.model import Model
+from eval.models.model import Model, tell_of_other_data
 from eval.report.gallery import GraphStrips, caption_strips, image_strips
 from eval.report.latex import write_latex
 from eval.report.markdown import write_markdown
@@ -181,6 +181,8 @@ def _open_benches(
             f"the models of the suite {suite.name} were trained on {' and '.join(map(str, folders.values()))}: say "
             "with --data on which to evaluate all of them, or with benches = ['shards:FOLDER', ...]"
         )
+    if theirs and data is None:
+        tell_of_other_data(model for several in models.values() for model in several)
     shards = next(iter(folders.values()), None)
     benches = {}
     for prefix, name, folder in map(_place, suite.benches):

@@ -53,6 +53,7 @@ from shards.bars import bar, say
 from shards.errors import OverBudget, SkipBudget, UserError
 from shards.machine import cores
 from shards.manifest import FileEntry, Manifest, ShardEntry
+from shards.reader import Shards
 from shards.remote import shown
 
 __all__ = ["build_shards", "is_built"]
@@ -79,6 +80,7 @@ def build_shards(source: Source, out: Path, settings: BuildSettings, processes: 
     wanted = recorded(source, settings)
     _check_ours(out)
     if not (out / WORK).exists() and _finished(source, settings, out, out / WORK, wanted):
+        Shards.open(out).check_sizes()
         return False
     with disk_errors(out), alone(out, "choose another OUT= (--out)") as work:
         if _finished(source, settings, out, work, wanted):

@@ -299,7 +299,7 @@ def graph(
 @app.command()
 def verify(root: RootArgument) -> None:
     """Check every byte and row against the manifest. Exit code 1 when something is wrong."""
-    from shards.bars import bar
+    from shards.bars import bar, say
     from shards.manifest import Manifest
     from shards.verify import verify as check
 
@@ -310,6 +310,7 @@ def verify(root: RootArgument) -> None:
     for problem in problems:
         print(problem)
     if problems:
+        say(f"copy these files again if there is another copy of {root}; else delete it, and build it again")
         raise typer.Exit(1)
     print(f"{root} is sound: {manifest.samples:,} samples, {len(manifest.shards)} shards")
 

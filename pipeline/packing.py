@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.encode.encoder import EncoderSource
-from shards.atomic import atomic_file
+from shards.atomic import write_array
 from shards.bars import bar
 from shards.errors import UserError
 from shards.index import read_texts
@@ -73,8 +73,7 @@ def packed_order(out: Path, work: Path, text_ids: Ints, packing: Packing, seed: 
     lists = _lists(out, packing, seed)
     counts = np.bincount(text_ids, minlength=len(lists[0]) - 1)
     order = in_groups(text_ids, neighbour_groups(*lists, counts, packing.group_size, seed), packing.group_size, seed)
-    with atomic_file(path) as file:
-        np.save(file, order)
+    write_array(path, order)
     return order
 
 

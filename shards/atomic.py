@@ -9,9 +9,12 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-__all__ = ["TEMPORARY", "atomic_file", "json_bytes", "sha256_file", "sweep", "write_json"]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+__all__ = ["TEMPORARY", "atomic_file", "json_bytes", "sha256_file", "sweep", "write_array", "write_json"]
 
 TEMPORARY = ".partial-"  # prefix of unfinished files; safe to delete whenever no writer runs
 
@@ -46,6 +49,21 @@ def sweep(*folders: Path) -> None:
 def write_json(path: Path, value: object) -> None:
     with atomic_file(path) as file:
         file.write(json_bytes(value))
+
+
+def write_array(path: Path, array: npt.NDArray[Any]) -> None:
+    """A .npy file. NumPy itself writes to files in C, and of a full disk tells no more than that something failed."""
+    import numpy as np  # slow to import
+
+    with atomic_file(path) as file:
+        np.save(_Written(file), array)
+
+
+class _Written:
+    """Not a file to NumPy, but something that is written to."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.write = file.write
 
 
 def json_bytes(value: object) -> bytes:

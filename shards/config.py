@@ -21,7 +21,7 @@ T = TypeVar("T")
 def read_toml(path: Path) -> dict[str, Any]:
     """Raises UserError for a file that is missing, or no TOML."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows' editors begin with a mark
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:

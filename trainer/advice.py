@@ -91,7 +91,8 @@ class Adviser:
             )
             out["uniform"] = (
                 f"the target is all but uniform (entropy {entropy:.1%} of the largest), so there is nothing to learn "
-                f"from it: lower --tau-s (now {objective.tau_s:g})"
+                f"from it: lower --tau-s (now {objective.tau_s:g}), or see by `xclr-shards preview` whether the "
+                "graph's encoder tells these texts apart"
                 if entropy > UNIFORM
                 else None
             )

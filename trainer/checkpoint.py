@@ -69,6 +69,8 @@ class BackboneInfo:
     """Of the checkpoint file."""
     recipe: Recipe
     """Of the run."""
+    data: str
+    """sha256 of the manifest of the shards that it was trained on."""
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -267,6 +269,7 @@ def load_encoder(
         step=0 if untrained else int(state["step"]),
         sha256=digest,
         recipe=recipe,
+        data=str(state.get("data", "")),
     )
     encoder.eval()
     known = untrained or any(name.startswith(PROJECTOR) for name in state["encoder"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from shards.atomic import sha256_file
 from shards.bars import say
 from shards.errors import UserError, first_line
 from trainer.augment import IMAGENET_MEAN, IMAGENET_STD
@@ -21,6 +22,7 @@ __all__ = [
     "as_it_is_now",
     "evaluating",
     "model_of",
+    "tell_of_other_data",
     "transform_table",
     "weights_hash",
 ]
@@ -68,6 +70,8 @@ class Model:
     """The run, where results go."""
     shards: Path | None = None
     """What it was trained on."""
+    data: str = ""
+    """sha256 of their manifest.json; empty where that is not known."""
     graph: str | None = None
     """The graph it was trained with, by name; None: the only one."""
     projector: nn.Module | None = None
@@ -121,6 +125,17 @@ def model_of(
     )
 
 
+def tell_of_other_data(models: Iterable[Model]) -> None:
+    """Of models about to be judged on what they were trained on: what lies there now may be something else."""
+    for model in models:
+        manifest = model.shards / "manifest.json" if model.shards else None
+        if manifest and model.data and manifest.is_file() and sha256_file(manifest) != model.data:
+            say(
+                f"warning: {model.shards} is not what {model.folder or model.name} was trained on, but other shards or "
+                "built anew: say with --data which shards are meant"
+            )
+
+
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
     """In eval mode, and afterwards, module by module, in the mode that it was in: its owner may be training it."""
@@ -153,7 +168,7 @@ def as_it_is_now(model: Model) -> Model:
     if surroundings == "":
         return model
     if model.output is not None:
-        now, scale = _output(model.network, model.transform.image_size), model.output.abs().max()
+        now, scale = _output(model.network, model.transform.image_size), model.output.nan_to_num().abs().max()
         # The same network gives other bits in another layout in memory.
         if not torch.allclose(
             now.to(model.output.device), model.output, rtol=0, atol=1e-5 * float(scale), equal_nan=True

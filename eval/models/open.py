@@ -19,9 +19,11 @@ from safetensors import SafetensorError, safe_open
 
 from eval.models.model import Model, Transform, model_of
 from eval.models.own import open_own
+from shards.atomic import sha256_file
 from shards.errors import UserError
 from shards.mirror import local_folder
-from trainer.checkpoint import NotRead, checkpoints, find_checkpoint, load_encoder, run_of
+from shards.reader import is_finished
+from trainer.checkpoint import BackboneInfo, NotRead, checkpoints, find_checkpoint, load_encoder, run_of
 from trainer.own import is_own
 
 __all__ = ["open_checkpoint", "open_model", "open_models"]
@@ -101,10 +103,22 @@ def open_checkpoint(path: Path | None, *, untrained: bool = False, own: str | No
     return replace(
         model,
         folder=run_of(file),
-        shards=local_folder(info.recipe.data.shards) if info.recipe.data.shards else None,
+        shards=_shards(info, run_of(file)),
+        data=info.data,
         graph=info.recipe.data.graph or None,
         projector=projector,
     )
+
+
+def _shards(info: BackboneInfo, run: Path) -> Path | None:
+    """Where a run says that its shards lie; of a path from the folder that it was started in, which need not be this
+    one, the place that has them."""
+    folder = local_folder(info.recipe.data.shards) if info.recipe.data.shards else None
+    if folder is None or folder.is_absolute():
+        return folder
+    places = [place for place in (folder, run.parent.parent / folder) if is_finished(place)]  # run: runs/NAME
+    very = (place for place in places if sha256_file(place / "manifest.json") == info.data)
+    return next(very, places[0] if places else folder)
 
 
 def _foreign(file: Path) -> str:

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from pipeline.encode.encoder import Encoder, EncoderSource
 from pipeline.encode.load import load_encoder
 from pipeline.work import mapped_zeros
-from shards.atomic import atomic_file, write_json
+from shards.atomic import write_array, write_json
 from shards.bars import bar, say
 from shards.errors import UserError, first_line
 
@@ -200,8 +200,7 @@ def _run_all(
             vectors = embed(encoder, chunk, advance)
         finally:
             free.put(encoder)
-        with atomic_file(path) as file:
-            np.save(file, vectors)
+        write_array(path, vectors)
 
     with ThreadPoolExecutor(len(encoders)) as pool:
         futures = [pool.submit(run, path, chunk) for path, chunk in todo]

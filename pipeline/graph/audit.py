@@ -15,7 +15,17 @@ from pipeline.packing import flat_places
 from pipeline.search.exact import ROWS, TIE, Doubles, Similarity, largest_similarities, random_texts
 from shards.graph import Graph
 
-__all__ = ["BATCH", "TAU_S", "background", "background_similarity", "fidelity", "histogram", "listed_pairs", "recall"]
+__all__ = [
+    "BATCH",
+    "TAU_S",
+    "as_another",
+    "background",
+    "background_similarity",
+    "fidelity",
+    "histogram",
+    "listed_pairs",
+    "recall",
+]
 
 Ints = npt.NDArray[Any]
 Vectors = npt.NDArray[np.float32]
@@ -24,6 +34,7 @@ SAMPLE = 1000  # texts whose lists are audited: recall's standard error is then 
 RANDOM = 1024  # texts that stand for "random texts" in the background
 BATCH = 1024  # texts of the random batch that fidelity is measured on
 TAU_S = 0.1  # the paper's temperature of the targets
+SAME = 1 - 2.0**-11  # the half-precision number below 1
 BINS = 100  # of the histogram, over -1..1
 
 
@@ -65,6 +76,12 @@ def background(vectors: Vectors, seed: int) -> tuple[Vectors, Vectors]:
         spread = ((similarities - centre[:, None]) ** 2 * counted).sum(axis=1) / count
         mean[rows], deviation[rows] = centre, np.sqrt(spread)
     return mean, deviation
+
+
+def as_another(graph: Graph) -> int:
+    """Texts whose nearest other text is as near as they are themselves, in half precision."""
+    listing = np.flatnonzero(np.diff(graph.indptr))
+    return int((graph.similarities[graph.indptr[listing]] >= SAME).sum())  # each list begins with the nearest
 
 
 def histogram(graph: Graph, similarity: Similarity, seed: int) -> dict[str, Any]:

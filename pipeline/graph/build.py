@@ -61,9 +61,13 @@ def build_graph(
     settings = {"kind": kind, "k": k, "code_dim": code_dim, "seed": seed, "recall": recall}
     settings |= _inputs(shards, encoder_source, source)
     folder = root / "graphs" / (name or graph_name(kind, encoder_source, source, k))
+    there = f"{folder} is already there, with these settings"
+    if not (folder / WORK).exists() and _finished(folder, settings):  # which may be read only
+        say(there)
+        return folder
     with disk_errors(folder), alone(folder, "choose another --name (of xclr-shards graph)") as work:
         if _finished(folder, settings):
-            say(f"{folder} is already there, with these settings")
+            say(there)
         else:
             sweep(folder, *(path for path in work.rglob("*") if path.is_dir()), work)
             write_json(work / "settings.json", settings)

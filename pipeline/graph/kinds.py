@@ -19,7 +19,7 @@ from pipeline.scan.samples import Limits
 from pipeline.search.exact import Similarity, dot_products
 from pipeline.search.neighbours import Lists, symmetric_lists
 from pipeline.search.plan import nearest
-from shards.atomic import atomic_file, sha256_file
+from shards.atomic import sha256_file, write_array
 from shards.bars import say
 from shards.errors import UserError
 from shards.graph import Graph
@@ -38,6 +38,9 @@ __all__ = [
     "search_texts",
     "wordnet_graph",
 ]
+
+
+ALIKE = 0.1  # share of texts that have another one's vector, above which an encoder does not understand them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,7 +194,13 @@ def _vector_graph(found: Found, source: dict[str, Any], settings: Settings, fold
     }
     background = audit.background(vectors, settings.seed)
     lists = symmetric_lists(found.ids, found.similarities)
-    return _graph(lists, background, codes.encode(vectors, basis), dot_products(vectors), settings, meta)
+    graph = _graph(lists, background, codes.encode(vectors, basis), dot_products(vectors), settings, meta)
+    graph.meta["as_another"] = alike = audit.as_another(graph)
+    if alike > ALIKE * len(graph):
+        encoder, most = source.get("id"), found.encoding.get("max_tokens")
+        why = f" ({encoder} reads the first {most} tokens, and words of its languages): take another --encoder"
+        say(f"warning: {alike:,} of {len(graph):,} texts have the vector of another text{why if encoder else ''}")
+    return graph
 
 
 def _graph(
@@ -231,6 +240,5 @@ def _write_basis(folder: Path, basis: npt.NDArray[np.float32] | None) -> dict[st
     if basis is None:
         return None
     path = folder / "basis.npy"
-    with atomic_file(path) as file:
-        np.save(file, basis)
+    write_array(path, basis)
     return {"file": path.name, "sha256": sha256_file(path)}

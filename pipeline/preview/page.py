@@ -181,6 +181,10 @@ def _facts(numbers: Numbers) -> str:
         f"{meta['listed'] / max(meta['texts'], 1):.1f} listed neighbours a text",
         "recall": f"{audit['recall']:.4f} of the {audit['k']} nearest, audited on {audit['sample']:,} texts",
     }
+    if meta.get("as_another"):
+        facts["same vector"] = (
+            f"{meta['as_another']:,} texts have that of another, whose words the encoder may not know"
+        )
     rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in facts.items())
     return f'<table class="facts">{rows}</table>'
 

@@ -31,7 +31,7 @@ from pipeline.search.descent import descend
 from pipeline.search.gpu import gpu_search, has_room
 from pipeline.search.neighbours import MARGIN, Ids, Vectors, pair_similarities, rank, search_exact
 from pipeline.search.tiles import quantise, search_rows
-from shards.atomic import atomic_file, write_json
+from shards.atomic import write_array, write_json
 from shards.bars import bar, say
 from shards.errors import UserError
 from shards.machine import peak_memory
@@ -234,8 +234,7 @@ def _in_parts(
                 similarities[rows] = pair_similarities(vectors, rows, ids[rows])
             else:
                 ids[rows], similarities[rows] = search(rows)
-                with atomic_file(path) as file:
-                    np.save(file, ids[rows])
+                write_array(path, ids[rows])
             advance(len(rows))
     return ids, similarities
 

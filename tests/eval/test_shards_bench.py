@@ -21,6 +21,7 @@ from shards.manifest import Manifest
 from tests.eval.label_shards import Sample, coloured, write_labelled
 from tests.eval.make_folders import as_tars, make_folders, make_model
 from tests.eval.runs import run_eval, train_run
+from tests.make import make_shards
 from tests.pipeline.building import build
 from tests.pipeline.sources import data_set, images_inside
 from trainer.cli import _bench
@@ -242,6 +243,35 @@ def test_without_data_it_is_the_checkpoints_own_shards(
     here = json.loads((tmp_path / "here.json").read_text())
     assert here["columns"] == result["columns"]
     assert here["notes"]["test"] == f"{made}-test"
+
+
+def test_other_shards_where_a_run_had_its_own_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A path from the folder that it was started in; the run's own shards are found beside it from anywhere."""
+    for place, seed in (("here", 0), ("there", 1)):
+        make_shards(tmp_path / place / "data/own", (24,), classes=4, seed=seed)
+        make_shards(tmp_path / place / "data/own-test", (24,), classes=4, seed=seed + 2, split="test", graph=False)
+    monkeypatch.chdir(tmp_path / "here")
+    run = train_run("data/own", tmp_path / "here/runs/one")
+    call = ["knn", "--bench", "shards", "--k", "3", "--features", str(tmp_path / "cache"), "--checkpoint", str(run)]
+
+    def told() -> str:
+        assert run_eval(call) == 0
+        return " ".join(capsys.readouterr().err.split())
+
+    assert "is not what" not in told()
+    monkeypatch.chdir(tmp_path / "there")
+    assert f"on shards ({run.parent.parent}/data/own)" in (said := told())
+    assert "is not what" not in said
+    shutil.rmtree(tmp_path / "here/data")
+    said = told()
+    assert f"warning: data/own is not what {run} was trained on" in said
+    assert "on shards (data/own)" in said
+    call += ["--data", "data/own"]
+    assert "is not what" not in told()
+    call = ["similarity", "--samples", "10", *call[5:-2]]
+    assert f"warning: data/own is not what {run} was trained on" in told()
 
 
 NETWORK = """

@@ -143,6 +143,8 @@ def test_the_graph_of_the_training_is_taken(made: Path, tmp_path: Path, monkeypa
     assert run_eval(["similarity", "--checkpoint", "simclr", "--graph", "made"]) == 0
     make_shards(tmp_path / "data/made-test", classes=8, split="test")  # its own graph is called otherwise
     assert run_eval(["similarity", "--checkpoint", "xclr", "--data", "data/made-test"]) == 0
+    assert json.loads((tmp_path / "xclr/eval/similarity-made-test-other.json").read_text())["graph"] == "other"
+    assert run_eval(["similarity", "--checkpoint", "xclr", "--data", "data/made-test", "--graph", "made"]) == 0
     assert json.loads((tmp_path / "xclr/eval/similarity-made-test-made.json").read_text())["graph"] == "made"
 
 

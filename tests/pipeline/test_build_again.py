@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import random
 import shutil
 import signal
@@ -246,6 +247,24 @@ def test_a_finished_build_says_what_it_left_out(tmp_path: Path) -> None:
     whole = runner.invoke(app, [*arguments, str(tmp_path / "anew")], catch_exceptions=False)
     assert "already there, 2 samples" in whole.output
     assert "left out" not in whole.output
+
+
+@pytest.mark.parametrize("damage", ["a tar is gone", "a tar is cut"])
+def test_damaged_shards_are_not_called_finished(tmp_path: Path, damage: str) -> None:
+    out = build("flickr8k", img2dataset(tmp_path / "in"), tmp_path / "out")
+    tar = next(out.glob("*.tar"))
+    if damage == "a tar is gone":
+        tar.unlink()
+    else:
+        os.truncate(tar, 5000)
+    with pytest.raises(UserError, match=rf"{tar} (is missing|has 5,000 bytes).*: run `xclr-shards verify {out}`"):
+        build("flickr8k", tmp_path / "in", out)
+    told = CliRunner().invoke(app, ["verify", str(out)])
+    assert told.exit_code == 1
+    assert f"copy these files again if there is another copy of {out}; else delete it" in " ".join(told.output.split())
+    shutil.rmtree(out)
+    build("flickr8k", tmp_path / "in", out)
+    assert CliRunner().invoke(app, ["verify", str(out)]).exit_code == 0
 
 
 def test_two_builds_in_one_folder(tmp_path: Path) -> None:

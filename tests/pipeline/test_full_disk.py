@@ -21,7 +21,7 @@ from pipeline.graph.build import build_graph
 from pipeline.settings import BuildSettings
 from pipeline.sources.datasets import load_dataset
 from pipeline.sources.find import open_source
-from shards.atomic import TEMPORARY
+from shards.atomic import TEMPORARY, write_array
 from shards.errors import UserError
 from shards.verify import verify
 from tests.pipeline.building import contents
@@ -54,6 +54,16 @@ def build(source: Path, out: Path, processes: int = 1) -> Path:
     found = open_source(load_dataset("tiny-imagenet-100"), str(source))
     build_shards(found, out, BuildSettings(shard_size=10), processes)
     return out
+
+
+def test_an_array_on_a_full_disk(disk: Path) -> None:
+    """NumPy's own way of writing it raises an error without a number, which nobody can tell from others."""
+    write_array(disk / "small.npy", np.arange(10))
+    np.testing.assert_array_equal(np.load(disk / "small.npy"), np.arange(10))
+    with pytest.raises(OSError, match="No space left") as raised:
+        write_array(disk / "large.npy", np.zeros(1 << 20))
+    assert (raised.value.errno, raised.value.filename) == (errno.ENOSPC, str(disk / "large.npy"))
+    assert [path.name for path in disk.iterdir()] == ["small.npy"]
 
 
 def test_a_build_on_a_full_disk(disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

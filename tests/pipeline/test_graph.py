@@ -62,6 +62,24 @@ def test_lists_equal_brute_force(caption_shards: Path, dense: Doubles) -> None:
     assert max(errors) <= 0.002
 
 
+def test_texts_that_an_encoder_does_not_tell_apart_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The bundled one reads English: of Thai it knows no word, and of a long preamble no more than its first tokens."""
+    english = [f"a {colour} {thing}" for colour in ("red", "blue", "green") for thing in ("cat", "dog", "owl", "car")]
+    thai = ["\u0e41\u0e21\u0e27\u0e2a\u0e35\u0e41\u0e14\u0e07", "\u0e2b\u0e21\u0e32\u0e2a\u0e35\u0e14\u0e33"]
+    long = ["word " * 300 + thing for thing in ("cat", "dog")]
+    for name, texts, alike in (("good", english, 0), ("thai", english + thai, 2), ("long", english + long, 2)):
+        folder = build_graph(text_shards(tmp_path / name, texts), k=4)
+        assert read_graph(folder).meta["as_another"] == alike
+        said = " ".join(capsys.readouterr().err.split())
+        told = f"{alike} of {len(texts)} texts have the vector of another text (all-MiniLM-L6-v2 reads the first 256"
+        assert (told in said) == (alike > 0)
+    vectors = np.random.default_rng(0).normal(size=(12, 8))
+    vectors[:5] = vectors[0]
+    np.save(tmp_path / "v.npy", vectors)
+    build_graph(tmp_path / "good", kind="file", source=tmp_path / "v.npy", k=4)
+    assert "5 of 12 texts have the vector of another text\n" in capsys.readouterr().err
+
+
 def test_lists_are_symmetric_and_sorted(caption_shards: Path) -> None:
     graph = Shards.open(caption_shards).graph()
     pairs = {}

@@ -133,6 +133,16 @@ def test_the_page(tmp_path: Path) -> None:
     assert "It lists no pair of different texts." in preview(root, "class").read_text()
 
 
+def test_texts_of_one_vector_are_on_the_page(tmp_path: Path) -> None:
+    root = make_shards(tmp_path / "s", classes=6, graph=False)
+    vectors = np.eye(6)[[0, 0, 1, 2, 3, 4]]
+    np.save(tmp_path / "v.npy", np.hstack([vectors, np.zeros((6, 1))]))
+    build_graph(root, kind="file", source=tmp_path / "v.npy", name="mine", k=2)
+    assert "2 texts have that of another, whose words the encoder may not know" in preview(root, "mine").read_text()
+    build_graph(root, k=2)
+    assert "same vector" not in preview(root, "minilm-k2").read_text()
+
+
 def test_the_batch_may_be_that_of_the_training(tmp_path: Path) -> None:
     """In a smaller one more of the target lies on the sample itself."""
     root = make_shards(tmp_path / "shards", sizes=(40, 30), classes=12, graph=False)

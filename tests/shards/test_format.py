@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.atomic import TEMPORARY, atomic_file, write_json
+from shards.atomic import TEMPORARY, atomic_file, write_array, write_json
 from shards.errors import OverBudget, SkipBudget, UserError
 from shards.graph import Graph, read_graph, write_graph
 from shards.index import ROWS, write_texts
@@ -126,6 +126,13 @@ def test_graph_by_name(tmp_path: Path) -> None:
 
 def test_sound_shards_verify(tmp_path: Path) -> None:
     assert verify(make_shards(tmp_path)) == []
+
+
+@pytest.mark.parametrize("array", [np.zeros((0, 3), np.float16), np.arange(200_000).reshape(-1, 8), np.eye(3)[:, ::-1]])
+def test_arrays_are_written_as_numpy_writes_them(tmp_path: Path, array: np.ndarray) -> None:
+    write_array(tmp_path / "ours.npy", array)
+    np.save(tmp_path / "theirs.npy", array)
+    assert (tmp_path / "ours.npy").read_bytes() == (tmp_path / "theirs.npy").read_bytes()
 
 
 def test_atomic_file_leaves_nothing_behind_on_failure(tmp_path: Path) -> None:
