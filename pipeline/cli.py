@@ -297,7 +297,13 @@ def graph(
 
 
 @app.command()
-def verify(root: RootArgument) -> None:
+def verify(
+    root: RootArgument,
+    decode: Annotated[
+        bool, typer.Option("--decode", help="Decode every image as well, and name those that training cannot show.")
+    ] = False,
+    processes: Annotated[int | None, typer.Option(min=1, help="Of --decode. Default: one a core.")] = None,
+) -> None:
     """Check every byte and row against the manifest. Exit code 1 when something is wrong."""
     from shards.bars import bar, say
     from shards.manifest import Manifest
@@ -307,6 +313,17 @@ def verify(root: RootArgument) -> None:
     steps = len(manifest.files) + len(manifest.shards) + len(list(root.glob("graphs/*/")))
     with bar(f"verifying {root}", steps) as advance:
         problems = check(root, lambda name: advance(1))
+    if decode and not problems:
+        from pipeline.undecodable import undecodable
+        from shards.machine import cores
+
+        with bar(f"decoding {root}", len(manifest.shards)) as advance:
+            bad = undecodable(root, processes or cores(), advance)
+        for line in bad:
+            print(line)
+        if bad:
+            say(f"{len(bad):,} of {manifest.samples:,} images do not decode: take them out, and build anew")
+            raise typer.Exit(1)
     for problem in problems:
         print(problem)
     if problems:

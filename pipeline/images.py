@@ -19,7 +19,7 @@ from PIL import Image
 
 from shards.pictures import PIL_RAISES, as_rgb, opencv_misreads
 
-__all__ = ["QUALITY", "image_size", "kind", "problem", "resized"]
+__all__ = ["QUALITY", "image_size", "kind", "problem", "resized", "shows"]
 
 QUALITY = 95  # JPEG quality of resized copies: img2dataset's default, beyond which files grow and nothing is seen
 JPEG, END = b"\xff\xd8", b"\xff\xd9"
@@ -50,15 +50,23 @@ def problem(data: bytes | memoryview, max_pixels: int) -> str | None:
 
 
 def image_size(data: bytes | memoryview) -> tuple[int, int] | None:
-    """(width, height) from the header; None when it is no image."""
+    """(width, height) from the header; None when it is no image, or one of numbers that are no brightness."""
     found = _jpeg_size(data) if bytes(data[:2]) == JPEG else None
     if found:
         return found
     try:
         with _opened(data) as image:
-            return image.size
+            return None if image.mode == "F" else image.size
     except PIL_RAISES:
         return None
+
+
+def shows(data: bytes) -> bool:
+    """Whether all of it decodes, to what training takes it for."""
+    try:
+        return _bgr(data).size > 0
+    except ValueError:
+        return False
 
 
 def kind(data: bytes | memoryview) -> str:

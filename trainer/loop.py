@@ -149,7 +149,7 @@ class _Loop:
             graph_kind=graph.kind if graph else "",
             coded=graph is not None and graph.codes is not None,
         )
-        remedy = f"take them out and build {shards.root} again"
+        remedy = f"`xclr-shards verify {shards.root} --decode` names all: take them out of the source, and build anew"
         self.budget = SkipBudget("training images", BAD_IMAGES, remedy=remedy)
         self.best, self.bad_before, self.bad_told, self.bad_last = float("-inf"), 0, 0, ""
         self.saver = Saver()
@@ -289,9 +289,9 @@ class _Loop:
             self.bad_told = bad
             last = f" (the last was {self.bad_last})" if self.bad_last else ""
             text = (
-                f"images that did not decode so far, with grey pictures in their place: {bad}{last}; above "
-                f"{BAD_IMAGES:.0%} the run stops. `xclr-shards verify {self.shards.root}` tells whether these shards "
-                "are damaged, or the source was"
+                f"images that did not decode so far, with grey pictures in their place: {bad}{last}; at more than ten "
+                f"and {BAD_IMAGES:.0%} the run stops. `xclr-shards verify {self.shards.root} --decode` names all, and "
+                "tells whether these shards are damaged, or the source was"
             )
             self._warn(metrics, done, text)
 

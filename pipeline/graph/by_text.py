@@ -30,9 +30,14 @@ def names_texts(path: Path) -> bool:
     if path.suffix != ".parquet":
         return False
     try:
-        return None not in _columns(pq.read_schema(path))
+        schema = pq.read_schema(path)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"cannot read {path} as parquet ({first_line(error)})") from None
+    text, vector = _columns(schema)
+    if text and not vector and (named := _named(schema, VECTOR)):
+        kind = schema.field(named[0]).type
+        raise UserError(f"{path}: column {named[0]} holds {kind}, not lists of numbers, one a row: convert it to these")
+    return bool(text and vector)
 
 
 def width(path: Path) -> int:
@@ -95,10 +100,15 @@ def vectors_by_text(path: Path, texts: Sequence[str], out: Path, longest: int) -
 
 
 def _columns(schema: pa.Schema) -> tuple[str | None, str | None]:
-    text = next((name for name in TEXT if name in schema.names and _is_text(schema.field(name).type)), None)
+    text = next((name for name in _named(schema, TEXT) if _is_text(schema.field(name).type)), None)
     lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    vector = next((n for n in VECTOR if n in schema.names and any(of(schema.field(n).type) for of in lists)), None)
+    vector = next((name for name in _named(schema, VECTOR) if any(of(schema.field(name).type) for of in lists)), None)
     return text, vector
+
+
+def _named(schema: pa.Schema, usual: Sequence[str]) -> list[str]:
+    """Columns that are called so, in whatever letters, the usual ones first."""
+    return [name for one in usual for name in schema.names if name.strip().lower() == one]
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -269,6 +269,18 @@ def test_wrong_vectors_beside_texts(tmp_path: Path, texts: list[Any], vectors: l
     assert not list(root.rglob("vectors.npy"))
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.binary(), pa.float32()])
+def test_columns_that_hold_no_vectors_are_told(tmp_path: Path, kind: pa.DataType) -> None:
+    cells = {pa.string(): "[1.0, 0.0]", pa.binary(): b"12345678", pa.float32(): 1.0}
+    root = text_shards(tmp_path / "s", ["a", "b"])
+    table = {"text": ["a", "b"], "embedding": pa.array([cells[kind]] * 2, kind)}
+    pq.write_table(pa.table(table), tmp_path / "v.parquet")
+    with pytest.raises(UserError, match=f"column embedding holds {kind}, not lists of numbers, one a row"):
+        build_graph(root, kind="file", source=tmp_path / "v.parquet")
+    pq.write_table(pa.table({"Text": ["a", "b"], " EMBEDDING": [[1.0, 0], [0, 1.0]]}), tmp_path / "v.parquet")
+    assert len(read_graph(build_graph(root, kind="file", source=tmp_path / "v.parquet"))) == 2
+
+
 def test_cosines_are_taken_with_their_rounding(tmp_path: Path) -> None:
     root = text_shards(tmp_path / "s", ["a", "b", "c"])
     exact = np.array([[1, 0.5, 0.25], [0.5, 1, -1], [0.25, -1, 1]])

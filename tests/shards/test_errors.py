@@ -13,6 +13,7 @@ import typer
 
 from shards.atomic import write_json
 from shards.bars import spoken
+from shards.config import read_toml
 from shards.errors import UserError, first_line, run_cli
 from shards.manifest import Manifest
 
@@ -130,3 +131,9 @@ def test_the_first_line_of_another_librarys_message(message: str, line: str) -> 
 )
 def test_durations(seconds: float, words: str) -> None:
     assert spoken(seconds) == words
+
+
+def test_a_mark_before_toml_is_passed_over(tmp_path: Path) -> None:
+    """As Windows' editors write it."""
+    (tmp_path / "a.toml").write_bytes(b'\xef\xbb\xbfname = "caf\xc3\xa9"\n')
+    assert read_toml(tmp_path / "a.toml") == {"name": "caf\u00e9"}

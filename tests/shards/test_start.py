@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.metadata import entry_points
 from types import ModuleType
@@ -21,6 +22,18 @@ def test_each_command_is_its_module_s(name: str, module: str, monkeypatch: pytes
     monkeypatch.setitem(sys.modules, module, stand_in)
     getattr(start, name)()
     assert called == [module]
+
+
+def test_opencv_does_not_warn_of_pictures_that_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENCV_LOG_LEVEL", raising=False)
+    stand_in = ModuleType("trainer.cli")
+    stand_in.main = lambda: None  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "trainer.cli", stand_in)
+    start.train()
+    assert os.environ["OPENCV_LOG_LEVEL"] == "ERROR"
+    monkeypatch.setenv("OPENCV_LOG_LEVEL", "INFO")  # who wants to see them may
+    start.train()
+    assert os.environ["OPENCV_LOG_LEVEL"] == "INFO"
 
 
 def test_ctrl_c_while_a_command_is_imported_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
