@@ -99,8 +99,8 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # of a write, which does not know its file's name
 INTERRUPTED = 130  # 128 + SIGINT
 PLACE = {
-    errno.EACCES: "choose a folder that may be read and written",
-    errno.EPERM: "choose a folder that may be read and written",
+    errno.EACCES: "change its permissions, or choose another place",
+    errno.EPERM: "change its permissions, or choose another place",
     errno.EROFS: "choose a folder that may be written",
     errno.ENOTDIR: "a file lies where a folder is needed: choose another path",
     errno.EEXIST: "a file lies where a folder is needed: choose another path",

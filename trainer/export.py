@@ -60,7 +60,7 @@ def export(checkpoint: Path, out: Path) -> Path:
             file.write(card.encode())
     except (OSError, SafetensorError) as error:  # safetensors' own writer wraps what the system said
         reason = (error.strerror if isinstance(error, OSError) else None) or error
-        raise UserError(f"cannot write {out} ({reason}): make room, or choose another folder with --out") from None
+        raise UserError(f"cannot write {out} ({reason}): choose another folder with --out") from None
     return out
 
 

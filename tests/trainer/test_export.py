@@ -177,7 +177,7 @@ def test_of_a_damaged_checkpoint_the_one_beside_it_is_named(tmp_path: Path) -> N
 
 
 def test_export_names_a_folder_that_cannot_be_written(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"cannot write /proc/x \(.*\): make room, or choose"):
+    with pytest.raises(UserError, match=r"cannot write /proc/x \(.*\): choose another folder with --out"):
         export(checkpoints(run)[-1], Path("/proc/x"))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))  # the kernel refuses more, as a full disk does
