@@ -182,7 +182,7 @@ def test_export_names_a_folder_that_cannot_be_written(run: Path, tmp_path: Path)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))  # the kernel refuses more, as a full disk does
     try:
-        with pytest.raises(UserError, match=r"cannot write .*/out \(.*large.*\): make room"):
+        with pytest.raises(UserError, match=r"cannot write .*/out \(.*large.*\): choose another folder"):
             export(checkpoints(run)[-1], tmp_path / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
