@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 
-ALIKE = 0.1  # share of texts that have another one's vector, above which an encoder does not understand them
+ALIKE = 0.05  # share of texts that have another one's vector, above which an encoder does not understand them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
