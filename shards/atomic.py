@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["TEMPORARY", "atomic_file", "json_bytes", "sha256_file", "sweep", "write_array", "write_json"]
+__all__ = ["TEMPORARY", "atomic_file", "json_bytes", "sha256_file", "sweep", "write_array", "write_json", "write_text"]
 
 TEMPORARY = ".partial-"  # prefix of unfinished files; safe to delete whenever no writer runs
 
@@ -49,6 +49,12 @@ def sweep(*folders: Path) -> None:
 def write_json(path: Path, value: object) -> None:
     with atomic_file(path) as file:
         file.write(json_bytes(value))
+
+
+def write_text(path: Path, text: str) -> None:
+    """UTF-8, with a question mark for what is no text: paths may hold any bytes."""
+    with atomic_file(path) as file:
+        file.write(text.encode("utf-8", "replace"))
 
 
 def write_array(path: Path, array: npt.NDArray[Any]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from shards.atomic import atomic_file
+from shards.atomic import write_text
 
 __all__ = ["COLOURS", "data_uri", "interval_chart", "legend", "line_chart", "table", "ticks", "write_page"]
 
@@ -64,8 +64,7 @@ def write_page(path: Path, title: str, parts: Iterable[str], style: str = "") ->
         + "\n".join(part for part in parts if part)
         + "\n</body></html>\n"
     )
-    with atomic_file(path) as file:
-        file.write(page.encode("utf-8", "replace"))  # paths need not be UTF-8
+    write_text(path, page)
 
 
 def data_uri(data: bytes, kind: str = "image/jpeg") -> str:

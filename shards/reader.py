@@ -34,7 +34,11 @@ class Shards:
 
     @classmethod
     def open(cls, root: Path) -> Shards:
-        """Raises UserError where `root` has no readable manifest."""
+        """Raises UserError where `root` has no readable manifest, and for a path that Arrow cannot be given."""
+        try:
+            os.path.abspath(root).encode()
+        except UnicodeEncodeError:
+            raise UserError(f"the path {root} is not UTF-8: rename its folder") from None
         return cls(Path(root), Manifest.load(Path(root)))
 
     def __len__(self) -> int:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from timm.models import get_pretrained_cfg, save_for_hf
 from torch import nn
 
-from shards.atomic import atomic_file, sha256_file
+from shards.atomic import sha256_file, write_text
 from shards.errors import UserError
 from trainer.checkpoint import BackboneInfo, find_checkpoint, load_backbone, run_of
 from trainer.model import TIMM
@@ -56,8 +56,7 @@ def export(checkpoint: Path, out: Path) -> Path:
     try:
         _write(out, backbone, info)
         card = _card(info, checkpoint, sha256_file(out / "model.safetensors"))
-        with atomic_file(out / "README.md") as file:
-            file.write(card.encode())
+        write_text(out / "README.md", card)
     except (OSError, SafetensorError) as error:  # safetensors' own writer wraps what the system said
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise UserError(f"cannot write {out} ({reason}): choose another folder with --out") from None

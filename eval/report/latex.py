@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.report.table import difference_lines, heading, marks, runs_line, warnings
-from shards.atomic import atomic_file
+from shards.atomic import write_text
 
 __all__ = ["latex", "write_latex"]
 
@@ -18,8 +18,7 @@ SIGNS |= {sign: f"\\{sign}" for sign in "&%$#_{}"}
 
 
 def write_latex(path: Path, results: dict[str, Any]) -> None:
-    with atomic_file(path) as file:
-        file.write(latex(results).encode())
+    write_text(path, latex(results))
 
 
 def latex(results: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from eval.report.compare import COMPARED, MANY, compared_columns, comparison_lin
 from eval.report.otherwise import otherwise
 from eval.report.table import difference_lines, heading, marks, plus_minus, runs_line, warnings
 from eval.report.titles import TITLES, model_parts
-from shards.atomic import atomic_file
+from shards.atomic import write_text
 
 __all__ = ["markdown", "write_markdown"]
 
@@ -18,8 +18,7 @@ MARKS = {"best": "**", "near": "*", "": ""}
 
 
 def write_markdown(path: Path, results: dict[str, Any]) -> None:
-    with atomic_file(path) as file:
-        file.write(markdown(results).encode())
+    write_text(path, markdown(results))
 
 
 def markdown(results: dict[str, Any]) -> str:

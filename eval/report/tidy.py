@@ -9,7 +9,7 @@ from typing import Any
 
 from eval.report.settings import setting
 from eval.report.titles import model_parts
-from shards.atomic import atomic_file
+from shards.atomic import write_text
 
 __all__ = ["HEAD", "tidy_lines", "write_tidy"]
 
@@ -19,8 +19,7 @@ HEAD = ("row", "run", "checkpoint", "step", "seed", "method", "column", "accurac
 def write_tidy(path: Path, results: dict[str, Any]) -> None:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(tidy_lines(results))
-    with atomic_file(path) as file:
-        file.write(text.getvalue().encode())
+    write_text(path, text.getvalue())
 
 
 def tidy_lines(results: dict[str, Any]) -> list[list[Any]]:

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.atomic import TEMPORARY, atomic_file, write_array, write_json
+from shards.atomic import TEMPORARY, atomic_file, write_array, write_json, write_text
 from shards.errors import OverBudget, SkipBudget, UserError
 from shards.graph import Graph, read_graph, write_graph
 from shards.index import ROWS, write_texts
@@ -165,7 +165,15 @@ def test_paths_of_any_bytes_are_kept(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"root": path})
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))["root"] == path
     write_page(tmp_path / "a.html", path, [path])
+    write_text(tmp_path / "a.md", path)
+    assert (tmp_path / "a.md").read_bytes() == b"/data/caf? \xc3\xa9"
     assert "/data/caf? \u00e9" in (tmp_path / "a.html").read_text(encoding="utf-8")
+
+
+def test_shards_below_a_path_that_is_no_text_are_refused(tmp_path: Path) -> None:
+    made = make_shards(tmp_path / "made")
+    with pytest.raises(UserError, match="is not UTF-8: rename its folder"):
+        Shards.open(made.rename(tmp_path / os.fsdecode(b"caf\xe9")))
 
 
 def test_budget_counts_and_stops() -> None:
