@@ -144,23 +144,45 @@ def _of_images(columns: Sequence[pa.Array | None], ids: Sequence[npt.NDArray[np.
 
 
 def _spellings(names: pa.Array, roots: Sequence[Path]) -> tuple[pa.Array, npt.NDArray[np.int64]]:
-    """The first name of each image, and [names] which of them each is another spelling of: a.jpg, ./a.jpg, /in/a.jpg.
+    """The first name of each image, and [names] which of them each is another spelling of: a.jpg, .\\a.JPG, /in/a.jpg.
 
     Files are looked for only where such spellings are met. Where `..` leads, links decide, so such names stay.
     """
-    dotted = pc.any(pc.match_substring_regex(names, r"(^|/)\./|(^|[^:])//")).as_py()
-    absolute = pc.sum(pc.starts_with(names, "/")).as_py() or 0
-    if not dotted and absolute in (0, len(names)):
-        return names, np.arange(len(names))
-    images: dict[str, int] = {}
-    first, image = list[int](), np.empty(len(names), np.int64)
-    for position, name in enumerate(map(os.fsdecode, names.to_pylist())):
-        found = None if ".." in name else find_image(name, roots)
-        key = os.path.normpath(found) if found else f"\0{name}"  # no path: named, and not there
-        image[position] = number = images.setdefault(key, len(images))
-        if number == len(first):
-            first.append(position)
-    return names.take(pa.array(first, pa.int64())), image
+    keys = _keys(names)
+    dotted = pc.any(pc.match_substring_regex(keys, r"(^|/)\./|(^|[^:])//")).as_py()
+    absolute = pc.sum(pc.starts_with(keys, "/")).as_py() or 0
+    mixed = dotted or absolute not in (0, len(names))
+    positions = np.arange(len(names)) if mixed else _shared(names, keys)
+    image, images = np.arange(len(names)), dict[str, int]()
+    for position, name in zip(positions.tolist(), names.take(pa.array(positions)).to_pylist(), strict=True):
+        text = os.fsdecode(name)
+        found = None if ".." in text else find_image(text, roots)
+        key = os.path.normpath(found) if found else f"\0{text}"  # no path: named, and not there
+        image[position] = images.setdefault(key, position)
+    if not len(positions):  # nearly always
+        return names, image
+    first, image = np.unique(image, return_inverse=True)
+    return names.take(pa.array(first)), image
+
+
+def _keys(names: pa.Array) -> pa.Array:
+    """[names] bytes that are equal wherever `find_image` may find one file by two of the names."""
+    text = names.view(pa.large_string())  # of any bytes: these kernels look at ASCII alone
+    keys = pc.ascii_lower(pc.replace_substring(pc.ascii_trim_whitespace(text), "\\", "/")).view(pa.large_binary())
+    other = pc.invert(pc.string_is_ascii(text))
+    if not pc.any(other).as_py():
+        return keys
+    forms = (os.fsdecode(name).strip().replace("\\", "/") for name in names.filter(other).to_pylist())
+    composed = [os.fsencode(unicodedata.normalize("NFC", form).lower()) for form in forms]
+    return pc.replace_with_mask(keys, other, pa.array(composed, pa.large_binary()))
+
+
+def _shared(names: pa.Array, keys: pa.Array) -> npt.NDArray[np.int64]:
+    """Positions of the keys that are there more than once."""
+    if keys.equals(names):  # which differ
+        return np.zeros(0, np.int64)
+    ids = pc.dictionary_encode(keys).indices.to_numpy()
+    return np.flatnonzero(np.bincount(ids)[ids] > 1)
 
 
 def _write(path: Path, table: pa.Table) -> None:

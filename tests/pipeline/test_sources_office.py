@@ -19,7 +19,9 @@ from PIL import Image
 
 from eval.benchmarks.registry import open_bench
 from pipeline.images import kind
-from pipeline.sources.tables import find_image
+from pipeline.sources.datasets import Dataset
+from pipeline.sources.source import Source
+from pipeline.sources.tables import find_image, grouped_rows
 from shards.errors import UserError
 from shards.manifest import Manifest
 from shards.reader import Shards
@@ -139,6 +141,55 @@ def test_paths_as_other_systems_write_them(tmp_path: Path, written: str, file: s
     write_table(tmp_path / "in" / "t.csv", [(written, "there")])
     mine = data_set(tmp_path / "mine.toml", format="table")
     assert list(built(mine, tmp_path / "in", tmp_path / "out").values()) == [(made[file], "there")]
+
+
+@pytest.mark.parametrize(
+    ("file", "other"),
+    [
+        ("sub/a.jpg", "sub\\a.jpg"),
+        ("a.jpg", " a.jpg"),
+        ("a.jpg", "\u00a0a.jpg"),
+        ("a.jpg", ".\\a.jpg"),
+        ("a.jpg", "a.JPG"),
+        ("\u00e9.jpg", "e\u0301.jpg"),
+        ("sub/\u00e9.jpg", "sub\\e\u0301.JPG "),
+    ],
+)
+def test_rows_that_spell_a_path_otherwise_are_of_one_image(tmp_path: Path, file: str, other: str) -> None:
+    """So that labels which contradict are met, and no image lies on both sides of a split."""
+    made = pictures(tmp_path / "in", ["b.jpg", file, "c.jpg"])
+    rows = [
+        ("b.jpg", "0", "cat"),
+        (other, "1", "dog"),
+        (file, "2", "dog"),
+        ("c.jpg", "3", "cat"),
+        ("B.jpg", "4", "cat"),
+    ]
+    given = [{"image": name, "caption": caption, "kind": kind} for name, caption, kind in rows]
+    pq.write_table(pa.Table.from_pylist(given), tmp_path / "in" / "t.parquet")
+    mine = data_set(tmp_path / "mine.toml", format="table", label="kind")
+    found = built(mine, tmp_path / "in", tmp_path / "out")
+    assert found == {"b.jpg": (made["b.jpg"], "0"), other: (made[file], "1\n2"), "c.jpg": (made["c.jpg"], "3")}
+    assert Manifest.load(tmp_path / "out").skipped == {"missing file": 1}
+    pq.write_table(pa.Table.from_pylist([*given, given[1] | {"image": file, "kind": "cat"}]), tmp_path / "in/t.parquet")
+    built(mine, tmp_path / "in", tmp_path / "out2")
+    assert Manifest.load(tmp_path / "out2").skipped == {"missing file": 1, "several labels": 1}
+
+
+def test_files_whose_names_differ_in_their_case_alone_stay_apart(tmp_path: Path) -> None:
+    made = pictures(tmp_path / "in", ["a.jpg", "a.JPG", "\u00e9.jpg", "e\u0301.jpg"])
+    write_table(tmp_path / "in" / "t.csv", [(name, f"number {i}") for i, name in enumerate(made)])
+    mine = data_set(tmp_path / "mine.toml", format="table")
+    found = built(mine, tmp_path / "in", tmp_path / "out")
+    assert found == {name: (content, f"number {i}") for i, (name, content) in enumerate(made.items())}
+
+
+def test_names_of_any_bytes_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(b"image,caption\n\xe9.jpg,a\n\xe8.jpg,b\n\xe9.JPG,c\n")
+    dataset = Dataset(name="mine", format="table")
+    source = Source(dataset=dataset, where="", partitions=(), tables=(tmp_path / "t.csv",))
+    _, rows, _, _ = grouped_rows(source, tmp_path / "t.arrow", 0, 1)
+    assert [name for name, _, _ in rows] == [b"\xe9.jpg", b"\xe8.jpg", b"\xe9.JPG"]
 
 
 def test_a_file_of_the_very_name_comes_first(tmp_path: Path) -> None:
