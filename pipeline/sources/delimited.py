@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import mmap
 import re
-from functools import reduce
+import sys
+from collections.abc import Callable
+from functools import partial, reduce
 from pathlib import Path
 
 import pyarrow as pa
@@ -55,30 +57,52 @@ def read_delimited(dataset: Dataset, path: Path) -> Columns:
 def _parsed(
     dataset: Dataset, path: Path, delimiter: str, above: int, *, quoted: bool
 ) -> tuple[Names, pa.Table, Unreadable]:
-    """Names of the columns that are wanted; these; and rows that have other columns than the header."""
-    bad: list[str] = []
+    """Names of the columns that are wanted; these; and rows that have other columns than the header.
+
+    Arrow hands such a row on as text, which fails where it is not UTF-8. So the table is then parsed as Latin-1, in
+    which all bytes are text, and its cells are turned back.
+    """
+    parse = partial(
+        pc_csv.ParseOptions, delimiter=delimiter, quote_char='"' if quoted else False, newlines_in_values=quoted
+    )
+    failed, hook = list[type](), sys.unraisablehook
+    sys.unraisablehook = lambda one: failed.append(one.exc_type) if one.exc_type is UnicodeDecodeError else hook(one)
+    try:
+        return _parsed_as("utf8", dataset, path, parse, above)
+    except pa.ArrowInvalid:
+        if not failed:
+            raise
+    finally:
+        sys.unraisablehook = hook
+    names, table, bad = _parsed_as("latin-1", dataset, path, parse, above)
+    cells = ([cell.decode().encode("latin-1") for cell in column.to_pylist()] for column in table.columns)
+    return names, pa.table([pa.array(column, pa.large_binary()) for column in cells], names.wanted), bad
+
+
+def _parsed_as(
+    encoding: str, dataset: Dataset, path: Path, parse: Callable[..., pc_csv.ParseOptions], above: int
+) -> tuple[Names, pa.Table, Unreadable]:
+    """Cells in UTF-8 of what the encoding makes of them."""
+    bad: list[bytes] = []
 
     def skip(row: pc_csv.InvalidRow) -> str:
-        bad.append(row.text)
+        bad.append(row.text.encode(encoding))
         return "skip"
 
-    parse = pc_csv.ParseOptions(
-        delimiter=delimiter,
-        quote_char='"' if quoted else False,
-        newlines_in_values=quoted,
-        invalid_row_handler=skip,
-    )
-    with pc_csv.open_csv(path, pc_csv.ReadOptions(block_size=1 << 20, skip_rows=above), parse) as reader:
-        names = columns(dataset, reader.schema.names, str(path))
+    options, reading = parse(invalid_row_handler=skip), partial(pc_csv.ReadOptions, skip_rows=above, encoding=encoding)
+    with pc_csv.open_csv(path, reading(block_size=1 << 20), options) as reader:
+        header = [name.encode(encoding).decode("utf-8-sig") for name in reader.schema.names]
+        names = columns(dataset, header, str(path))
+        wanted = [reader.schema.names[header.index(name)] for name in names.wanted]
     bad.clear()
     convert = pc_csv.ConvertOptions(
         check_utf8=False,
-        column_types={name: pa.large_binary() for name in names.wanted},
-        include_columns=names.wanted,
+        column_types={name: pa.large_binary() for name in wanted},
+        include_columns=wanted,
         strings_can_be_null=False,
     )
-    table = pc_csv.read_csv(path, pc_csv.ReadOptions(block_size=BLOCK, skip_rows=above), parse, convert)
-    return names, table, Unreadable(len(bad), shown(bad[-1].encode()) if bad else "")
+    table = pc_csv.read_csv(path, reading(block_size=BLOCK), options, convert)
+    return names, table, Unreadable(len(bad), shown(bad[-1]) if bad else "")
 
 
 def _lines(path: Path) -> int:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.sources.datasets import Dataset
+from pipeline.sources.delimited import read_delimited
 from shards.errors import UserError
 from tests.pipeline.building import grouped
 
@@ -54,3 +56,19 @@ def test_lines_within_quotes_that_look_like_rows(tmp_path: Path) -> None:
     path.write_text('image,caption\na.jpg,"hello, there\nb.jpg,"hi, x\nc.jpg,x\n')
     with pytest.raises(UserError, match="a quote is opened and not closed in line 2 "):
         grouped(path)
+
+
+@pytest.mark.parametrize("mark", [",", "\t", "|"])
+def test_ragged_rows_of_a_table_that_is_not_utf8_are_counted(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], mark: str
+) -> None:
+    """And all bytes of the other rows stay."""
+    cells = ["image,l\xc3\xa9gende", "\xe9.jpg,caf\xe9", "b.jpg,x,ragged \xe9", "c.jpg,caf\xc3\xa9\xff", ""]
+    bom = b"\xef\xbb\xbf" if mark == "," else b""
+    (tmp_path / "t.csv").write_bytes(bom + "\n".join(cells).encode("latin-1").replace(b",", mark.encode()))
+    dataset = Dataset(name="mine", format="table", captions=("l\u00e9gende",))
+    found = read_delimited(dataset, tmp_path / "t.csv")
+    assert found.images.to_pylist() == [b"\xe9.jpg", b"c.jpg"]
+    assert found.captions.to_pylist() == [b"caf\xe9", b"caf\xc3\xa9\xff"]
+    assert found.unreadable == (1, repr(f"b.jpg{mark}x{mark}ragged \ufffd"))
+    assert capfd.readouterr().err == ""
