@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import mmap
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial, reduce
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,24 +24,18 @@ __all__ = ["read_delimited"]
 
 BLOCK = 64 << 20  # bytes of CSV parsed at once; a row must fit
 CELL_LINES = 50  # more in one cell are rows
-SEPARATOR = re.compile(rb"sep=.", re.IGNORECASE)  # a line that spreadsheets write above the header
+MARKS = ("\t", "|", ",", ";")
+SEPARATOR = re.compile(rb"sep=([\t -~])", re.IGNORECASE)  # a line that spreadsheets write above the header
+NOTHING = b"\t\x0b\x0c |,;"  # a spreadsheet writes an empty row so
 
 
 def read_delimited(dataset: Dataset, path: Path) -> Columns:
     """CSV and its kin with a header line. Bytes, not text: what is not UTF-8 is the captions' rule to mend."""
-    with path.open("rb") as file:
-        header = file.readline(1 << 16).removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n")
-        above = int(SEPARATOR.fullmatch(header) is not None)  # lines above the header
-        header = file.readline(1 << 16).rstrip(b"\r\n") if above else header
-    if not header and not _lines(path):
-        raise UserError(f"{path} is empty: expected a header line such as image,caption")
-    delimiter = next((mark for mark in ("\t", "|", ",", ";") if mark.encode() in header), None)
-    if delimiter is None:
-        raise UserError(f"{path} has one column, {header[:60]!r}: expected a header line such as image,caption")
+    above, delimiter, header = _top(dataset, path)
     # Flickr30k's results.csv has bare quotes within captions, and no quoted ones.
-    quoted = delimiter != "|"
+    quoted = delimiter != "|" or b'"' in header
     names, table, bad = _parsed(dataset, path, delimiter, above, quoted=quoted)
-    if quoted and (lost := _lines(path) - above - 1 - bad.rows - table.num_rows) > 0:
+    if quoted and (lost := _lines(path, above) - 1 - bad.rows - table.num_rows) > 0:
         # Cells hold line ends: as they may, or because a quote that is a mere character took whole rows for its cell.
         most, like_rows = _longest(names, table, delimiter, header)
         well, place = _quoted_cells(path, delimiter)
@@ -52,6 +49,31 @@ def read_delimited(dataset: Dataset, path: Path) -> Columns:
                     'parts of other rows: double the quotes within a cell (""), or save the table as JSON lines'
                 )
     return taken(names, table, bad)
+
+
+def _top(dataset: Dataset, path: Path) -> tuple[int, str, bytes]:
+    """How many lines are above the header; the delimiter; the header. Raises UserError where there is none."""
+    with path.open("rb") as file:
+        lines = file.read(1 << 16).removeprefix(b"\xef\xbb\xbf").splitlines()
+    marks: Sequence[str] = MARKS
+    for above, line in enumerate(lines):
+        if said := SEPARATOR.fullmatch(line):
+            marks = (said[1].decode(),)
+        elif line.strip(NOTHING):
+            return above, _delimiter(dataset, path, line, marks), line
+    raise UserError(f"{path} is empty: expected a header line such as image,caption")
+
+
+def _delimiter(dataset: Dataset, path: Path, header: bytes, marks: Sequence[str]) -> str:
+    """Of the marks in the header the first by which it names the columns that are wanted; of none the first."""
+    there = [mark for mark in marks if mark.encode() in header]
+    if not there:
+        raise UserError(f"{path} has one column, {shown(header)}: expected a header line such as image,caption")
+    for mark in there:
+        with suppress(UserError):
+            columns(dataset, next(csv.reader([header.decode("utf-8", "replace")], delimiter=mark)), str(path))
+            return mark
+    return there[0]
 
 
 def _parsed(
@@ -105,9 +127,9 @@ def _parsed_as(
     return names, table, Unreadable(len(bad), shown(bad[-1]) if bad else "")
 
 
-def _lines(path: Path) -> int:
+def _lines(path: Path, above: int) -> int:
     with path.open("rb") as file:
-        return sum(1 for line in file if line.strip())
+        return sum(1 for line in islice(file, above, None) if line.strip())
 
 
 def _longest(names: Names, table: pa.Table, delimiter: str, header: bytes) -> tuple[int, bool]:

@@ -72,3 +72,24 @@ def test_ragged_rows_of_a_table_that_is_not_utf8_are_counted(
     assert found.captions.to_pylist() == [b"caf\xe9", b"caf\xc3\xa9\xff"]
     assert found.unreadable == (1, repr(f"b.jpg{mark}x{mark}ragged \ufffd"))
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("top", "mark"),
+    [
+        ('image;caption;"price, EUR"\n', ";"),
+        ("image,caption,size|colour\n", ","),
+        ("image;caption;a|b,c\td\n", ";"),
+        ('"image"|"caption"|"price, EUR"\n', "|"),
+        ("sep=;\nimage;caption;a,image,caption\n", ";"),
+        ("\n  \nimage,caption,c\n", ","),
+        ("sep=,\r\n,,\r\n\r\nimage,caption,c\r\n", ","),
+        ("sep=:\nimage:caption:c\n", ":"),
+    ],
+)
+def test_the_mark_between_cells_is_the_one_by_which_the_header_names_the_columns(
+    tmp_path: Path, top: str, mark: str
+) -> None:
+    rows = (("a.jpg", f'"one{mark}\n""two"""', "3"), ("b.jpg", "two", "4"))
+    (tmp_path / "t.csv").write_text("\ufeff" + top + "".join(mark.join(row) + "\n" for row in rows), newline="")
+    assert grouped(tmp_path / "t.csv") == {"a.jpg": [f'one{mark}\n"two"'], "b.jpg": ["two"]}
