@@ -17,6 +17,9 @@ from shards.tar import compression
 
 __all__ = ["Partition", "Source", "check_unpacked", "refuse_unread"]
 
+SHEETS = (".xlsx", ".xlsm", ".xls", ".ods")
+OFFICE = (b"PK\3\4", b"\xd0\xcf\x11\xe0")  # a zip, and what Excel wrote before; some shops call a CSV .xls
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Partition:
@@ -114,7 +117,10 @@ def refuse_unread(error: OSError) -> NoReturn:
 
 
 def check_unpacked(path: Path, where: str) -> None:
-    """Raises UserError for a compressed file: neither tables nor tars are read so."""
+    """Raises UserError for a compressed file, and for a spreadsheet: neither tables nor tars are read so."""
+    with path.open("rb") as file:
+        if path.suffix.lower() in SHEETS and file.read(4) in OFFICE:
+            raise UserError(f"{where} is a spreadsheet: save it as CSV (UTF-8)")
     if name := compression(path):
         raise UserError(f"{where} is compressed ({name}): unpack it, and give what comes out")
 

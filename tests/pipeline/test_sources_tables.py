@@ -298,6 +298,19 @@ def test_tables_that_cannot_be_read(name: str, content: bytes, message: str, tmp
     assert not (tmp_path / "out").exists() or "no usable" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "start"), [("t.xlsx", b"PK\3\4"), ("t.ODS", b"PK\3\4"), ("t.xls", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1")]
+)
+def test_spreadsheets_are_called_so(name: str, start: bytes, tmp_path: Path) -> None:
+    made = pictures(tmp_path, ["a.jpg"])
+    (tmp_path / name).write_bytes(start + bytes(100))
+    mine = data_set(tmp_path / "mine.toml", format="table", files=[name])
+    with pytest.raises(UserError, match=rf"{name} is a spreadsheet: save it as CSV"):
+        built(mine, tmp_path, tmp_path / "out")
+    (tmp_path / name).write_text("image\tcaption\na.jpg\tone\n")
+    assert built(mine, tmp_path, tmp_path / "out") == {"a.jpg": (made["a.jpg"], "one")}
+
+
 def test_coco_images_without_an_id_of_their_own_are_counted(tmp_path: Path) -> None:
     names = [f"{i}.jpg" for i in range(4)]
     pictures(tmp_path / "train1", names)
