@@ -127,6 +127,9 @@ def _files(dataset: Dataset, path: Path) -> tuple[list[Path], Path]:
             f"matches counts, {found[0].relative_to(path)}; one pattern such as '*{found[0].suffix}' may match several"
         )
     if not found:
+        others = (path.glob(f"{pattern}.*") for pattern in dataset.patterns if pattern[-1] != "*")
+        for packed in sorted(file for files in others for file in files if file.is_file()):
+            check_unpacked(packed, str(packed))
         what = "tars" if dataset.format == "webdataset" else "table"
         raise UserError(f"{path} holds no file like {' or '.join(dataset.patterns)}: give the folder of the {what}")
     return found, path

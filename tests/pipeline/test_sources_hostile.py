@@ -105,6 +105,18 @@ def test_a_compressed_tar_is_called_so(dataset: str, tmp_path: Path) -> None:
         build(dataset, tmp_path / "0.tar.gz", tmp_path / "out", limits=Limits(use_torn=True))
 
 
+@pytest.mark.parametrize(("dataset", "name"), [("flickr8k", "train/0.tar"), ("flickr30k", "results.csv")])
+def test_compressed_files_alone_in_a_folder_are_called_so(dataset: str, name: str, tmp_path: Path) -> None:
+    packed = tmp_path / f"{name}.gz"
+    packed.parent.mkdir(exist_ok=True)
+    packed.write_bytes(gzip.compress(b"any"))
+    with pytest.raises(UserError, match=rf"{name}\.gz is compressed \(gzip\): unpack it"):
+        build(dataset, tmp_path, tmp_path / "out")
+    packed.write_bytes(b"any")
+    with pytest.raises(UserError, match="holds no file like"):
+        build(dataset, tmp_path, tmp_path / "out")
+
+
 def test_names_that_become_one_are_counted(tmp_path: Path) -> None:
     members = [m for name in ("a/b", "a_b", "c_d", "c/d") for m in ((f"{name}.jpg", IMAGE), (f"{name}.txt", b"t"))]
     write_tar(tmp_path / "in" / "0.tar", members)
