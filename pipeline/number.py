@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.held_out import on_side
-from pipeline.scan.samples import SCAN_SCHEMA
+from pipeline.scan.samples import NOT_OURS, SCAN_SCHEMA
 from pipeline.skipped import SKIPPED
 from pipeline.sources.captions import MISSING
 from pipeline.sources.class_names import ClassName, class_names
@@ -44,6 +44,11 @@ def number_samples(
     side = on_side(source.dataset.held_out, held_out, scans, source.where)
     ids, texts, counts = number_texts(scans, side)
     if not len(ids):
+        if source.tables and (urls := skipped.get(NOT_OURS, 0)) > sum(skipped.values()) / 2:
+            raise UserError(
+                f"{urls:,} of {sum(skipped.values()):,} images that {source.where} names are URLs, which are never "
+                'fetched: download them with img2dataset, and read its tars with format = "webdataset"'
+            )
         why = f" ({', '.join(f'{count:,} {reason}' for reason, count in skipped.items())})" if skipped else ""
         named = f"; {work / SKIPPED} names them" if (work / SKIPPED).exists() else ""
         raise UserError(

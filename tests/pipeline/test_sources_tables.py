@@ -283,7 +283,6 @@ def test_parquet_with_images_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("t.parquet", b"PAR1 not", r"cannot read .*t\.parquet as parquet"),
         ("t.csv", "image,caption\na.jpg,a\n".encode("utf-16"), r"t\.csv is UTF-16: save it as UTF-8"),
         ("t.csv", "image,légende\na.jpg,a\n".encode("latin1"), r"t\.csv is not UTF-8: save it as that"),
-        ("t.csv", b"image,caption\nhttp://x/a.jpg,a\n", r"no usable sample \(1 not downloaded\)"),
         ("t.csv", gzip.compress(b"image,caption\na.jpg,a\n", mtime=0), r"t\.csv is compressed \(gzip\): unpack it"),
         ("t.jsonl", gzip.compress(b"{}", mtime=0), r"t\.jsonl is compressed \(gzip\): unpack it"),
         ("t.xlsx", b"", r"holds no file like .* or \*\.csv or"),
@@ -296,6 +295,16 @@ def test_tables_that_cannot_be_read(name: str, content: bytes, message: str, tmp
         built(data_set(tmp_path / "mine.toml", format="table"), tmp_path / "in", tmp_path / "out")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists() or "no usable" in str(error.value)
+
+
+def test_a_table_of_urls_is_called_so(tmp_path: Path) -> None:
+    write_table(tmp_path / "in/t.csv", [*((f"http://x/{i}.jpg", "a") for i in range(60)), ("gone.jpg", "b")])
+    mine = data_set(tmp_path / "mine.toml", format="table")
+    with pytest.raises(UserError, match=r"^60 of 61 images that .*in names are URLs, .*img2dataset.*= .webdataset"):
+        built(mine, tmp_path / "in", tmp_path / "out")
+    write_table(tmp_path / "in/t.csv", [("http://x/a.jpg", "a"), ("gone.jpg", "b")])
+    with pytest.raises(UserError, match=r"no usable sample \(1 missing file, 1 not downloaded\)"):
+        built(mine, tmp_path / "in", tmp_path / "out")
 
 
 @pytest.mark.parametrize(
