@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,9 @@ from shards.class_names import as_text
 from shards.pictures import EXTENSIONS, usual
 
 __all__ = ["folder", "of_class", "table"]
+
+LONGEST = 100  # characters of a name in messages
+BASE64 = re.compile(r"data:|/9j/|iVBORw0KGgo|R0lGOD|UklGR")  # as JPEG, PNG, GIF and WebP begin in it
 
 
 def folder(source: Source, partition: Partition, limits: Limits) -> Scan:
@@ -50,12 +54,20 @@ def table(source: Source, partition: Partition, limits: Limits, spool: Path) -> 
         if path is None:
             reason = NOT_OURS if URL.match(os.fsdecode(name)) else "missing file"
             lost = 1 if name else max(1, len(captions), len(labels))  # all rows without a name are of one image here
-            found.skip(reason, str(source.images[0] / name.decode("utf-8", "replace")), lost)
+            found.skip(reason, _nowhere(source.images[0], name.decode("utf-8", "replace")), lost)
             continue
         meta = json.dumps({"path": name.decode("utf-8", "replace")}, ensure_ascii=False)
         if values := found.described(source.dataset, captions, labels, limits, str(path)):
             _keep(found, limits, path, key=f"{number:08d}", meta=meta, **values)
     return found
+
+
+def _nowhere(root: Path, name: str) -> str:
+    """A name that leads to no file, as messages give it: both ends of a long one."""
+    if len(name) <= LONGEST:
+        return str(root / name)
+    hint = " (base64, it seems: write the images to files)" if BASE64.match(name) else ""
+    return f"{name[: LONGEST // 2]}...{name[-LONGEST // 2 :]}{hint}"
 
 
 def of_class(source: Source, label: int, path: str) -> dict[str, Any]:

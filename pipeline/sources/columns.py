@@ -107,8 +107,9 @@ def _columns(
         return found
     key = 'captions = ["..."]' if what == "captions" else f'{what} = "..."'
     hint = ", or captions = [] for captions made of the labels" if labelled else ""
+    held = ", ".join(name.strip()[:60] for name in names)  # without a header line it may be anything
     raise UserError(
-        f"{where} has no column {' or '.join(given or usual)}; it has {', '.join(map(str.strip, names))}: "
+        f"{where} has no column {' or '.join(given or usual)}; it has {held}: "
         f"name one in the data set file, {key}{hint}"
     )
 

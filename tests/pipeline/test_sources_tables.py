@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -295,6 +297,23 @@ def test_tables_that_cannot_be_read(name: str, content: bytes, message: str, tmp
         built(data_set(tmp_path / "mine.toml", format="table"), tmp_path / "in", tmp_path / "out")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists() or "no usable" in str(error.value)
+
+
+def test_images_in_base64_are_called_so_in_few_words(tmp_path: Path) -> None:
+    made = pictures(tmp_path / "p", [f"{i}.jpg" for i in range(11)])
+    cells = [base64.b64encode(content).decode() for content in made.values()]
+    write_table(tmp_path / "in/t.csv", [(cell, "x") for cell in cells])
+    mine = data_set(tmp_path / "mine.toml", format="table")
+    with pytest.raises(
+        UserError, match=rf"the last was {re.escape(cells[-1][:50])}\.\.\..*\(base64, it seems: write"
+    ) as told:
+        built(mine, tmp_path / "in", tmp_path / "out")
+    assert len(str(told.value)) < 700 + len(str(tmp_path))
+    lines = (tmp_path / "out/.work/skipped.jsonl").read_text().splitlines()
+    assert max(map(len, lines)) < 250
+    (tmp_path / "in/t.csv").write_text(f"{cells[0]},a caption\n")
+    with pytest.raises(UserError, match=rf"it has {re.escape(cells[0][:60])}, a caption: name one"):
+        built(mine, tmp_path / "in", tmp_path / "out")
 
 
 def test_a_table_of_urls_is_called_so(tmp_path: Path) -> None:
