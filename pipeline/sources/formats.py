@@ -80,7 +80,8 @@ def _json(dataset: Dataset, path: Path) -> Columns:
     """A list of objects."""
     rows = json.loads(path.read_bytes())
     if not isinstance(rows, list):
-        hint = ': COCO\'s files need format = "coco"' if isinstance(rows, dict) and "annotations" in rows else ""
+        coco = isinstance(rows, dict) and "annotations" in rows
+        hint = ': COCO\'s files need format = "coco"' if coco else ' (pandas: orient="records")'
         raise UserError(f"{path} is no list of objects{hint}")
     found = _Rows(dataset, path)
     unreadable = Unreadable()

@@ -280,6 +280,7 @@ def test_parquet_with_images_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("t.csv", b"image,words\n", "no column caption or captions or text"),
         ("t.csv", b"image,caption\n", "no usable sample"),
         ("t.json", b"{torn", r"cannot read .*t\.json as a table"),
+        ("t.json", b'{"image": {"0": "a.jpg"}}', r'no list of objects \(pandas: orient="records"\)'),
         ("t.json", b"[" * 100_000, r"cannot read .*t\.json as a table"),
         ("t.jsonl", b"", "no usable sample"),
         ("t.parquet", b"PAR1 not", r"cannot read .*t\.parquet as parquet"),
