@@ -73,7 +73,8 @@ class Dataset:
         if "{class}" not in self.caption:
             raise UserError(f"data set {self.name}: caption must hold {{class}}, not {self.caption!r}")
         if self.label and self.format not in ("webdataset", "table"):
-            raise UserError(f"data set {self.name}: label is of webdataset and table; {self.format} has its own")
+            own = "categories of coco are not read as labels" if self.format == "coco" else f"{self.format} has its own"
+            raise UserError(f"data set {self.name}: label is of webdataset and table; {own}")
         if self.classes and not self.label:
             raise UserError(
                 f"data set {self.name}: classes are the names of labels: say where these stand, label = ..."

@@ -106,7 +106,12 @@ def _coco(_: Dataset, path: Path) -> Columns:
         else:
             stray.append(row)
     captions: dict[int | str, list[bytes]] = {image: [] for image in names}
-    for row in _objects(path, content["annotations"]):
+    annotations = list(_objects(path, content["annotations"]))
+    if annotations and not any("caption" in row for row in annotations):
+        raise UserError(
+            f"{path}: its annotations hold no captions, and categories are not read as labels: give captions_*.json"
+        )
+    for row in annotations:
         image = row.get("image_id")
         if isinstance(image, (int, str)) and image in captions and isinstance(row.get("caption"), str):
             captions[image].append(_encoded(row["caption"]))

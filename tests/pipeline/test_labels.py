@@ -191,7 +191,8 @@ def test_a_class_graph_of_captions_takes_the_most_frequent_label(tmp_path: Path)
         ({"classes": ["cat", "dog"]}, "say where these stand"),
         ({"captions": []}, "captions = .. makes captions of labels: say where these stand"),
         ({"format": "webdataset", "label": "jpg"}, "label = 'jpg' is the image"),
-        ({"format": "coco", "label": "kind"}, "label is of webdataset and table; coco has its own"),
+        ({"format": "coco", "label": "kind"}, "label is of webdataset and table; categories of coco are not read"),
+        ({"format": "demo", "label": "kind"}, "label is of webdataset and table; demo has its own"),
     ],
 )
 def test_what_is_refused(values: dict[str, Any], message: str, tmp_path: Path) -> None:

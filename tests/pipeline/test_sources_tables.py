@@ -394,6 +394,14 @@ def test_coco_files_that_are_none(tmp_path: Path) -> None:
             built(mine, tmp_path, tmp_path / "out")
 
 
+def test_cocos_detections_are_no_captions(tmp_path: Path) -> None:
+    boxes = [{"image_id": 1, "category_id": 3, "bbox": [0, 0, 1, 1]}]
+    content = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": boxes, "categories": [{"id": 3}]}
+    (tmp_path / "captions_train1.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="hold no captions, and categories are not read as labels"):
+        built(data_set(tmp_path / "mine.toml", format="coco"), tmp_path, tmp_path / "out")
+
+
 def test_bytes_of_any_kind_are_images() -> None:
     for kind in (pa.binary(), pa.large_binary(), pa.binary_view(), pa.struct([("bytes", pa.binary())])):
         assert holds_images(kind)
