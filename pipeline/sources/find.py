@@ -26,7 +26,7 @@ from pipeline.sources.datasets import Dataset
 from pipeline.sources.remote import RemoteFile, find
 from pipeline.sources.source import Partition, Source, check_unpacked, refuse_unread
 from shards.bars import say
-from shards.class_names import names_file
+from shards.class_names import as_text, names_file
 from shards.errors import TornTar, UserError, first_line
 from shards.pictures import is_image, passed_over
 from shards.remote import is_remote, shown
@@ -259,13 +259,20 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _partitions(paths: Iterable[Path], root: Path) -> tuple[Partition, ...]:
-    found, other = [], list[str]()
+    found, other, empty = [], list[str](), list[str]()
     for i, path in enumerate(paths):
         walk = os.walk(path, onerror=refuse_unread) if path.is_dir() else ()
         names = [name for _, _, files in walk for name in files]
         other += [name for name in names if not is_image(name) and name[0] != "."]
+        if path.is_dir() and not any(map(is_image, names)):
+            empty.append(as_text(path.name))
         size = path.stat().st_size if path.is_file() else 0
         found.append(Partition(number=i, name=str(path.relative_to(root)), path=path, bytes=size, stop=len(names)))
     if line := passed_over(other):
         say(f"note: {line}")
+    if empty:
+        say(
+            f"note: class folders without pictures ({len(empty)} of {len(found)}, {empty[0]!r} among them) are classes "
+            "all the same: delete those that should be none"
+        )
     return tuple(found)

@@ -304,6 +304,19 @@ def test_pictures_of_rarer_extensions_are_taken_and_other_files_told(
     assert f"note: {tmp_path}/in/val: {line}" in said
 
 
+def test_class_folders_without_pictures_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures(tmp_path / "in", ["cat/a.jpg", "dog/deep/b.jpg"])
+    mine = data_set(tmp_path / "mine.toml", format="imagefolder", graph="none")
+    build(mine, tmp_path / "in", tmp_path / "whole")
+    assert "without pictures" not in capsys.readouterr().err
+    (tmp_path / "in" / "empty").mkdir()
+    (tmp_path / "in" / "notes").mkdir()
+    (tmp_path / "in" / "notes" / "a.txt").touch()
+    assert Manifest.load(build(mine, tmp_path / "in", tmp_path / "out")).classes == ("cat", "dog", "empty", "notes")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "note: class folders without pictures (2 of 4, 'empty' among them) are classes all the same" in said
+
+
 def test_extensions_of_encoded_bytes() -> None:
     image = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
     for name, extension in (("AVIF", "avif"), ("JPEG2000", "jp2"), ("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp")):
