@@ -28,6 +28,7 @@ from shards.index import write_texts
 
 __all__ = ["NAMES", "number_samples", "number_texts"]
 
+DOUBTED = 20  # samples from which on a class for nearly each of them is no accident
 NAMES = "class_names"  # in a scan's metadata: what its file calls labels 0, 1, ...
 
 
@@ -129,10 +130,28 @@ def _number_labels(source: Source, scans: Sequence[Path]) -> tuple[pa.Array, dic
     if unknown := sorted(source.named.keys() - numbers.keys()):
         say(f"note: classes.tsv names {len(unknown)} labels that no sample has, {unknown[0]!r} among them")
     classes = _named(labels, given, source)
+    if not given:
+        unnamed = [label for label in labels if label not in source.named]
+        _tell_doubtful(unnamed, len(encoded) - encoded.null_count, source.dataset.label)
     without = f"; {encoded.null_count:,} of {len(encoded):,} samples have no label" if encoded.null_count else ""
     say(f"{len(labels):,} classes by {source.dataset.label!r}{without}")
     by_text = pa.array(np.array([numbers[text] for text in found], np.int32))
     return by_text.take(encoded.indices), dict(zip(labels, classes, strict=True))
+
+
+def _tell_doubtful(labels: Sequence[str], samples: int, column: str) -> None:
+    """What labels that nobody has named may be instead of classes."""
+    alike: dict[str, list[str]] = {}
+    for label in labels:
+        alike.setdefault(label.casefold(), []).append(label)
+    if twins := [group for group in alike.values() if len(group) > 1]:
+        words = ", ".join(map(repr, twins[0]))
+        say(f"note: labels that differ in case alone ({words}) are classes of their own: write alike what is one class")
+    if samples >= DOUBTED and len(labels) > samples / 2:
+        say(
+            f"warning: {len(labels):,} classes of {samples:,} samples: {column!r} looks like a column of ids; "
+            "label = ... in the data set file names another"
+        )
 
 
 def _named(labels: Sequence[str], given: Sequence[str], source: Source) -> list[ClassName]:

@@ -202,6 +202,28 @@ def test_what_is_refused(values: dict[str, Any], message: str, tmp_path: Path) -
         build(data_set(tmp_path / "m.toml", **{"format": "table"} | values), tmp_path / "in", tmp_path / "out")
 
 
+def test_labels_that_may_be_no_classes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures(tmp_path / "in", NAMES)
+    mine = data_set(tmp_path / "m.toml", format="table", label="kind")
+    case, ids = "differ in case alone ('Frog', 'frog')", "looks like a column of ids"
+    for number, (labels, told) in enumerate(
+        [
+            (["Frog", "frog", "toad"], {case}),
+            ([*range(13), *[None] * 11], set()),  # too few to say
+            ([*range(13), *range(11)], {ids}),
+            ([*range(12), *range(12)], set()),
+            (["Frog", "frog", *range(22)], {case, ids}),
+        ]
+    ):
+        write_table(tmp_path / "in" / "t.csv", rows(labels))
+        build(mine, tmp_path / "in", tmp_path / f"out{number}")
+        said = " ".join(capsys.readouterr().err.split())
+        assert {one for one in (case, ids) if one in said} == told
+    (tmp_path / "in" / "classes.tsv").write_text("Frog\tfrog\nfrog\tanother frog\n")
+    build(mine, tmp_path / "in", tmp_path / "named")
+    assert case not in " ".join(capsys.readouterr().err.split())
+
+
 def test_flickr_lines_hold_no_labels(tmp_path: Path) -> None:
     (tmp_path / "captions.token").write_text("a.jpg#0\tone\n")
     mine = data_set(tmp_path / "m.toml", format="table", files=["*.token"], label="kind")
