@@ -66,7 +66,9 @@ def _top(dataset: Dataset, path: Path) -> tuple[int, str, bytes]:
 
 def _delimiter(dataset: Dataset, path: Path, header: bytes, marks: Sequence[str]) -> str:
     """Of the marks in the header the first by which it names the columns that are wanted; of none the first."""
-    there = [mark for mark in marks if mark.encode() in header]
+    there = [m for m in marks if m.encode() in header] or [
+        m for m in MARKS if m.encode() in header
+    ]  # sep= may be wrong
     if not there:
         raise UserError(f"{path} has one column, {shown(header)}: expected a header line such as image,caption")
     for mark in there:
