@@ -270,6 +270,10 @@ def test_other_shards_where_a_run_had_its_own_are_told(
     assert "on shards (data/own)" in said
     call += ["--data", "data/own"]
     assert "is not what" not in told()
+    (tmp_path / "mine.toml").write_text("benches = ['shards']\nmethods = ['knn']\nknn = {k = 3}\n")
+    suite = ["suite", "--config", str(tmp_path / "mine.toml"), "--out", str(tmp_path / "out"), *call[5:-2]]
+    assert run_eval(suite) == 0
+    assert " ".join(capsys.readouterr().err.split()).count(f"data/own is not what {run} was trained on") == 1
     call = ["similarity", "--samples", "10", *call[5:-2]]
     assert f"warning: data/own is not what {run} was trained on" in told()
 

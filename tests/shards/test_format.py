@@ -91,6 +91,9 @@ def test_graph_round_trip_with_texts_in_any_shard(
     for field in dataclasses.fields(Graph):
         if field.name != "meta":
             np.testing.assert_array_equal(getattr(back, field.name), getattr(graph, field.name))
+    for shard in range(shards):
+        held = pq.read_table(folder / f"train-{shard:06d}.parquet")["text_id"].to_pylist()
+        assert held == np.flatnonzero(home == shard).tolist()
 
 
 def test_more_texts_than_one_arrow_array_can_hold(tmp_path: Path) -> None:
