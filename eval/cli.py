@@ -241,7 +241,8 @@ def similarity(
     xclr-eval similarity --checkpoint runs/simclr --checkpoint runs/xclr --untrained
     xclr-eval similarity --checkpoint runs/xclr --data data/mine-test      on pictures that it was not trained on
 
-    Test shards without a graph go by that of the training shards beside them, for the texts that both have.
+    Test shards go by the graph of the training shards beside them that a model was trained with, if it has most of
+    their texts, or if they have none of their own.
     """
     from eval.features import features_root
     from eval.models.model import tell_of_other_data

@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
@@ -29,7 +28,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from eval.benchmarks.bench import ImageSet
-from eval.models.model import Model, Transform, evaluating, transform_table
+from eval.models.model import Model, Transform, evaluating, exact, transform_table
 from shards.atomic import write_array, write_json
 from shards.bars import bar, say
 from shards.errors import UserError
@@ -158,14 +157,6 @@ def _what(model: Model, images: ImageSet) -> dict[str, object]:
         "transform": transform_table(model.transform),
         "prepared": images.prepare is not None,
     }
-
-
-@contextmanager
-def exact() -> Iterator[None]:
-    """Convolutions in float32: else a GPU's round to TF32's ten bits, and features that a CPU began would be gone on
-    with in others."""
-    with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
-        yield
 
 
 def placed(model: Model, place: torch.device) -> nn.Module:

@@ -174,7 +174,7 @@ def _open_benches(
     if data is not None and (len(suite.benches) > 1 or ":" in suite.benches[0]):
         named = ", ".join(suite.benches)
         raise UserError(f"--data names the folder of a suite's one benchmark; the suite {suite.name} names {named}")
-    folders = {m.shards.absolute(): m.shards for several in models.values() for m in several if m.shards}
+    folders = {m.shards.resolve(): m.shards for several in models.values() for m in several if m.shards}
     theirs = any(name in ("shards", "demo") and not folder for _, name, folder in map(_place, suite.benches))
     if len(folders) > 1 and data is None and theirs:
         raise UserError(

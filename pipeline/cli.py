@@ -327,7 +327,8 @@ def verify(
     for problem in problems:
         print(problem)
     if problems:
-        say(f"copy these files again if there is another copy of {root}; else delete it, and build it again")
+        if any(not problem.startswith(f"{root / 'graphs'}/") for problem in problems):
+            say(f"copy these files again if there is another copy of {root}; else delete it, and build it again")
         raise typer.Exit(1)
     print(f"{root} is sound: {manifest.samples:,} samples, {len(manifest.shards)} shards")
 

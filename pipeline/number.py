@@ -132,7 +132,8 @@ def _number_labels(source: Source, scans: Sequence[Path]) -> tuple[pa.Array, dic
     classes = _named(labels, given, source)
     if not given:
         unnamed = [label for label in labels if label not in source.named]
-        _tell_doubtful(unnamed, len(encoded) - encoded.null_count, source.dataset.label)
+        if source.dataset.split != "test":  # of which there may be few to a class
+            _tell_doubtful(unnamed, len(encoded) - encoded.null_count, source.dataset.label)
     without = f"; {encoded.null_count:,} of {len(encoded):,} samples have no label" if encoded.null_count else ""
     say(f"{len(labels):,} classes by {source.dataset.label!r}{without}")
     by_text = pa.array(np.array([numbers[text] for text in found], np.int32))
@@ -143,7 +144,7 @@ def _tell_doubtful(labels: Sequence[str], samples: int, column: str) -> None:
     """What labels that nobody has named may be instead of classes."""
     alike: dict[str, list[str]] = {}
     for label in labels:
-        alike.setdefault(label.casefold(), []).append(label)
+        alike.setdefault(label.lower(), []).append(label)
     if twins := [group for group in alike.values() if len(group) > 1]:
         words = ", ".join(map(repr, twins[0]))
         say(f"note: labels that differ in case alone ({words}) are classes of their own: write alike what is one class")

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from pipeline.images import shows
 from pipeline.parallel import Workers
 from pipeline.scan.samples import mapped
-from shards.errors import UserError
+from shards.errors import TornTar, UserError
 from shards.manifest import Manifest, ShardEntry
 from shards.tar import groups
 
@@ -39,8 +39,11 @@ def _of_shard(root: Path, shard: ShardEntry) -> list[str]:
         with mapped(tar) as (file, content):
             bad = [key for key, offset, size in places if not shows(bytes(content[offset : offset + size]))]
             wanted = set(bad)
-            named = {key: parts.get("json") for key, parts in groups(file, content) if key in wanted} if bad else {}
-            texts = {key: bytes(content[m.offset : m.offset + m.size]) for key, m in named.items() if m}
+            texts = dict[str, bytes]()
+            with suppress(TornTar):  # whose whole samples may be used
+                for key, parts in groups(file, content) if bad else ():
+                    if key in wanted and (member := parts.get("json")):
+                        texts[key] = bytes(content[member.offset : member.offset + member.size])
     except OSError as error:
         raise UserError(f"{tar} cannot be read: {error.strerror}") from None
     return [f"{key} of {tar.name}{_path(texts.get(key, b''))}" for key in bad]

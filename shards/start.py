@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from importlib import import_module
@@ -24,6 +25,9 @@ def evaluate() -> None:
 def _main(module: str) -> None:
     # OpenCV writes a line for each damaged picture, which does not say for which: they are counted, and named, here.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
+    for stream in (sys.stdout, sys.stderr):  # names of files need not be text, nor in a terminal's letters
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         main = import_module(module).main
     except KeyboardInterrupt:

@@ -87,11 +87,11 @@ def _check_rows(root: Path, manifest: Manifest, progress: Callable[[str], None])
         problems.append(f"the index names class {index.label.max()}, the manifest has {len(manifest.classes)} classes")
     if manifest.layout == "packed":
         problems += _check_groups(index)
-    order = np.argsort(index.shard, kind="stable")
+    cuts = np.searchsorted(index.shard, np.arange(len(manifest.shards) + 1, dtype=index.shard.dtype))
     for position, shard in enumerate(manifest.shards):
         progress(shard.tar)
         members = {(member.offset, member.size) for member in _members(shards.tar_path(position))}
-        rows = order[slice(*np.searchsorted(index.shard, (position, position + 1), sorter=order))]
+        rows = range(cuts[position], cuts[position + 1])  # the index is in the order of shards
         missing = sum((int(index.offset[i]), int(index.size[i])) not in members for i in rows)
         if missing:
             problems.append(f"{missing} rows of index/{shard.name}.parquet point at no member of {shard.tar}")

@@ -133,6 +133,8 @@ class Ahead:
                 return False
             while not self.ended.is_set():
                 self.held = set(filter(self._is_here, self.held))
+                if shard in self.held:  # it came back this moment
+                    return False
                 if sum(map(self.shards.bytes_of, self.held)) + self.shards.bytes_of(shard) <= self.limit:
                     self.held.add(shard)
                     self.coming.add(shard)

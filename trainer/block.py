@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Real
 from typing import Literal
 
 import torch
@@ -171,10 +170,11 @@ class SimilarityBlock:
         """
         labels = _keys("labels", labels)
         _check_targets("similarities are [classes, classes]", similarities)
+        if labels.device != similarities.device:
+            raise ValueError(f"labels are on {labels.device}, similarities on {similarities.device}: make both on one")
         if len(similarities) != similarities.shape[1]:
             raise ValueError(f"similarities are [classes, classes], not {list(similarities.shape)}")
         world = world or this_world(labels.device)
-        # As for NaN, a GPU is not waited for: it says by itself that an index is out of bounds.
         if (
             labels.device.type == "cpu"
             and len(labels)
@@ -183,6 +183,8 @@ class SimilarityBlock:
             raise ValueError(
                 f"labels lie in 0..{len(similarities) - 1}, not in {int(labels.min())}..{int(labels.max())}"
             )
+        if labels.device.type != "cpu":  # not waited for; and -1, which loaders give, would be the last class
+            torch._assert_async(((labels >= 0) & (labels < len(similarities))).all())
         columns = gather(labels, world)
         return cls(world=world, tau_s=tau_s, row_key=labels, column_key=columns, matrix=similarities[labels])
 
@@ -200,7 +202,7 @@ class SimilarityBlock:
     @classmethod
     def of_samples(cls, count: int, device: torch.device, *, world: World | None = None) -> SimilarityBlock:
         """SimCLR: of this rank's `count` samples each is like itself alone."""
-        if not isinstance(count, int):
+        if not hasattr(count, "__index__"):
             raise TypeError(f"count is a number of samples, not {type(count).__name__}")
         if count < 0:
             raise ValueError(f"count is a number of samples, not {count}")
@@ -319,10 +321,10 @@ def background(mean: torch.Tensor, deviation: torch.Tensor, tau_s: float) -> tor
 
 def check_temperature(name: str, value: object) -> None:
     """Raises TypeError for what is no number, ValueError for several."""
-    if not isinstance(value, (Real, torch.Tensor)):
+    if isinstance(value, str) or not hasattr(value, "__float__"):
         raise TypeError(f"{name} is a number, not {type(value).__name__}")
-    if isinstance(value, torch.Tensor) and value.numel() != 1:
-        raise ValueError(f"{name} is one number, not {list(value.shape)}")
+    if math.prod(shape := getattr(value, "shape", ())) != 1:
+        raise ValueError(f"{name} is one number, not {list(shape)}")
 
 
 def _keys(what: str, keys: torch.Tensor) -> torch.Tensor:

@@ -123,7 +123,8 @@ def graph_id(recipe: Recipe, graph: Graph | None) -> str:
     """A checksum of graph.json, which holds those of the graph's files; empty where none is trained on."""
     if graph is None or recipe.objective.name != "xclr":
         return ""
-    return hashlib.sha256(json_bytes(graph.meta)).hexdigest()
+    # A count that graphs from before 2026-11-27 lack, and that no training reads.
+    return hashlib.sha256(json_bytes({k: v for k, v in graph.meta.items() if k != "as_another"})).hexdigest()
 
 
 def check_same(run: Path, state: dict[str, Any] | None, recipe: Recipe, graph: Graph | None) -> None:

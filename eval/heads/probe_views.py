@@ -18,11 +18,11 @@ import torch
 from torch.utils.data import Dataset
 
 from eval.benchmarks.bench import ImageSet, Task
-from eval.features import Features, exact, loader, normalise, placed
+from eval.features import Features, loader, normalise, placed
 from eval.heads.bank import Bank, Ints
 from eval.heads.probe import Candidate, Probe, ProbeConfig, split
 from eval.heads.solvers import Heads, Moments, curvature, moments, prepare
-from eval.models.model import Model, evaluating
+from eval.models.model import Model, evaluating, exact
 from shards.bars import bar
 from trainer.augment import AugmentConfig, BadImage, decode, sample_rng, two_views
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ __all__ = [
     "Transform",
     "as_it_is_now",
     "evaluating",
+    "exact",
     "model_of",
     "tell_of_other_data",
     "transform_table",
@@ -64,8 +65,8 @@ class Model:
     """For the protocol: checkpoint, its sha256, objective, step."""
     surroundings: str = ""
     """What of the network sha256 is of besides its weights."""
-    output: torch.Tensor | None = None
-    """[1, feature_dim] of a picture of noise, where the weights do not decide it alone."""
+    outputs: list[torch.Tensor] | None = field(default=None, compare=False, repr=False)
+    """[1, feature_dim] of a picture of noise, each that was met; None where name and weights decide it."""
     folder: Path | None = None
     """The run, where results go."""
     shards: Path | None = None
@@ -96,44 +97,35 @@ def model_of(
         raise TypeError(f"network is a torch.nn.Module, not {type(network).__name__}")
     if max(map(abs, (*transform.mean, *transform.std))) > 1:  # a run may have been trained so
         say(f"note: mean {transform.mean} and std {transform.std} of {name} are of pixels in 0..1: not of 0..255?")
-    size = transform.image_size
-    try:
-        once, again = (_output(network, size) for _ in range(2))
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # a network's code may raise anything; timm's raises AssertionError for a wrong size
-        kinds = {p.dtype for p in network.parameters() if p.is_floating_point()} - {torch.float32}
-        if kinds:
-            hint = f"; it has weights of {', '.join(map(str, kinds))}, and images are float32: network.float()"
-        what = first_line(error)
-        what = what if what == type(error).__name__ else f"{type(error).__name__}: {what}"
-        raise UserError(f"{name} is no encoder of images of {size} pixels ({what}){hint}") from error
-    shape = tuple(once.shape) if isinstance(once, torch.Tensor) else type(once).__name__
-    if not isinstance(once, torch.Tensor) or once.ndim != 2:
-        raise UserError(f"{name} gives no pooled features, [n, dim], but {shape}: choose another, or pool them")
+    once, again = (_output(network, name, transform.image_size, hint) for _ in range(2))
     if not torch.allclose(once, again, rtol=1e-3, atol=1e-4, equal_nan=True):
         raise UserError(f"{name} gives one picture other features each time, so it has none to be scored by")
+    surroundings = name + (_digest(once) if config is None else config)
     return Model(
         name=name,
         network=network,
         feature_dim=once.shape[1],
         transform=transform,
-        sha256=weights_hash(network, name + (_digest(once) if config is None else config)),
-        surroundings=name + (_digest(once) if config is None else config),
-        output=once if config is None else None,
+        sha256=weights_hash(network, surroundings),
+        surroundings=surroundings,
+        outputs=[once] if config is None else None,
         about={"model": name, "step": None, **(about or {})},
     )
 
 
 def tell_of_other_data(models: Iterable[Model]) -> None:
     """Of models about to be judged on what they were trained on: what lies there now may be something else."""
+    others: dict[Path, list[str]] = {}
     for model in models:
         manifest = model.shards / "manifest.json" if model.shards else None
         if manifest and model.data and manifest.is_file() and sha256_file(manifest) != model.data:
-            say(
-                f"warning: {model.shards} is not what {model.folder or model.name} was trained on, but other shards or "
-                "built anew: say with --data which shards are meant"
-            )
+            others.setdefault(manifest.parent, []).append(str(model.folder or model.name))
+    for folder, runs in others.items():
+        more = f" (and {len(runs) - 1} more)" if len(runs) > 1 else ""
+        say(
+            f"warning: {folder} is not what {runs[0]}{more} was trained on, but other shards, or built anew: name "
+            "others by --data (in a suite, benches = ['shards:FOLDER'])"
+        )
 
 
 @contextmanager
@@ -148,32 +140,59 @@ def evaluating(network: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _output(network: nn.Module, size: int) -> torch.Tensor:
-    """Of a picture of noise, always the same."""
+@contextmanager
+def exact() -> Iterator[None]:
+    """Convolutions in float32: else a GPU's round to TF32's ten bits, and features that a CPU began would be gone on
+    with in others."""
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
+        yield
+
+
+def _output(network: nn.Module, name: str, size: int, hint: str = "") -> torch.Tensor:
+    """Of a picture of noise, always the same: [1, dim] float32 on the CPU. Raises UserError where it is none."""
     place = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     noise = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(place)
-    with torch.inference_mode(), evaluating(network):
-        found: torch.Tensor = network(noise)
-    return found
+    try:
+        with torch.inference_mode(), torch.autocast(place.type, enabled=False), exact(), evaluating(network):
+            found = network(noise)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a network's code may raise anything; timm's raises AssertionError for a wrong size
+        kinds = {p.dtype for p in network.parameters() if p.is_floating_point()} - {torch.float32}
+        if kinds:
+            hint = f"; it has weights of {', '.join(map(str, kinds))}, and images are float32: network.float()"
+        what = first_line(error)
+        what = what if what == type(error).__name__ else f"{type(error).__name__}: {what}"
+        raise UserError(f"{name} is no encoder of images of {size} pixels ({what}){hint}") from error
+    if not isinstance(found, torch.Tensor) or found.ndim != 2:
+        shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+        raise UserError(f"{name} gives no pooled features, [n, dim], but {shape}: choose another, or pool them")
+    return found.float().cpu()
 
 
 def _digest(output: torch.Tensor) -> str:
-    return hashlib.sha256(output.float().cpu().numpy().tobytes()).hexdigest()
+    return hashlib.sha256(output.numpy().tobytes()).hexdigest()
+
+
+def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """But for rounding: the same network gives other bits in another layout in memory, or on another device."""
+    scale = float(other.nan_to_num().abs().max())
+    return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=1e-4 * scale, equal_nan=True)
 
 
 def as_it_is_now(model: Model) -> Model:
     """With the checksum of the weights that it has by now, and of what its code makes of them, which may depend on more
-    than is in `state_dict`."""
-    surroundings = model.surroundings
-    if surroundings == "":
+    than is in `state_dict`. Raises UserError for a network that gives no features by now."""
+    if not model.surroundings:
         return model
-    if model.output is not None:
-        now, scale = _output(model.network, model.transform.image_size), model.output.nan_to_num().abs().max()
-        # The same network gives other bits in another layout in memory.
-        if not torch.allclose(
-            now.to(model.output.device), model.output, rtol=0, atol=1e-5 * float(scale), equal_nan=True
-        ):
-            surroundings = model.name + _digest(now)
+    surroundings = model.surroundings
+    if model.outputs is not None:
+        now = _output(model.network, model.name, model.transform.image_size)
+        met = next((output for output in model.outputs if _alike(now, output)), None)
+        if met is None:
+            model.outputs.append(met := now)
+        surroundings = model.name + _digest(met)
+        model = replace(model, feature_dim=now.shape[1])
     return replace(model, sha256=weights_hash(model.network, surroundings))
 
 

@@ -116,7 +116,7 @@ def _shards(info: BackboneInfo, run: Path) -> Path | None:
     folder = local_folder(info.recipe.data.shards) if info.recipe.data.shards else None
     if folder is None or folder.is_absolute():
         return folder
-    places = [place for place in (folder, run.parent.parent / folder) if is_finished(place)]  # run: runs/NAME
+    places = [place for place in (folder, run.resolve().parent.parent / folder) if is_finished(place)]  # runs/NAME
     very = (place for place in places if sha256_file(place / "manifest.json") == info.data)
     return next(very, places[0] if places else folder)
 

@@ -22,6 +22,7 @@ from trainer.table import TextTable
 __all__ = ["Pictures", "open_pictures"]
 
 MEAN = 1e6  # tau_s at which a background is its mean
+MOST = 0.5  # share of the pictures whose texts another folder's graph must have, to be taken for their own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,17 +48,15 @@ class Pictures:
 def open_pictures(root: Path, graph: str | None, count: int, models: Iterable[Model] = ()) -> Pictures:
     """`count` random samples of finished shards whose text is in the graph. Raises UserError.
 
-    graph: without a name that which one of the models was trained with, else the only one; of test shards, that of the
-    training shards beside them where these have it and the test shards have not.
+    graph: without a name that which one of the models was trained with, else the only one. Of test shards also those of
+    the training shards beside them count: by name, where one of the models was trained with one that has most of their
+    texts, and where they have none.
     """
     shards = Shards.open(root)
     source, name = _graph_of(shards, graph, models)
     found = source.graph(name)
     captions = source.texts()
-    text = shards.index.text_id.astype(np.int64)
-    if source is not shards:
-        place = {caption: i for i, caption in enumerate(captions)}
-        text = np.array([place.get(caption, -1) for caption in shards.texts()], np.int64)[text]
+    text = _texts_of(shards, source)
     whole = _whole(shards)
     pool = np.flatnonzero((text >= 0) & whole)
     rows: Ints = np.sort(np.random.default_rng(SEED).permutation(pool)[:count]).astype(np.int64)
@@ -65,7 +64,7 @@ def open_pictures(root: Path, graph: str | None, count: int, models: Iterable[Mo
     if len(np.unique(text)) < 3:
         few = f"{root} has fewer than three texts among {len(rows):,} pictures"
         raise UserError(
-            f"{few} (of {unknown:,} others {source.root} has no text): make a graph of them, `xclr-shards graph {root}`"
+            f"{few} (of {unknown:,} others {source.root} has no text): {_own_graph(shards)}"
             if unknown
             else f"{few}: there are no pairs to rank"
         )
@@ -105,11 +104,30 @@ def _graph_of(shards: Shards, graph: str | None, models: Iterable[Model]) -> tup
     folders = [shards] if beside is None else [shards, beside]
     trained = ((folder, model.graph) for model in models for folder in folders if _was_on(model, folder))
     known = next(((folder, name) for folder, name in trained if name in folder.graph_names()), None)
-    if graph is None and known and known[1]:
+    if graph is None and known and known[1] and (known[0] is shards or _has_most(shards, known[0])):
         return known[0], known[1]
     having = (folder for folder in folders if (graph in folder.graph_names() if graph else folder.graph_names()))
     source = next(having, beside if beside and not shards.graph_names() else shards)
     return source, source.graph_name(graph)
+
+
+def _has_most(shards: Shards, beside: Shards) -> bool:
+    """Whether a graph of the training shards is about the test pictures; if these have no graph, it has to do."""
+    return not shards.graph_names() or float((_texts_of(shards, beside) >= 0).mean()) > MOST
+
+
+def _texts_of(shards: Shards, source: Shards) -> Ints:
+    """[samples] text of each, as a text id of `source`; -1 where that has no such text."""
+    text: Ints = shards.index.text_id.astype(np.int64)
+    if source is shards:
+        return text
+    place = {caption: i for i, caption in enumerate(source.texts())}
+    return np.array([place.get(caption, -1) for caption in shards.texts()], np.int64)[text]
+
+
+def _own_graph(shards: Shards) -> str:
+    names = shards.graph_names()
+    return f"give --graph {names[0]}, of {shards.root}" if names else f"make one, `xclr-shards graph {shards.root}`"
 
 
 def _was_on(model: Model, shards: Shards) -> bool:

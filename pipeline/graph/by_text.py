@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.graph.file import COLUMNS
 from pipeline.sources.captions import normalise
 from pipeline.work import mapped_zeros
 from shards.errors import UserError, first_line
@@ -33,6 +34,8 @@ def names_texts(path: Path) -> bool:
         schema = pq.read_schema(path)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"cannot read {path} as parquet ({first_line(error)})") from None
+    if set(COLUMNS) <= set(schema.names):  # edges, which may have others beside them
+        return False
     text, vector = _columns(schema)
     if text and not vector and (named := _named(schema, VECTOR)):
         kind = schema.field(named[0]).type

@@ -159,7 +159,9 @@ def file_graph(shards: Shards, path: Path, settings: Settings, folder: Path, wor
             say(f"note: the diagonal of {path} is not 1 and says nothing here: it is of different texts of a class")
         return matrix_graph(matrix, rows, settings, source, "as given")
     vectors = file.unit_vectors(path, array, rows, work / "vectors.npy")
-    return _vector_graph(_search(vectors, {}, settings, work), source | {"dim": array.shape[1]}, settings, folder)
+    found = _search(vectors, {}, settings, work)
+    each = int(rows.max()) + 1 == n  # else of classes, whose texts have one vector by design
+    return _vector_graph(found, source | {"dim": array.shape[1]}, settings, folder, each)
 
 
 def matrix_graph(
@@ -181,8 +183,8 @@ def edge_graph(lists: Lists, n: int, settings: Settings, source: dict[str, Any])
                   least=0.0)  # fmt: skip
 
 
-def _vector_graph(found: Found, source: dict[str, Any], settings: Settings, folder: Path) -> Graph:
-    """Cosine: top-k lists, and a code for every other pair."""
+def _vector_graph(found: Found, source: dict[str, Any], settings: Settings, folder: Path, each: bool = True) -> Graph:
+    """Cosine: top-k lists, and a code for every other pair. each: every text was given a vector of its own."""
     vectors = found.vectors
     dim = min(settings.code_dim, vectors.shape[1])
     basis = codes.principal_basis(vectors, dim) if dim < vectors.shape[1] else None
@@ -195,11 +197,11 @@ def _vector_graph(found: Found, source: dict[str, Any], settings: Settings, fold
     background = audit.background(vectors, settings.seed)
     lists = symmetric_lists(found.ids, found.similarities)
     graph = _graph(lists, background, codes.encode(vectors, basis), dot_products(vectors), settings, meta)
-    graph.meta["as_another"] = alike = audit.as_another(graph)
+    graph.meta["as_another"] = alike = audit.as_another(graph) if each else 0
     if alike > ALIKE * len(graph):
-        encoder, most = source.get("id"), found.encoding.get("max_tokens")
-        why = f" ({encoder} reads the first {most} tokens, and words of its languages): take another --encoder"
-        say(f"warning: {alike:,} of {len(graph):,} texts have the vector of another text{why if encoder else ''}")
+        most = f"the first {found.encoding['max_tokens']} tokens, and " if found.encoding.get("max_tokens") else ""
+        why = f" ({source['id']} reads {most}words of its languages): take another --encoder" if found.encoding else ""
+        say(f"warning: {alike:,} of {len(graph):,} texts have the vector of another text{why}")
     return graph
 
 

@@ -182,9 +182,8 @@ def _facts(numbers: Numbers) -> str:
         "recall": f"{audit['recall']:.4f} of the {audit['k']} nearest, audited on {audit['sample']:,} texts",
     }
     if meta.get("as_another"):
-        facts["same vector"] = (
-            f"{meta['as_another']:,} texts have that of another, whose words the encoder may not know"
-        )
+        why = ", whose words the encoder may not know" if source.get("kind") == "encoder" else ""
+        facts["same vector"] = f"{meta['as_another']:,} texts have that of another{why}"
     rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in facts.items())
     return f'<table class="facts">{rows}</table>'
 

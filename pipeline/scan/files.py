@@ -20,7 +20,7 @@ from shards.pictures import EXTENSIONS, usual
 
 __all__ = ["folder", "of_class", "table"]
 
-LONGEST = 100  # characters of a name in messages
+LONGEST = 1000  # characters of a name in messages; no path is so long, but a cell may be
 BASE64 = re.compile(r"data:|/9j/|iVBORw0KGgo|R0lGOD|UklGR")  # as JPEG, PNG, GIF and WebP begin in it
 
 

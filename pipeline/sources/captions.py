@@ -76,9 +76,8 @@ def first_said(cells: Sequence[object]) -> object:
 def _says(caption: object) -> bool:
     if not isinstance(caption, (str, bytes)):
         return False
-    start = caption[:64]  # whoever writes more says something
-    text = BLANK.sub(" ", start.decode("utf-8", "replace") if isinstance(start, bytes) else start).strip()
-    return len(caption) > 64 or (bool(text) and text.lower() not in MISSING)
+    texts = (normalise(one, 64) for one in several(caption))  # more than the longest of MISSING
+    return any(text and text.lower() not in MISSING for text in texts)
 
 
 def notes(counts: Counter[str]) -> list[str]:

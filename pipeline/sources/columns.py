@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -29,9 +28,8 @@ __all__ = [
 
 IMAGE_NAMES = ("image", "path", "filepath", "file_path", "file_name", "filename", "image_path", "image_name", "img")
 CAPTION_NAMES = ("caption", "captions", "text", "title", "sentence", "sentences", "comment")
-# What `first_said` passes over, as Arrow matches bytes (C2 A0 is a no-break space); an empty list may be text, too.
-BLANK = r"(\s|\xc2\xa0)*"
-EMPTY = rf"""(?i)^{BLANK}(\[{BLANK}(""|'')?{BLANK}\]|{"|".join(map(re.escape, MISSING))})?{BLANK}$"""
+# Cells that may say nothing: of no more letters than the longest word for nothing, or lists that were written as text.
+DOUBTFUL = rf"^[^!-~]*(?:[!-~][^!-~]*){{0,{max(map(len, MISSING))}}}$|^[^!-~]*\["
 BYTES, SEVERAL = pa.large_binary(), pa.large_list(pa.large_binary())
 
 
@@ -122,14 +120,15 @@ def taken(names: Names, table: pa.Table, unreadable: Unreadable) -> Columns:
 
 def _first(columns: Sequence[pa.Array]) -> pa.Array:
     """Of each row the first cell that says something."""
-    found, *others = columns
-    for other in others:
-        if found.type == other.type == BYTES:
-            found = pc.if_else(pc.match_substring_regex(found, EMPTY), other, found)
-        else:
-            cells = map(first_said, zip(found.to_pylist(), other.to_pylist(), strict=True))
-            found = pa.array([_listed(cell) for cell in cells], SEVERAL)
-    return found
+    if len(columns) == 1:
+        return columns[0]
+    if any(column.type != BYTES for column in columns):
+        cells = map(first_said, zip(*(column.to_pylist() for column in columns), strict=True))
+        return pa.array([_listed(cell) for cell in cells], SEVERAL)
+    # The rule is `first_said`; Arrow only finds the few cells that it has to be asked for.
+    doubtful = pc.match_substring_regex(columns[0], DOUBTFUL)
+    rows = zip(*(column.filter(doubtful).to_pylist() for column in columns), strict=True)
+    return pc.replace_with_mask(columns[0], doubtful, pa.array(map(first_said, rows), BYTES))
 
 
 def _listed(cell: object) -> list[bytes]:

@@ -25,7 +25,7 @@ __all__ = ["read_delimited"]
 BLOCK = 64 << 20  # bytes of CSV parsed at once; a row must fit
 CELL_LINES = 50  # more in one cell are rows
 MARKS = ("\t", "|", ",", ";")
-SEPARATOR = re.compile(rb"sep=([\t -~])", re.IGNORECASE)  # a line that spreadsheets write above the header
+SEPARATOR = re.compile(rb"sep=([\t !-/:-@[-`{-~])", re.IGNORECASE)  # a line that spreadsheets write above the header
 NOTHING = b"\t\x0b\x0c |,;"  # a spreadsheet writes an empty row so
 
 
@@ -100,7 +100,7 @@ def _parsed(
         sys.unraisablehook = hook
     names, table, bad = _parsed_as("latin-1", dataset, path, parse, above)
     cells = ([cell.decode().encode("latin-1") for cell in column.to_pylist()] for column in table.columns)
-    return names, pa.table([pa.array(column, pa.large_binary()) for column in cells], names.wanted), bad
+    return names, pa.table([pa.array(column, pa.large_binary()) for column in cells], table.column_names), bad
 
 
 def _parsed_as(
@@ -125,7 +125,7 @@ def _parsed_as(
         include_columns=wanted,
         strings_can_be_null=False,
     )
-    table = pc_csv.read_csv(path, reading(block_size=BLOCK), options, convert)
+    table = pc_csv.read_csv(path, reading(block_size=BLOCK), options, convert).rename_columns(names.wanted)
     return names, table, Unreadable(len(bad), shown(bad[-1]) if bad else "")
 
 

@@ -97,6 +97,37 @@ def test_a_network_in_training_is_evaluated_in_eval_mode_and_left_as_it_was(fold
     assert same["columns"] == found["columns"]
 
 
+def test_features_are_kept_wherever_the_network_lies_in_memory(folders: Path, tmp_path: Path) -> None:
+    """Extraction lays weights out channels-last, which gives other bits; the network is the same."""
+    network = timm.create_model("test_resnet", num_classes=0)
+    model, bench = model_of(network, "mine", SIZE), open_bench("imagefolder", folders)
+    settings = Settings(features=tmp_path, knn=KNNConfig(k=1))
+    before = features_of(evaluate(model, bench, "knn", settings))
+    with torch.no_grad():
+        for parameter in network.to(memory_format=torch.contiguous_format).parameters():  # type: ignore[call-overload]
+            parameter.mul_(1.1)
+    after = features_of(evaluate(model, bench, "knn", settings))
+    assert after != before
+    for layout in (torch.contiguous_format, torch.channels_last):
+        network.to(memory_format=layout)  # type: ignore[call-overload]
+        assert features_of(evaluate(model, bench, "knn", settings)) == after
+
+
+def test_the_network_may_have_become_another(folders: Path, tmp_path: Path) -> None:
+    """Of other features, or of none; and what surrounds the call decides nothing."""
+    network = timm.create_model("test_resnet", num_classes=4)
+    model, bench = model_of(network, "mine", SIZE), open_bench("imagefolder", folders)
+    settings = Settings(features=tmp_path, knn=KNNConfig(k=1))
+    first = evaluate(model, bench, "knn", settings)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert features_of(evaluate(model, bench, "knn", settings)) == features_of(first)
+    network.reset_classifier(16)
+    assert (first["feature_dim"], evaluate(model, bench, "knn", settings)["feature_dim"]) == (4, 16)
+    with pytest.raises(UserError, match=r"it has weights of torch\.float64, and images are float32"):
+        evaluate(replace(model, network=network.double()), bench, "knn", settings)
+    assert model == replace(model)
+
+
 def test_a_function_is_no_network() -> None:
     with pytest.raises(TypeError, match=r"network is a torch\.nn\.Module, not function"):
         model_of(lambda x: x.mean((2, 3)), "mine", SIZE)  # type: ignore[arg-type]

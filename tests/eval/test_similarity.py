@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -334,6 +335,22 @@ def test_test_shards_go_by_the_graph_that_a_model_was_trained_with(tmp_path: Pat
     assert where(own, replace(on_train, graph="tree")) == (own, test)
     with pytest.raises(UserError, match=f"no graph 'gone', only {own}"):
         where("gone")
+
+
+@pytest.mark.parametrize("common", [2, 4, 12])
+def test_a_graph_of_other_texts_is_not_taken_for_the_pictures_own(tmp_path: Path, common: int) -> None:
+    """As captions of a test split are other texts than those of training."""
+    train, test = make_shards(tmp_path / "mine", classes=common), make_shards(tmp_path / "mine-test", classes=12)
+    (name,) = Shards.open(train).graph_names()
+    shards = [shard.name for shard in Shards.open(test).manifest.shards]
+    write_graph(test, "own", make_graph(12), np.zeros(12, np.int32), shards)
+    shutil.rmtree(test / "graphs" / name)
+    model = replace(make_model(), shards=train, graph=name)
+    found = open_pictures(test, None, 100, [model])
+    assert (found.graph, found.graph_of) == ((name, train) if common == 12 else ("own", test))
+    if common == 2:
+        with pytest.raises(UserError, match=f"fewer than three texts .*: give --graph own, of {test}"):
+            open_pictures(test, name, 100)
 
 
 def test_texts_that_no_graph_has_are_named(tmp_path: Path) -> None:

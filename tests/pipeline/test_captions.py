@@ -6,10 +6,12 @@ import time
 import unicodedata
 from collections import Counter
 
+import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.sources.captions import joined, normalise, notes
+from pipeline.sources.captions import MISSING, first_said, joined, normalise, notes
+from pipeline.sources.columns import Names, Unreadable, taken
 
 
 def test_the_rule() -> None:
@@ -31,6 +33,29 @@ def test_a_sample_of_several_captions() -> None:
     assert notes(counts) == []
     assert joined([b"a\r\nb", "c\nd", "e\n"], 100, counts) == "a b\nc d\ne"
     assert notes(counts)[0].startswith("note: 2 of 9 captions held several lines, which were joined: ")
+
+
+PIECES = st.sampled_from(
+    ["", " ", "\t", "\x00", "\x0b", "\x1f", "\x7f", "\x85", "\u00a0", "\u2003", "\u3000", "\u200b", " " * 90, "nan",
+     "NaN", "?", "-1", "unknown", "[", "]", '""', "''", ",", "[]", '["nan", " "]', '["", "cat"]', "cat",
+     "\u732b", "a" * 90, "\xe9"]
+)  # fmt: skip
+CELLS = st.lists(PIECES, max_size=4).map("".join)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(CELLS, CELLS, CELLS), min_size=1, max_size=5))
+def test_of_several_columns_arrow_chooses_as_the_rule_does(rows: list[tuple[str, str, str]]) -> None:
+    """Of which the first cell says something; where none does, the first."""
+    cells = [tuple(cell.encode() for cell in row) for row in rows]
+    table = pa.table({name: [row[i] for row in cells] for i, name in enumerate("abc")} | {"i": [b"x"] * len(rows)})
+    found = taken(Names("i", ("a", "b", "c"), ""), table, Unreadable()).captions
+    assert found is not None
+    assert found.to_pylist() == [first_said(row) for row in cells]
+    for row in cells:
+        said = [cell for cell in row if joined([cell], 100, Counter()).lower() not in ("", *MISSING)]
+        if not any(b"[" in cell for cell in row):
+            assert first_said(row) == (said[0] if said else row[0])
 
 
 def test_captions_that_are_not_utf8_are_told() -> None:

@@ -86,6 +86,7 @@ def test_ragged_rows_of_a_table_that_is_not_utf8_are_counted(
         ("sep=,\r\n,,\r\n\r\nimage,caption,c\r\n", ","),
         ("sep=:\nimage:caption:c\n", ":"),
         ("sep=;\nimage,caption,c\n", ","),
+        ("\ufeffimage,caption,c\n", ","),
     ],
 )
 def test_the_mark_between_cells_is_the_one_by_which_the_header_names_the_columns(

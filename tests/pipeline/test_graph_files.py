@@ -269,6 +269,21 @@ def test_wrong_vectors_beside_texts(tmp_path: Path, texts: list[Any], vectors: l
     assert not list(root.rglob("vectors.npy"))
 
 
+def test_texts_of_a_class_have_its_vector_and_no_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = text_shards(tmp_path / "s", [f"t{i}" for i in range(8)], [i % 2 for i in range(8)], ["x", "y"])
+    np.save(tmp_path / "v.npy", np.eye(2, 3))
+    graph = read_graph(build_graph(root, kind="file", source=tmp_path / "v.npy", k=3))
+    assert graph.meta["as_another"] == 0
+    assert "have the vector of another" not in capsys.readouterr().err
+
+
+def test_edges_may_have_texts_and_vectors_beside_them(tmp_path: Path) -> None:
+    root = text_shards(tmp_path / "s", ["a", "b", "c"])
+    edges = {"a": [0], "b": [1], "similarity": [0.5], "text": ["a to b"], "vector": ["none"]}
+    pq.write_table(pa.table(edges), tmp_path / "e.parquet")
+    assert len(read_graph(build_graph(root, kind="file", source=tmp_path / "e.parquet", k=1)).neighbours) == 2
+
+
 @pytest.mark.parametrize("kind", [pa.string(), pa.binary(), pa.float32()])
 def test_columns_that_hold_no_vectors_are_told(tmp_path: Path, kind: pa.DataType) -> None:
     cells = {pa.string(): "[1.0, 0.0]", pa.binary(): b"12345678", pa.float32(): 1.0}

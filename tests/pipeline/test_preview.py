@@ -136,7 +136,7 @@ def test_texts_of_one_vector_are_on_the_page(tmp_path: Path) -> None:
     np.save(tmp_path / "v.npy", np.hstack([vectors, np.zeros((6, 1))]))
     build_graph(root, kind="file", source=tmp_path / "v.npy", name="mine", k=2)
     page = preview(root, "mine").read_text()
-    assert "2 texts have that of another, whose words the encoder may not know" in page
+    assert "2 texts have that of another<" in page
     rows = re.findall(r'role">image</div><p>([^<]*).*?role">random</span></div><p>([^<]*)', page, re.DOTALL)
     assert len(rows) == 6
     assert all(own != other for own, other in rows)

@@ -65,7 +65,10 @@ def test_of_several_caption_columns_each_row_takes_the_first_that_is_not_empty(k
     assert Manifest.load(tmp_path / "out").skipped == {}
 
 
-@pytest.mark.parametrize("empty", ["[]", "[ ]", '"[""""]"', "['']", '" "', "\u00a0", " NaN", "#N/A", "?", "-1"])
+@pytest.mark.parametrize(
+    "empty",
+    ["[]", "[ ]", '"[""""]"', "['']", '" "', " " * 90, "\u3000", '"[""nan""]"', "\u00a0", " NaN", "#N/A", "?", "-1"],
+)
 def test_a_cell_that_says_nothing_is_an_empty_cell(tmp_path: Path, empty: str) -> None:
     pictures(tmp_path / "in", ["a.jpg", "b.jpg"])
     (tmp_path / "in" / "t.csv").write_text(f"image,de,en\na.jpg,{empty},cat\nb.jpg,\"['Hund']\",dog\n", "utf-8")

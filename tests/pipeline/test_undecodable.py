@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from io import BytesIO
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.images import problem, shows
+from pipeline.scan.samples import Limits
 from tests.make import make_shards
 from tests.pipeline.building import build
-from tests.pipeline.sources import data_set, pictures
+from tests.pipeline.sources import data_set, pictures, write_tar
 from trainer.augment import BadImage, decode
 
 
@@ -53,6 +55,20 @@ def test_each_is_named_with_the_file_it_came_from(tmp_path: Path, processes: int
     assert sorted(line.rpartition(": ")[2] for line in told.stdout.splitlines()) == ["3.png", "8.png"]
     assert all(" of train-00000" in line for line in told.stdout.splitlines())
     assert "2 of 12 images do not decode" in " ".join(told.stderr.split())
+
+
+def test_of_a_torn_tar_in_its_place_what_is_whole_is_looked_at(tmp_path: Path) -> None:
+    members = [(f"k{i}.{kind}", data) for i in range(4) for kind, data in (
+        ("png", cut_png() if i == 1 else encoded(Image.new("RGB", (9, 9)), "PNG")), ("txt", b"text %d" % i)
+    )]  # fmt: skip
+    tar = write_tar(tmp_path / "in" / "a.tar", members)
+    os.truncate(tar, tar.stat().st_size - 2500)
+    mine = data_set(tmp_path / "mine.toml", format="webdataset")
+    out = build(
+        mine, tmp_path / "in", tmp_path / "out", layout="in-place", limits=Limits(use_torn=True), max_skipped=1.0
+    )
+    told = CliRunner().invoke(app, ["verify", str(out), "--decode"])
+    assert told.stdout.splitlines() == ["k1 of a.tar"]
 
 
 def test_sound_shards_are_sound(tmp_path: Path) -> None:

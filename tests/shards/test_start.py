@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from importlib.metadata import entry_points
@@ -34,6 +35,15 @@ def test_opencv_does_not_warn_of_pictures_that_are_counted(monkeypatch: pytest.M
     monkeypatch.setenv("OPENCV_LOG_LEVEL", "INFO")  # who wants to see them may
     start.train()
     assert os.environ["OPENCV_LOG_LEVEL"] == "INFO"
+
+
+def test_names_that_are_no_text_end_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in, raw = ModuleType("trainer.cli"), io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, "latin-1"))
+    stand_in.main = lambda: print("\u732b \udce9", flush=True)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "trainer.cli", stand_in)
+    start.train()
+    assert raw.getvalue() == b"? ?\n"
 
 
 def test_ctrl_c_while_a_command_is_imported_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

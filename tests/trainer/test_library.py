@@ -208,6 +208,9 @@ def test_what_is_no_block_or_tensor_is_told() -> None:
         TextTable.from_graph("minilm", "cpu")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="count is a number of samples, not float"):
         SimilarityBlock.of_samples(8.0, torch.device("cpu"))  # type: ignore[arg-type]
+    for count in (np.int64(4), torch.tensor(4)):
+        assert len(SimilarityBlock.of_samples(count, torch.device("cpu"))) == 4  # type: ignore[arg-type]
+    assert SimilarityBlock.of_vectors(torch.ones(4, 3), tau_s=np.array(0.5)).tau_s == 0.5  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="tau_s is a number, not str"):
         SimilarityBlock.of_vectors(torch.ones(4, 3), tau_s="0.1")  # type: ignore[arg-type]
     for kind in (torch.int64, torch.complex64):
