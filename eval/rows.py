@@ -75,8 +75,9 @@ def rows_of(rows: tuple[Row, ...], suite: str, place: Path, checkpoints: list[st
     missing = sorted({spec for row in placed for spec in row.specs if not _there(spec)})
     if missing:
         trained = " (`make demo` does)" if suite == "demo" else ""
+        lost = ", ".join(missing) + ("" if all(map(os.path.isabs, missing)) else f" (looked for from {Path.cwd()})")
         raise UserError(
-            f"the suite {suite} evaluates runs that are not there: {', '.join(missing)}; train them first{trained}, "
+            f"the suite {suite} evaluates runs that are not there: {lost}; train them first{trained}, "
             "give --out FOLDER, or runs = 'FOLDER' in the suite, which paths are relative to, or name others with "
             "--checkpoint"
         )
@@ -128,7 +129,10 @@ def unalike(row: Row, models: list[Model]) -> Iterator[str]:
     seed: the spread of such a row is not that of seeds."""
     first = _what(models[0], untrained=row.untrained)
     for name, model in zip(run_names(row)[1:], models[1:], strict=True):
-        found = differences(first, _what(model, untrained=row.untrained))
+        other = _what(model, untrained=row.untrained)
+        found = differences(first, other)
+        if first.get("data", {}).get("graph") != other.get("data", {}).get("graph"):  # the names say it
+            found = [line for line in found if not line.startswith("contents.graph")]
         if found:
             yield f"{name}: {'; '.join(found[:4])}{'; ...' if len(found) > 4 else ''}"
 
@@ -138,9 +142,9 @@ def _what(model: Model, *, untrained: bool) -> dict[str, Any]:
     table = recipe_of(model)
     if not table:
         return {"network": model.name}
-    shards = local_folder(table["data"]["shards"])  # however it was spelt
-    where = os.path.realpath(shards) if shards else table["data"]["shards"]
-    return {"model": table["model"]} if untrained else {**table, "seed": 0, "data": {**table["data"], "shards": where}}
+    # Where shards lie says nothing where it is known what they hold.
+    data = {**table["data"], "shards": ""} if model.data else table["data"]
+    return {"model": table["model"]} if untrained else {**table, "seed": 0, "data": data}
 
 
 def recipe_of(model: Model) -> dict[str, Any]:
@@ -152,7 +156,10 @@ def recipe_of(model: Model) -> dict[str, Any]:
     mean, std = recipe.model.statistics  # left open by a run of an earlier version
     graph = recipe.data.graph if recipe.objective.name == "xclr" else ""  # others train on none
     model_part = replace(recipe.model, mean=mean, std=std)
-    return as_table(replace(recipe, data=replace(recipe.data, graph=graph), model=model_part))
+    shards = local_folder(recipe.data.shards)  # however it was spelt
+    where = os.path.realpath(shards) if shards else recipe.data.shards
+    table = as_table(replace(recipe, data=replace(recipe.data, graph=graph, shards=where), model=model_part))
+    return {**table, "contents": {"graph": model.graph_id[:8] if graph else "", "shards": model.data[:8]}}
 
 
 def _described(model: Model) -> dict[str, Any]:

@@ -210,6 +210,8 @@ def _place(bench: str) -> tuple[str, str, str]:
 
 def _check_ours(called: str, out: Path) -> None:
     """Raises UserError where the folder has the results of another suite, which would be lost."""
+    if (out / "run.json").is_file():
+        raise UserError(f"{out} is a run of xclr-train, and results in it would go with it: give another --out")
     found = (_read(out / "results.json") or {}).get("suite", called)
     if found != called:
         raise UserError(f"{out} has the results of the suite {found}: give another --out, or move these")

@@ -71,6 +71,8 @@ class BackboneInfo:
     """Of the run."""
     data: str
     """sha256 of the manifest of the shards that it was trained on."""
+    graph: str
+    """sha256 of the graph that it was trained on (run_folder.contents_id); empty without one."""
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -270,6 +272,7 @@ def load_encoder(
         sha256=digest,
         recipe=recipe,
         data=str(state.get("data", "")),
+        graph=str(state.get("graph", "")),
     )
     encoder.eval()
     known = untrained or any(name.startswith(PROJECTOR) for name in state["encoder"])

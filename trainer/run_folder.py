@@ -32,6 +32,7 @@ from trainer.world import World
 __all__ = [
     "alone",
     "check_same",
+    "contents_id",
     "describe_run",
     "graph_id",
     "held",
@@ -121,9 +122,11 @@ def _steps_done(run: Path) -> int:
 
 def graph_id(recipe: Recipe, graph: Graph | None) -> str:
     """A checksum of graph.json, which holds those of the graph's files; empty where none is trained on."""
-    if graph is None or recipe.objective.name != "xclr":
-        return ""
-    # A count that graphs from before 2026-11-27 lack, and that no training reads.
+    return "" if graph is None or recipe.objective.name != "xclr" else contents_id(graph)
+
+
+def contents_id(graph: Graph) -> str:
+    """sha256 of graph.json, but for a count that graphs from before 2026-11-27 lack, and that no training reads."""
     return hashlib.sha256(json_bytes({k: v for k, v in graph.meta.items() if k != "as_another"})).hexdigest()
 
 

@@ -11,6 +11,7 @@ neither set: their features are not even extracted, since in a crawl with a few 
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from shlex import quote
 
@@ -45,6 +46,7 @@ def open_labelled(source: Source) -> Bench:
     _check_apart(train, test)
     task, columns, notes = class_figures(_classified("train", train, rows), _classified("test", test, test_rows), WORDS)
     unlabelled = {"train": len(train) - len(rows), "test": len(test) - len(test_labelled)}
+    _look_in(source.shards, train, _held(test, test_rows))
     return Bench(
         name=NAME,
         root=train.root,
@@ -53,6 +55,13 @@ def open_labelled(source: Source) -> Bench:
         columns=columns,
         notes={**notes, "unlabelled": unlabelled, "of_training": of_training(_held(train), _held(test, test_rows))},
     )
+
+
+def _look_in(trained: Path | None, train: Shards, test: Held) -> None:
+    """Tell of test pictures among what the model was trained on, where that is neither the probe's nor gone."""
+    if trained and is_finished(trained) and trained.resolve() != train.root.resolve():
+        with suppress(UserError):  # shards that nobody has asked for, and that may be damaged
+            of_training(_held(Shards.open(trained)), test)
 
 
 def _train_folder(source: Source) -> Path:

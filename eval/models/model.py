@@ -75,6 +75,8 @@ class Model:
     """sha256 of their manifest.json; empty where that is not known."""
     graph: str | None = None
     """The graph it was trained with, by name; None: the only one."""
+    graph_id: str = ""
+    """What that graph held (trainer.run_folder.contents_id); empty where that is not known."""
     projector: nn.Module | None = None
     """[n, feature_dim] -> [n, dim], what the loss compared; None where it is not known any more."""
 

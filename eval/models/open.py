@@ -106,6 +106,7 @@ def open_checkpoint(path: Path | None, *, untrained: bool = False, own: str | No
         shards=_shards(info, run_of(file)),
         data=info.data,
         graph=info.recipe.data.graph or None,
+        graph_id=info.graph,
         projector=projector,
     )
 

@@ -41,7 +41,8 @@ LEVEL = 0.95
 MANY = 15  # pairs of rows, of six; those of more are shown on the page alone, folded
 COMPARED = (
     "Differences in points, ± half of the 95% interval, picture by picture; in bold those beyond it (one in twenty "
-    "where nothing differs). It covers other pictures, and other seeds where one of the two rows has several runs."
+    "where nothing differs). It covers other pictures, and other seeds where one of the two rows has several runs, "
+    "but no other draw of the tenth by which a probe is chosen."
 )
 Doubles = npt.NDArray[np.float64]
 Line = tuple[str, list[dict[str, Any] | None]]

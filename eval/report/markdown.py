@@ -43,7 +43,11 @@ def markdown(results: dict[str, Any]) -> str:
     if results["published"]:
         parts += ["~ from memory of the paper: approximate. Its probes were trained on augmented views.", ""]
     places = [f"- {name}: {bench['root']}" for name, bench in results["benches"].items()]
-    models = [f"- {_plain(row['method'])}: {_model(run['model'])}" for row in results["rows"] for run in row["runs"]]
+    models = [
+        f"- {_plain(row['method'])}: {_model(run['model'])}{_seed(run)}"
+        for row in results["rows"]
+        for run in row["runs"]
+    ]
     protocols = [f"- {TITLES[method]}: {_words(results['protocol'][method])}" for method in results["methods"]]
     protocols += [f"- but {_plain(where)}: {_words(unlike)}" for where, unlike in otherwise(results)]
     versions = ", ".join(f"{name} {number}" for name, number in sorted(results["versions"].items()))
@@ -74,7 +78,7 @@ def _comparisons(results: dict[str, Any]) -> list[str]:
     parts, columns = [], compared_columns(results)
     for method in results["methods"]:
         lines = comparison_lines(results, method)
-        if len(lines) > MANY:
+        if len(lines) > MANY and not results["against"]:
             words = f"{len(lines)} pairs of rows are compared in report.html and results.json; `against` names one row"
             return [f"{words} to compare the others with.", ""]
         if lines:
@@ -111,6 +115,11 @@ def _model(model: dict[str, Any]) -> str:
     elif sha := model.get("checkpoint_sha256"):
         parts.append(f"sha256 {sha}")
     return ", ".join(part for part in parts if part)
+
+
+def _seed(run: dict[str, Any]) -> str:
+    seed = run["recipe"].get("seed")
+    return "" if seed is None else f", seed {seed}"
 
 
 def _words(protocol: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ def row_settings(recipes: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, A
     rows = {method: [recipe for recipe in several if recipe] for method, several in recipes.items()}
     known = [recipe for several in rows.values() for recipe in several]
     keys = {keys for recipe in known[1:] for keys, *_ in unlike_values(known[0], recipe) if keys[0] not in ASIDE}
-    ordered = sorted(key for key in keys if len({setting(recipe, key) for recipe in known}) > 1)
+    ordered = _telling(known, sorted(key for key in keys if len({setting(recipe, key) for recipe in known}) > 1))
     return {
         "keys": [".".join(key) for key in ordered],
         "rows": {
@@ -31,6 +31,21 @@ def row_settings(recipes: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, A
             if several
         },
     }
+
+
+def _telling(known: Sequence[dict[str, Any]], keys: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Without what says nothing beside another: contents (checksums) where names tell them apart, and the places of
+    shards that hold the same."""
+    left_out = set[tuple[str, ...]]()
+    for part in ("graph", "shards"):
+        place, contents = ("data", part), ("contents", part)
+        both = {(setting(recipe, place), setting(recipe, contents)) for recipe in known}
+        held = {content for _, content in both}
+        if len(both) == len({name for name, _ in both}):
+            left_out.add(contents)
+        if part == "shards" and len(held) == 1 and "" not in held:
+            left_out.add(place)
+    return [key for key in keys if key not in left_out]
 
 
 def setting(recipe: dict[str, Any], keys: tuple[str, ...]) -> str:

@@ -13,10 +13,12 @@ import torch
 from eval.benchmarks.bench import ImageSet, Ints, fingerprint
 from eval.models.model import Model
 from eval.similarity.rank import SEED, Doubles
+from shards.bars import say
 from shards.errors import UserError
 from shards.graph import Graph
 from shards.reader import TEST, Shards, is_finished, training_folder
 from trainer.block import SimilarityBlock
+from trainer.run_folder import contents_id
 from trainer.table import TextTable
 
 __all__ = ["Pictures", "open_pictures"]
@@ -53,8 +55,12 @@ def open_pictures(root: Path, graph: str | None, count: int, models: Iterable[Mo
     texts, and where they have none.
     """
     shards = Shards.open(root)
+    models = list(models)
     source, name = _graph_of(shards, graph, models)
     found = source.graph(name)
+    for model in models:
+        if _was_on(model, source) and model.graph == name and model.graph_id not in ("", contents_id(found)):
+            say(f"warning: {model.folder or model.name} was trained on another graph {name} than lies there now")
     captions = source.texts()
     text = _texts_of(shards, source)
     whole = _whole(shards)

@@ -20,7 +20,7 @@ from shards.pictures import EXTENSIONS, usual
 
 __all__ = ["folder", "of_class", "table"]
 
-LONGEST = 1000  # characters of a name in messages; no path is so long, but a cell may be
+LONGEST, SHOWN = 1000, 100  # characters of a name: no path is so long, but a cell may be
 BASE64 = re.compile(r"data:|/9j/|iVBORw0KGgo|R0lGOD|UklGR")  # as JPEG, PNG, GIF and WebP begin in it
 
 
@@ -63,11 +63,12 @@ def table(source: Source, partition: Partition, limits: Limits, spool: Path) -> 
 
 
 def _nowhere(root: Path, name: str) -> str:
-    """A name that leads to no file, as messages give it: both ends of a long one."""
-    if len(name) <= LONGEST:
+    """A name that leads to no file, as messages give it: of what can be none, both ends."""
+    encoded = bool(BASE64.match(name))
+    if len(name) <= (SHOWN if encoded else LONGEST):
         return str(root / name)
-    hint = " (base64, it seems: write the images to files)" if BASE64.match(name) else ""
-    return f"{name[: LONGEST // 2]}...{name[-LONGEST // 2 :]}{hint}"
+    hint = " (base64, it seems: write the images to files)" if encoded else ""
+    return f"{name[: SHOWN // 2]}...{name[-SHOWN // 2 :]}{hint}"
 
 
 def of_class(source: Source, label: int, path: str) -> dict[str, Any]:

@@ -170,7 +170,7 @@ def test_a_suite_takes_it_like_any_other(trained: Path, tmp_path: Path, capsys: 
     trained.rename(tmp_path / "elsewhere")
     capsys.readouterr()
     assert run_eval(call) == 2
-    assert "runs that are not there: mine.py:stem@run;" in capsys.readouterr().err
+    assert "runs that are not there: mine.py:stem@run (looked for from " in capsys.readouterr().err
     mine = tmp_path / "mine.py"
     mine.unlink()
     (tmp_path / "suite.toml").write_text("benches = ['imagefolder']\n" + rows[0])

@@ -214,6 +214,27 @@ def test_training_images_among_the_test_images_are_told_of(
     assert (said in capsys.readouterr().err) == (shared > 0)
 
 
+def test_test_pictures_in_what_the_model_was_trained_on_are_told(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where a split is held out after a run has seen all; shards that are damaged, or gone, are not asked for."""
+    seen = shutil.copytree(f"{made}-test", tmp_path / "all")
+    replace(Manifest.load(seen), split="train").save(seen)
+    run = train_run(seen, tmp_path / "runs" / "one")
+    monkeypatch.chdir(tmp_path)
+    call = ["knn", "--bench", "shards", "--data", str(made), "--k", "3", "--checkpoint", str(run)]
+    call += ["--features", str(tmp_path / "cache"), "--out", str(tmp_path / "r.json")]
+
+    def told() -> str:
+        assert run_eval(call) == 0
+        return " ".join(capsys.readouterr().err.split())
+
+    assert f"20 of 20 pictures of {made}-test that were looked at are in {tmp_path}/all too" in told()
+    for tar in (tmp_path / "all").glob("*.tar"):
+        tar.unlink()
+    assert "looked at" not in told()
+
+
 def test_the_training_images_under_another_name_are_no_test(tmp_path: Path) -> None:
     for name, split in (("mine", "train"), ("mine-test", "test")):
         write_labelled(tmp_path / name, TRAINING, NAMES, split)

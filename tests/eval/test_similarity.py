@@ -353,6 +353,20 @@ def test_a_graph_of_other_texts_is_not_taken_for_the_pictures_own(tmp_path: Path
             open_pictures(test, name, 100)
 
 
+def test_a_graph_that_was_made_anew_under_its_name_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = make_shards(tmp_path / "data", classes=8)
+    run = train_run(root, tmp_path / "runs/xclr", "xclr")
+    open_pictures(root, None, 100, [open_model(str(run))])
+    assert "another graph" not in capsys.readouterr().err
+    shutil.rmtree(root / "graphs/made")
+    write_graph(
+        root, "made", make_graph(8, seed=5), np.zeros(8, np.int32), [s.name for s in Shards.open(root).manifest.shards]
+    )
+    open_pictures(root, None, 100, [open_model(str(run))])
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"warning: {run} was trained on another graph made than lies there now" in said
+
+
 def test_texts_that_no_graph_has_are_named(tmp_path: Path) -> None:
     make_shards(tmp_path / "mine", classes=2)
     other = make_shards(tmp_path / "mine-test", classes=6, graph=False, split="test")

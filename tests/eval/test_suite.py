@@ -368,6 +368,14 @@ def test_results_of_another_suite_are_not_replaced(
     assert "--checkpoint names a model twice" in capsys.readouterr().err
 
 
+def test_results_do_not_go_into_a_run(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(world)
+    assert run_eval(["suite", "--config", "demo", "--checkpoint", "runs/demo/xclr", "--out", "runs/demo/xclr"]) != 0
+    assert "runs/demo/xclr is a run of xclr-train" in " ".join(capsys.readouterr().err.split())
+
+
 def test_few_shot_parts_that_are_too_small_are_refused_first(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

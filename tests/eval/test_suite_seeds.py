@@ -19,11 +19,14 @@ from eval.report.latex import latex
 from eval.report.runs import mean_of_runs
 from eval.report.settings import row_settings
 from eval.report.tidy import HEAD
-from eval.rows import Row, rows_of, unalike
+from eval.rows import Row, open_rows, recipe_of, rows_of, unalike
 from shards.errors import UserError
+from shards.graph import write_graph
+from shards.manifest import Manifest
 from tests.eval.demo_shards import make_demo
 from tests.eval.make_folders import make_model
 from tests.eval.runs import run_eval, suite_results, train_run
+from tests.make import make_graph
 from trainer.augment import IMAGENET_MEAN, IMAGENET_STD
 from trainer.recipe import as_table, changed, load_recipe
 
@@ -81,6 +84,35 @@ def test_a_row_of_several_runs_has_their_mean_and_spread(results: dict[str, Any]
     assert results["unalike"] == []
 
 
+def test_what_lay_under_one_name_when_runs_were_trained_is_told(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another graph of the name, or shards built anew where the others were; the same elsewhere is no difference."""
+    root = shutil.copytree(world / "data", tmp_path / "data") / "demo"
+    shards = [shard.name for shard in Manifest.load(root).shards]
+    train_run(root, tmp_path / "a", "xclr")
+    train_run(shutil.copytree(root, tmp_path / "moved"), tmp_path / "b", "xclr", seed=1)
+    shutil.rmtree(root / "graphs/made")
+    graph = make_graph(Manifest.load(root).texts, seed=7)
+    write_graph(root, "made", graph, np.zeros(len(graph), np.int32), shards)
+    train_run(root, tmp_path / "c", "xclr", seed=2)
+    replace(Manifest.load(root), seed=99).save(root)
+    train_run(root, tmp_path / "d", "xclr", seed=3)
+    row = Row(method="xclr", checkpoints=tuple(str(tmp_path / name) for name in "abcd"))
+    models = open_rows([row])["xclr"]
+    told = list(unalike(row, models))
+    assert [line.rpartition("/")[2].partition(":")[0] for line in told] == ["c", "d"]
+    assert "contents.graph" in told[0]
+    assert "contents.shards" not in told[0]
+    assert "contents.shards" in told[1]
+    recipes = {model.name: [recipe_of(model)] for model in (replace(one, name=str(i)) for i, one in enumerate(models))}
+    assert row_settings({name: recipes[name] for name in "01"})["keys"] == []
+    assert row_settings({name: recipes[name] for name in "02"})["keys"] == ["contents.graph"]
+    found = row_settings(recipes)
+    assert found["keys"] == ["contents.graph", "contents.shards", "data.shards"]
+    assert found["rows"]["0"][0] != found["rows"]["2"][0]
+
+
 def test_the_mean_is_said_wherever_it_is_shown(
     world: Path, results: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,6 +130,7 @@ def test_the_mean_is_said_wherever_it_is_shown(
     assert "| simclr |  | simclr |\n| xclr | made | xclr |" in markdown
     assert "<tr><td>xclr</td><td>made</td><td>xclr</td></tr>" in page
     assert results["rows"][2]["runs"][1]["recipe"]["seed"] == 1
+    assert [line[-6:] for line in markdown.splitlines() if line.startswith("- xclr")] == [f"seed {i}" for i in range(3)]
     assert results["rows"][0]["runs"][0]["recipe"] == {}  # untrained: of no training
     assert max(len(line) for line in shown.splitlines() if "±" in line and "mean" not in line) <= 80
     assert f"{figure}{spread} (" in markdown.replace("*", "")
