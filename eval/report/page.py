@@ -187,7 +187,7 @@ def _comparisons(results: dict[str, Any]) -> str:
         else ""
     )
     body = f'<p class="soft">{escape(COMPARED + lost)}</p>{"".join(tables)}'
-    if count > MANY:
+    if count > MANY and not results["against"]:
         body = f"<details><summary>{count} pairs of rows</summary>{body}</details>"
     return f"<h2>Row against row</h2>{body}"
 

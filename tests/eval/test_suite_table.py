@@ -348,6 +348,9 @@ def test_more_than_six_rows_are_compared_where_there_is_room(tmp_path: Path) -> 
     against = markdown(many | {"against": "g"})
     assert "| a - g | " in against
     assert "| b - a |" not in against
+    wide = simple(list("abcdefghijklmnopqr")) | {"against": ["a"]}  # what was asked for is shown, however much
+    assert "| r - a | " in markdown(wide)
+    assert "<details><summary>17" not in page_of(wide, tmp_path)
 
 
 def test_names_stay_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
