@@ -285,6 +285,9 @@ def test_other_shards_where_a_run_had_its_own_are_told(
     monkeypatch.chdir(tmp_path / "there")
     assert f"on shards ({run.parent.parent}/data/own)" in (said := told())
     assert "is not what" not in said
+    monkeypatch.chdir(run)  # and by a name that says nothing of where it lies
+    assert open_model(".").shards == tmp_path / "here/data/own"
+    monkeypatch.chdir(tmp_path / "there")
     shutil.rmtree(tmp_path / "here/data")
     said = told()
     assert f"warning: data/own is not what {run} was trained on" in said

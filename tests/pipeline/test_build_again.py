@@ -265,6 +265,10 @@ def test_damaged_shards_are_not_called_finished(tmp_path: Path, damage: str) -> 
     shutil.rmtree(out)
     build("flickr8k", tmp_path / "in", out)
     assert CliRunner().invoke(app, ["verify", str(out)]).exit_code == 0
+    (out / "graphs/torn").mkdir(parents=True)
+    (out / "graphs/torn/graph.json").write_text("{")
+    told = CliRunner().invoke(app, ["verify", str(out)])  # the shards are sound
+    assert (told.exit_code, "copy these files" in told.output) == (1, False)
 
 
 def test_two_builds_in_one_folder(tmp_path: Path) -> None:

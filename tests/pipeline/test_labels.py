@@ -219,6 +219,9 @@ def test_labels_that_may_be_no_classes_are_told(tmp_path: Path, capsys: pytest.C
         build(mine, tmp_path / "in", tmp_path / f"out{number}")
         said = " ".join(capsys.readouterr().err.split())
         assert {one for one in (case, ids) if one in said} == told
+    test = data_set(tmp_path / "t.toml", format="table", label="kind", split="test")  # may have few to a class
+    build(test, tmp_path / "in", tmp_path / "test")
+    assert ids not in " ".join(capsys.readouterr().err.split())
     (tmp_path / "in" / "classes.tsv").write_text("Frog\tfrog\nfrog\tanother frog\n")
     build(mine, tmp_path / "in", tmp_path / "named")
     assert case not in " ".join(capsys.readouterr().err.split())

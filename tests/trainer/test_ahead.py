@@ -124,6 +124,18 @@ def test_with_room_for_all_each_tar_is_fetched_once_and_before_it_is_needed(url:
     assert sorted(fetched(handler)) == [f"train-{i:06d}.tar" for i in range(6)]
 
 
+def test_a_tar_that_comes_back_meanwhile_is_not_counted_twice(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = RemoteShards.mirror(url)
+    for shard in range(6):
+        shards.local_tar(shard)
+    plan = plan_of(shards)
+    ahead = Ahead(shards, plan, start=0, stop=5, limit=cache_limit(shards, plan, 0))
+    looks = iter([False])  # another run had given it up, and has fetched it again
+    monkeypatch.setattr(ahead, "_is_here", lambda shard: next(looks, True))
+    monkeypatch.setattr(shards, "drop", lambda shard: pytest.fail("drops a tar for one that is here"))
+    assert not ahead._make_room(3, ahead.current)
+
+
 def test_what_is_here_costs_a_look_each_time_it_is_due(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """And not one at all that are here: with thousands of tars and a hundred epochs that took hours."""
     shards = RemoteShards.mirror(url)

@@ -29,6 +29,7 @@ from trainer.cli import app
 from trainer.dryrun import estimate
 from trainer.loop import Stopped, train
 from trainer.model import Encoder
+from trainer.run_folder import contents_id
 from trainer.step import Stepper
 
 
@@ -103,6 +104,14 @@ def test_a_graph_of_other_shards_is_refused(shards: Path, tmp_path: Path) -> Non
     assert len(Shards.open(shards).graph("right")) == 6
     with pytest.raises(UserError, match="foreign was made of other texts, as many as these"):
         train(recipe(shards, data__graph="foreign"), tmp_path / "run", ALONE)
+
+
+def test_a_graph_of_an_earlier_version_is_the_same_graph() -> None:
+    """Which lacks a count that no training reads."""
+    graph = make_graph(6)
+    counted = replace(graph, meta={**graph.meta, "as_another": 0})
+    assert contents_id(counted) == contents_id(graph)
+    assert contents_id(replace(graph, meta={**graph.meta, "k": 9})) != contents_id(graph)
 
 
 def test_run_json_tells_stopped_from_failed(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
