@@ -253,15 +253,20 @@ class Moving(torch.nn.Module):
         return x
 
 
-def test_each_piece_moves_any_buffer_once(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def append(monkeypatch: pytest.MonkeyPatch, layer: type[torch.nn.Module]) -> None:
+    """To the projectors that are built."""
     build = setup.build_encoder
 
-    def with_buffer(*arguments: Any) -> Any:
+    def appended(*arguments: Any) -> Any:
         encoder = build(*arguments)
-        encoder.projector.append(Moving())
+        encoder.projector.append(layer())
         return encoder
 
-    monkeypatch.setattr(setup, "build_encoder", with_buffer)
+    monkeypatch.setattr(setup, "build_encoder", appended)
+
+
+def test_each_piece_moves_any_buffer_once(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    append(monkeypatch, Moving)
     seen = [steps(recipe(shards, data__chunk=chunk)).encoder.projector[-1].seen for chunk in (0, 2)]  # type: ignore[index]
     assert [int(x) for x in seen] == [3 * 16] * 2
 
@@ -286,14 +291,7 @@ class Odd(torch.nn.Module):
 
 
 def test_buffers_of_any_kind_go_with_pieces(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    build = setup.build_encoder
-
-    def with_buffers(*arguments: Any) -> Any:
-        encoder = build(*arguments)
-        encoder.projector.append(Odd())
-        return encoder
-
-    monkeypatch.setattr(setup, "build_encoder", with_buffers)
+    append(monkeypatch, Odd)
     odd = steps(recipe(shards, data__chunk=2)).encoder.projector[-1]  # type: ignore[index]
     assert odd.last.tolist() == [0, 0, *[1] * (3 * 4)]  # one for each piece of three batches, in the second pass
 
