@@ -63,7 +63,7 @@ DENSEST = 5  # bytes of a resized JPEG for each pixel of the square: 1.5 a pixel
 REMEDIES = {  # where a table leaves out most samples for one reason
     "missing file": "say below which folders the files lie (`images = [...]` in the data set file)",
     "no caption": "say which other columns hold captions (`captions = [...]` in the data set file; of each row the "
-    "first that is not empty counts)",
+    "first that says something counts)",
 }
 READ = "captions_read"  # what was counted of the captions, there too
 Positions = npt.NDArray[np.int64]

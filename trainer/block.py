@@ -175,16 +175,12 @@ class SimilarityBlock:
         if len(similarities) != similarities.shape[1]:
             raise ValueError(f"similarities are [classes, classes], not {list(similarities.shape)}")
         world = world or this_world(labels.device)
-        if (
-            labels.device.type == "cpu"
-            and len(labels)
-            and not 0 <= int(labels.min()) <= int(labels.max()) < len(similarities)
-        ):
-            raise ValueError(
-                f"labels lie in 0..{len(similarities) - 1}, not in {int(labels.min())}..{int(labels.max())}"
-            )
-        if labels.device.type != "cpu":  # not waited for; and -1, which loaders give, would be the last class
-            torch._assert_async(((labels >= 0) & (labels < len(similarities))).all())
+        known = ((labels >= 0) & (labels < len(similarities))).all()  # -1, which loaders give, would be the last class
+        if labels.device.type != "cpu":
+            torch._assert_async(known)  # not waited for
+        elif not known:
+            low, high = int(labels.min()), int(labels.max())
+            raise ValueError(f"labels lie in 0..{len(similarities) - 1}, not in {low}..{high}")
         columns = gather(labels, world)
         return cls(world=world, tau_s=tau_s, row_key=labels, column_key=columns, matrix=similarities[labels])
 
