@@ -128,8 +128,11 @@ def _pictures(d: Doubles) -> tuple[float, int]:
 
 
 def compared_columns(results: dict[str, Any]) -> list[str]:
-    """The table's, and figures of two of them (ImageNet-9's gap), which have no column of their own there."""
-    return list(dict.fromkeys([*results["columns"], *(found["column"] for found in results["comparisons"])]))
+    """The table's, and figures of two of them (ImageNet-9's gap), which have no column of their own there: each behind
+    its benchmark's."""
+    columns = list(dict.fromkeys([*results["columns"], *(found["column"] for found in results["comparisons"])]))
+    benches = list(dict.fromkeys(column.rpartition("/")[0] for column in columns))
+    return sorted(columns, key=lambda column: benches.index(column.rpartition("/")[0]))
 
 
 def comparison_lines(results: dict[str, Any], method: str) -> list[Line]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
-from eval.report.table import difference_lines, heading, marks, runs_line, warnings
+from eval.report.table import column_groups, difference_lines, heading, marks, runs_line, warnings
 from shards.atomic import write_text
 
 __all__ = ["latex", "write_latex"]
@@ -30,12 +32,24 @@ def latex(results: dict[str, Any]) -> str:
         parts += ["", f"% {heading(results, method)}"]
         parts += [f"% {line}" for line in (runs_line(results),) if line]
         parts += ["% bold: the best of a column; italic: not surely below it"] * (len(rows) > 1)
-        parts += [f"\\begin{{tabular}}{{l{'r' * len(columns)}}}", r"\toprule", _line(["", *map(_plain, columns)])]
+        parts += [f"\\begin{{tabular}}{{l{'r' * len(columns)}}}", r"\toprule", *_head(columns)]
         parts += [r"\midrule", *(_line([_plain(row["method"]), *_cells(row, results, method)]) for row in rows)]
         images = [f"{rows[0]['details'][method][column]['n']:,}".replace(",", "{,}") for column in columns]
         parts += [r"\midrule", _line(["images", *images]), r"\bottomrule", r"\end{tabular}"]
     parts += ["", *(f"% {line}" for line in difference_lines(results))]
     return "\n".join(" ".join(line.split()) for line in parts) + "\n"  # a comment ends with its line
+
+
+def _head(columns: Sequence[str]) -> list[str]:
+    """Of several benchmarks their names above their columns', with a rule between."""
+    groups = column_groups(columns)
+    line = _line(["", *(_plain(name) for _, names in groups for name in names)])
+    if [bench for bench, _ in groups] == [""]:
+        return [line]
+    ends = list(accumulate((len(names) for _, names in groups), initial=1))
+    rules = "".join(f"\\cmidrule(lr){{{first + 1}-{last}}}" for first, last in pairwise(ends))
+    above = [f"\\multicolumn{{{len(names)}}}{{c}}{{{_plain(bench)}}}" for bench, names in groups]
+    return [_line(["", *above]), rules, line]
 
 
 def _cells(row: dict[str, Any], results: dict[str, Any], method: str) -> list[str]:

@@ -13,7 +13,7 @@ from eval.report.claims import verdicts
 from eval.report.compare import COMPARED, MANY, compared_columns, comparison_lines, is_sure, points
 from eval.report.gallery import GraphStrips, Neighbour, Strip
 from eval.report.otherwise import otherwise
-from eval.report.table import difference_lines, marks, plus_minus, runs_line, warnings
+from eval.report.table import column_groups, difference_lines, marks, plus_minus, runs_line, warnings
 from eval.report.titles import TITLES
 from shards.page import COLOURS, interval_chart, legend, line_chart, table, write_page
 
@@ -101,15 +101,17 @@ def _table(results: dict[str, Any], method: str) -> str:
             cells.append(f'<td{f" class={kind}" if kind else ""} title="{title}">{figure}</td>')
         lines.append(f"<tr><td>{escape(row['method'])}</td>{''.join(cells)}</tr>")
     lines += [_published(row, columns) for row in results["published"]] if method == "linear_probe" else []
-    return (
-        f'<div class="scroll"><table><caption>{_title(method)}</caption>'
-        f"<tr><th></th>{head}</tr>{''.join(lines)}</table></div>"
-    )
+    return f'<div class="scroll"><table><caption>{_title(method)}</caption>{head}{"".join(lines)}</table></div>'
 
 
 def _head(columns: Sequence[str]) -> str:
-    """A benchmark and its column, `imagenet/top1`, may stand below each other: many columns fit then."""
-    return "".join(f"<th>{escape(column).replace('/', '/<wbr>')}</th>" for column in columns)
+    """Rows: of several benchmarks their names above their columns'."""
+    groups = column_groups(columns)
+    line = f"<tr><th></th>{''.join(f'<th>{escape(name)}</th>' for _, names in groups for name in names)}</tr>"
+    if [bench for bench, _ in groups] == [""]:
+        return line
+    above = (f"<th class=bench colspan={len(names)}><span>{escape(bench)}</span></th>" for bench, names in groups)
+    return f"<tr><th></th>{''.join(above)}</tr>{line}"
 
 
 def _title(method: str) -> str:
@@ -175,8 +177,7 @@ def _comparisons(results: dict[str, Any]) -> str:
         lines = comparison_lines(results, method)
         rows = [f"<tr><td>{escape(name)}</td>{''.join(map(_comparison, cells))}</tr>" for name, cells in lines]
         tables.append(
-            f'<div class="scroll"><table><caption>{_title(method)}</caption>'
-            f"<tr><th></th>{head}</tr>{''.join(rows)}</table></div>"
+            f'<div class="scroll"><table><caption>{_title(method)}</caption>{head}{"".join(rows)}</table></div>'
         )
         count = max(count, len(lines))
     if not count and not results["uncompared"]:

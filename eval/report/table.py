@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any, Literal
 
 from eval.benchmarks.bench import Bench
@@ -15,6 +16,7 @@ from eval.report.titles import TITLES
 
 __all__ = [
     "Part",
+    "column_groups",
     "difference_lines",
     "gather",
     "heading",
@@ -167,6 +169,12 @@ def _unreadable(evaluated: list[dict[str, Any]], several: bool) -> list[str]:
     runs = [run for row in evaluated for run in row["runs"]]
     values = [(prefix, value) for run in runs for (prefix, _), value in run["evaluations"].items()]
     return sorted({f"{prefix}: {line}" if several else line for prefix, v in values for line in left_out_lines(v)})
+
+
+def column_groups(columns: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """(benchmark, its columns that follow each other), for a head of two lines; all of "" where a table has but one."""
+    parts = [column.rpartition("/") for column in columns]
+    return [(bench, [name for *_, name in of]) for bench, of in groupby(parts, key=lambda part: part[0])]
 
 
 def heading(results: dict[str, Any], method: str) -> str:

@@ -16,6 +16,8 @@ import pytest
 from eval.benchmarks.bench import Bench, Column, Summary, top
 from eval.evaluate import METHODS
 from eval.report.claims import verdicts
+from eval.report.compare import compared_columns
+from eval.report.latex import latex
 from eval.report.markdown import markdown
 from eval.report.page import write_report
 from eval.report.published import FIGURES, published_rows
@@ -324,7 +326,36 @@ def test_tables_of_many_columns_have_the_window_s_width(tmp_path: Path) -> None:
     page = (tmp_path / "r.html").read_text()
     (rule,) = re.findall(r"\.scroll \{([^}]*100vw[^}]*)\}", page)
     assert "min-width: 100%" in rule  # others stay where the text is
-    assert page.count("<th>imagenet 1%/<wbr>top5</th>") == 4  # two methods, figures and differences
+    assert page.count("<th class=bench colspan=2><span>imagenet 1%</span></th>") == 4  # two methods, and differences
+    assert "<th>imagenet" not in page  # not before each of its columns once more
+
+
+def test_benchmarks_stand_above_their_columns(tmp_path: Path) -> None:
+    found = results()
+    assert found["columns"] == [
+        "imagenet/top1",
+        "imagenet/top5",
+        "imagenet 1%/top1",
+        "imagenet 1%/top5",
+        "mit-states/object",
+    ]
+    assert compared_columns(found) == [*found["columns"][:2], "imagenet/gap", *found["columns"][2:]]
+    lines = latex(found).splitlines()
+    above, rules, head = lines[lines.index(r"\toprule") + 1 :][:3]
+    assert (
+        above
+        == r"{} & \multicolumn{2}{c}{imagenet} & \multicolumn{2}{c}{imagenet 1\%} & \multicolumn{1}{c}{mit-states} \\"
+    )
+    assert rules == r"\cmidrule(lr){2-3}\cmidrule(lr){4-5}\cmidrule(lr){6-6}"
+    assert head == r"{} & top1 & top5 & top1 & top5 & object \\"
+    figures, _, differences, _ = re.findall(
+        r"<tr><th></th>(<th class=bench.*?)</tr><tr><th></th>(.*?)</tr>", page_of(found, tmp_path)
+    )
+    for (above, columns), spans in ((figures, [2, 2, 1]), (differences, [3, 2, 1])):
+        assert [int(span) for span in re.findall(r"colspan=(\d)", above)] == spans
+        assert columns.count("<th>") == sum(spans)
+    assert "class=bench" not in page_of(simple(["a", "b"]), tmp_path)
+    assert "multicolumn" not in latex(simple(["a", "b"]))
 
 
 def test_what_is_not_surely_below_the_best_is_marked_too() -> None:
