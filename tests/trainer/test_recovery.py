@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from trainer.checkpoint import checkpoints, read_checkpoint
 from trainer.cli import app
 from trainer.dryrun import estimate
 from trainer.loop import Stopped, train
-from trainer.model import Encoder
+from trainer.model import Encoder, _backbone_state
 from trainer.run_folder import contents_id
 from trainer.step import Stepper
 
@@ -308,6 +310,25 @@ def test_a_checkpoint_of_flipped_bytes_is_not_read(shards: Path, tmp_path: Path)
     path.write_bytes(content)
     with pytest.raises(UserError, match="not a readable checkpoint: it is damaged"):
         read_checkpoint(path)
+
+
+@pytest.mark.parametrize("read", [read_checkpoint, _backbone_state])
+def test_weights_run_no_code(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    path, ran = tmp_path / "step-000001.pt", tmp_path / "ran"
+    torch.save({"version": 1, "encoder": {}, "state_dict": Pickled(ran)}, path)
+    with pytest.raises(UserError, match=r"step-000001.pt is not a readable"):
+        read(path)
+    assert not ran.exists()
+
+
+class Pickled:
+    """Whose unpickling makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.folder),)
 
 
 def test_a_checkpoint_that_cannot_be_read_is_not_called_torn(

@@ -93,6 +93,32 @@ def test_the_correlation_with_the_graph_is_spearmans(tmp_path: Path) -> None:
     assert "graph_correlation" not in monitor.measure(built, torch.device("cpu"))
 
 
+@pytest.mark.parametrize("labels", [True, False])
+def test_the_online_knn_is_the_vote_and_the_captions_of_the_nearest(tmp_path: Path, labels: bool) -> None:
+    """Pair by pair, as its two definitions say."""
+    shards = Shards.open(make_shards(tmp_path / "made", (40,), classes=5, labels=labels))
+    monitor, built = Monitor(shards, shards.graph(), 32, 0), build_encoder(recipe(shards.root).model, 32, 0)
+    found = monitor.measure(built, torch.device("cpu"))
+    views = to_views(Batch(monitor.images, *[torch.zeros(40, dtype=torch.int64)] * 3), torch.device("cpu"))
+    with torch.no_grad():
+        features = functional.normalize(built.eval().features(views), dim=1).double().numpy()
+    cosine = features @ features.T - 9 * np.eye(40)
+    if labels:
+        right = 0
+        for i, row in enumerate(cosine):
+            votes = np.zeros(5)
+            for j in np.argsort(-row)[:10]:
+                votes[shards.index.label[j]] += math.exp(row[j] / 0.07)
+            right += int(votes.argmax() == shards.index.label[i])
+        assert found["knn"] == pytest.approx(right / 40)
+    else:
+        assert monitor.codes is not None
+        alike = (monitor.codes @ monitor.codes.T).double().numpy()
+        near = np.mean([alike[i, row.argmax()] for i, row in enumerate(cosine)])
+        random = np.mean([alike[i, j] for i in range(40) for j in range(40) if i != j])
+        assert found["knn_similarity"] == pytest.approx(near - random, abs=1e-6)
+
+
 def test_of_large_images_the_monitor_looks_at_fewer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shards = Shards.open(make_shards(tmp_path / "made", (40,), classes=5))
     monkeypatch.setattr("trainer.monitor.BYTES", 7 * 3 * 32**2)
