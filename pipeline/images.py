@@ -98,14 +98,12 @@ def _bgr(data: bytes) -> npt.NDArray[np.uint8]:
     """[height, width, 3], the colours that training takes it for. Raises ValueError."""
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        if opencv_misreads(data):
+        image = None if opencv_misreads(data) else cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        if image is None:
             with _opened(data) as picture:
                 return np.asarray(as_rgb(picture))[:, :, ::-1]
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except (*PIL_RAISES, cv2.error, Image.DecompressionBombError):  # of a header that claims more pixels than they take
-        image = None
-    if image is None:
-        raise ValueError("does not decode")
+        raise ValueError("does not decode") from None
     return cast("npt.NDArray[np.uint8]", image)
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.images import problem, shows
+from pipeline.images import problem, resized, shows
 from pipeline.scan.samples import Limits
 from tests.make import make_shards
 from tests.pipeline.building import build
@@ -84,4 +84,8 @@ def test_what_shows_is_what_training_decodes() -> None:
     numbers = encoded(Image.fromarray(np.ones((20, 30), np.float32)), "TIFF")  # of which nobody says what is white
     for data in (b"", b"no", cut_png(), numbers, *(encoded(grey, kind) for kind in ("PNG", "TIFF", "GIF", "WEBP"))):
         assert shows(data) == decodes(data)
+    for pillows in (encoded(grey, "PNG")[:-1], encoded(grey, "DDS")):  # OpenCV makes nothing of them
+        assert shows(pillows)
+        assert decodes(pillows)
+        assert resized(pillows, 10) != pillows
     assert problem(numbers, 10**6) == "undecodable image"
