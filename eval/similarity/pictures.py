@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,7 +103,7 @@ def _whole(shards: Shards) -> npt.NDArray[np.bool_]:
     return np.array([key.endswith("-original") for key in shards.index.key.to_pylist()])
 
 
-def _graph_of(shards: Shards, graph: str | None, models: Iterable[Model]) -> tuple[Shards, str]:
+def _graph_of(shards: Shards, graph: str | None, models: Sequence[Model]) -> tuple[Shards, str]:
     """(whose graph is looked into, its name)."""
     train = training_folder(shards.root)
     beside = Shards.open(train) if train != shards.root and is_finished(train) else None
@@ -114,7 +114,8 @@ def _graph_of(shards: Shards, graph: str | None, models: Iterable[Model]) -> tup
         return known[0], known[1]
     having = (folder for folder in folders if (graph in folder.graph_names() if graph else folder.graph_names()))
     source = next(having, beside if beside and not shards.graph_names() else shards)
-    return source, source.graph_name(graph)
+    theirs = (model.graph for model in models if model.graph and _was_on(model, source))
+    return source, source.graph_name(graph or next(theirs, None))
 
 
 def _has_most(shards: Shards, beside: Shards) -> bool:

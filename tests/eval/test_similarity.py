@@ -337,6 +337,18 @@ def test_test_shards_go_by_the_graph_that_a_model_was_trained_with(tmp_path: Pat
         where("gone")
 
 
+def test_a_graph_that_is_gone_is_not_replaced_without_a_word(tmp_path: Path) -> None:
+    train = make_shards(tmp_path / "mine", classes=12)
+    test = make_shards(tmp_path / "mine-test", (40,), classes=12, split="test", graph=False)
+    (other,) = Shards.open(train).graph_names()
+    model = replace(make_model(), shards=train, graph="gone")
+    for root in (train, test):
+        with pytest.raises(UserError, match=f"no graph 'gone', only {other}"):
+            open_pictures(root, None, 100, [model])
+        assert open_pictures(root, None, 100, [model, replace(model, graph=other)]).graph == other
+        assert open_pictures(root, other, 100, [model]).graph == other
+
+
 @pytest.mark.parametrize("common", [2, 4, 12])
 def test_a_graph_of_other_texts_is_not_taken_for_the_pictures_own(tmp_path: Path, common: int) -> None:
     """As captions of a test split are other texts than those of training."""
