@@ -14,7 +14,6 @@ from typing import Any
 from eval.models.model import Model
 from eval.models.open import open_model
 from shards.errors import UserError
-from shards.mirror import local_folder
 from trainer.own import is_own
 from trainer.recipe import as_table, differences, stored_recipe
 
@@ -156,8 +155,8 @@ def recipe_of(model: Model) -> dict[str, Any]:
     mean, std = recipe.model.statistics  # left open by a run of an earlier version
     graph = recipe.data.graph if recipe.objective.name == "xclr" else ""  # others train on none
     model_part = replace(recipe.model, mean=mean, std=std)
-    shards = local_folder(recipe.data.shards)  # however it was spelt
-    where = os.path.realpath(shards) if shards else recipe.data.shards
+    found = model.shards if model.shards and model.shards.exists() else None
+    where = os.path.realpath(found) if found else recipe.data.shards  # however it was spelt
     table = as_table(replace(recipe, data=replace(recipe.data, graph=graph, shards=where), model=model_part))
     return {**table, "contents": {"graph": model.graph_id[:8] if graph else "", "shards": model.data[:8]}}
 

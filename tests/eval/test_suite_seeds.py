@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from eval.models.model import Model
+from eval.models.open import open_model
 from eval.report.latex import latex
 from eval.report.runs import mean_of_runs
 from eval.report.settings import row_settings
@@ -111,6 +112,18 @@ def test_what_lay_under_one_name_when_runs_were_trained_is_told(
     found = row_settings(recipes)
     assert found["keys"] == ["contents.graph", "contents.shards", "data.shards"]
     assert found["rows"]["0"][0] != found["rows"]["2"][0]
+
+
+def test_shards_are_said_to_lie_where_they_are(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever folder the suite is started from, or as the run says where they are gone."""
+    shutil.copytree(world / "data", tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    run = train_run(Path("data/demo"), tmp_path / "runs/a", "simclr")
+    for folder in (tmp_path, tmp_path / "runs"):
+        monkeypatch.chdir(folder)
+        assert recipe_of(open_model(str(run)))["data"]["shards"] == str((tmp_path / "data/demo").resolve())
+    shutil.rmtree(tmp_path / "data")
+    assert recipe_of(open_model(str(run)))["data"]["shards"] == "data/demo"
 
 
 def test_the_mean_is_said_wherever_it_is_shown(
