@@ -79,7 +79,7 @@ def _write(out: Path, backbone: nn.Module, info: BackboneInfo) -> None:
                 "mean": info.mean,
                 "std": info.std,
                 "crop_pct": _share(info.image_size, info.crop_pct),
-                "interpolation": _filter(info.image_size),
+                "interpolation": "bilinear",  # where pictures are enlarged ours too (docs/decisions.md)
                 "tag": f"{TAG}{info.objective}",
             }
         },
@@ -98,11 +98,6 @@ def _share(size: int, share: float) -> float:
     """By which timm, which rounds the side down, resizes pictures to the pixels that xclr-eval does."""
     side = round(size / share)
     return share if int(size / share) == side else round(size / (side + 0.25), 6)
-
-
-def _filter(size: int) -> str:
-    """Of timm's the nearest to area averaging: pictures are shrunk by half or more, or hardly (docs/decisions.md)."""
-    return "hamming" if size <= 128 else "bilinear"
 
 
 def _name(checkpoint: Path) -> str:

@@ -30,7 +30,7 @@ from trainer import data
 from trainer.checkpoint import checkpoints, load_backbone, read_checkpoint
 from trainer.cli import app, main
 from trainer.cli import command as train_command
-from trainer.export import _filter, _share, export
+from trainer.export import _share, export
 from trainer.loop import train
 from trainer.model import build_encoder, with_statistics
 from trainer.recipe import ModelConfig
@@ -111,9 +111,20 @@ def test_timm_cuts_pictures_as_xclr_eval_does(size: int, share: float) -> None:
     smooth = cv2.resize(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8), (400, 300), interpolation=cv2.INTER_CUBIC)
     ours = centre_crop(smooth, Transform(image_size=size, crop_pct=share))
     theirs = timm.data.create_transform(
-        (3, size, size), crop_pct=_share(size, share), interpolation=_filter(size), mean=(0, 0, 0), std=(1, 1, 1)
+        (3, size, size), crop_pct=_share(size, share), interpolation="bilinear", mean=(0, 0, 0), std=(1, 1, 1)
     )(Image.fromarray(smooth))
-    assert np.abs(theirs.permute(1, 2, 0).numpy() * 255 - ours).mean() < 0.6
+    assert np.abs(theirs.permute(1, 2, 0).numpy() * 255 - ours).mean() < 1.2
+
+
+def test_timm_enlarges_small_pictures_as_xclr_eval_does(run: Path, tmp_path: Path) -> None:
+    """Those of 32 pixels are seen at 32 as the middle of 37."""
+    config = json.loads((export(checkpoints(run)[-1], tmp_path / "out") / "config.json").read_text())["pretrained_cfg"]
+    small = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    ours = centre_crop(small, Transform(image_size=32, crop_pct=0.875))
+    theirs = timm.data.create_transform(
+        (3, 32, 32), crop_pct=_share(32, 0.875), interpolation=config["interpolation"], mean=(0, 0, 0), std=(1, 1, 1)
+    )(Image.fromarray(small))
+    assert np.abs(theirs.permute(1, 2, 0).numpy() * 255 - ours).mean() < 0.5
 
 
 @pytest.mark.parametrize(
