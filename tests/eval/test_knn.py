@@ -56,5 +56,6 @@ def test_a_training_image_is_its_own_nearest() -> None:
 def test_too_few_neighbours_is_one_line() -> None:
     with pytest.raises(UserError, match="20 neighbours of 5 training images: give more, or lower --k"):
         KNN(Bank.of(np.ones((5, 2), np.float32)), np.zeros(5, np.int64), 1, KNNConfig())
+    KNN(Bank.of(np.ones((20, 2), np.float32)), np.zeros(20, np.int64), 1, KNNConfig())
     with pytest.raises(UserError, match="k must be at least 1"):
         KNNConfig(k=0)
