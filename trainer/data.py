@@ -35,9 +35,9 @@ IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 BLANK = 128  # grey level of the picture that stands in for an image that does not decode
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Batch:
-    """This rank's b samples of one step."""
+    """This rank's b samples of one step. Not frozen: Lightning, which sends batches to its device, refuses such."""
 
     views: torch.Tensor
     """[b, 2, height, width, 3] uint8."""

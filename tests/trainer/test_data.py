@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,16 @@ def test_a_worker_that_ends_as_it_hands_a_batch_over_has_ended(error: Exception)
     assert next(found) is batch
     with pytest.raises(RuntimeError, match="a DataLoader worker ended"):
         next(found)
+
+
+def test_a_batch_can_be_sent_field_by_field() -> None:
+    """As Lightning does: it copies the batch, then sets each field. It refuses frozen dataclasses."""
+    nothing = torch.zeros(1, dtype=torch.int64)
+    batch = deepcopy(Batch(nothing, nothing, nothing, nothing))
+    for field in fields(batch):
+        if field.name != "bad":
+            setattr(batch, field.name, getattr(batch, field.name).to("meta"))
+    assert batch.views.device.type == batch.labels.device.type == "meta"
 
 
 def test_a_worker_s_own_error_stays_its_own() -> None:
