@@ -16,6 +16,7 @@ from uuid import uuid4
 import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
+from torch.utils.data import get_worker_info
 
 from shards.errors import UserError
 
@@ -52,9 +53,20 @@ class World:
 
 
 def this_world(device: torch.device | str) -> World:
-    """In a loop that is not ours: the ranks of the process group that is there, or this process alone."""
+    """In a loop that is not ours: the ranks of the process group that is there, or this process alone.
+
+    Raises RuntimeError in a DataLoader's worker of several ranks: forked, it would wait for ever for its like on other
+    ranks; spawned, take itself to be alone.
+    """
     device = torch.device(device)
-    if not (dist.is_available() and dist.is_initialized()):
+    grouped = dist.is_available() and dist.is_initialized()
+    ranks = dist.get_world_size() if grouped else int(os.environ.get("WORLD_SIZE", 1))
+    if ranks > 1 and get_worker_info() is not None:
+        raise RuntimeError(
+            "a DataLoader's worker cannot exchange with other ranks: make the block in the training process, from the "
+            "vectors or labels that the worker returns"
+        )
+    if not grouped:
         return World(device=device)
     return World(
         rank=dist.get_rank(),

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from tests.eval.make_folders import make_folders
 from tests.make import make_shards
 from tests.trainer.ranks import Ranks
-from tests.trainer.reference import Samples, random_graph, random_samples, value_and_gradient
+from tests.trainer.reference import ALONE, Samples, random_graph, random_samples, value_and_gradient
 from trainer.block import SimilarityBlock
 from trainer.data import batches_of
 from trainer.loss import Implementation, contrastive_loss
@@ -112,6 +113,31 @@ def distinct(world: World) -> list[list[float]]:
 def test_samples_are_themselves_alone_on_all_ranks(ranks: Ranks) -> None:
     found = torch.tensor([row for rows in ranks(2, distinct) for row in rows])
     assert torch.equal(found, torch.full((6, 6), -torch.inf).fill_diagonal_(1.0))
+
+
+def block_of(vectors: list[torch.Tensor]) -> SimilarityBlock:
+    return SimilarityBlock.of_vectors(torch.stack(vectors))
+
+
+def blocks_of_a_worker() -> list[SimilarityBlock]:
+    loader = DataLoader(
+        list(torch.eye(4)), 4, num_workers=1, collate_fn=block_of, multiprocessing_context="fork", timeout=20
+    )
+    return list(loader)  # type: ignore[arg-type]
+
+
+def refused_in_a_worker(world: World) -> bool:
+    with pytest.raises(RuntimeError, match="worker cannot exchange with other ranks: make the block in the training"):
+        blocks_of_a_worker()
+    return True
+
+
+def test_a_worker_of_several_ranks_makes_no_block(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forked, it would wait for those of other ranks; spawned, it hears of them by the environment alone."""
+    assert [len(block) for block in blocks_of_a_worker()] == [4]
+    assert ranks(2, refused_in_a_worker) == [True, True]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert refused_in_a_worker(ALONE)
 
 
 def test_large_and_small_vectors_keep_their_direction() -> None:
