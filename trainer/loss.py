@@ -68,7 +68,12 @@ def contrastive_loss(
     if not len(block):
         raise ValueError("a rank needs at least one sample")
     if z.ndim != 2 or len(z) != 2 * len(block) or not z.shape[1]:
-        raise ValueError(f"z is [2 x {len(block)}, dim], first views then second views, not {list(z.shape)}")
+        known = {
+            (len(block),): "; a block counts a sample once, not each view",
+            (len(block), 2): ": torch.cat(z.unbind(1))",
+        }
+        hint = known.get(tuple(z.shape[:-1]), "")
+        raise ValueError(f"z is [2 x {len(block)}, dim], first views then second views, not {list(z.shape)}{hint}")
     if not z.is_floating_point():
         raise TypeError(f"z is of a floating-point type, not {z.dtype}")
     if z.device != block.row_key.device:

@@ -176,6 +176,11 @@ def of_classes(similarities: torch.Tensor, labels: list[int]) -> SimilarityBlock
         (lambda: SimilarityBlock.of_texts(torch.tensor([0, 9]), TABLE), r"text ids lie in 0\.\.8, not in 0\.\.9"),
         (lambda: SimilarityBlock.of_texts(torch.tensor([0, -2]), TABLE), r"text ids lie in 0\.\.8, not in -2\.\.0"),
         (lambda: contrastive_loss(torch.randn(4, 3), SAMPLES), r"z is \[2 x 4, dim\].*not \[4, 3\]"),
+        (
+            lambda: contrastive_loss(torch.randn(8, 3), of_classes(torch.eye(2), 4 * [0, 1])),
+            "sample once, not each view",
+        ),
+        (lambda: contrastive_loss(torch.randn(4, 2, 3), SAMPLES), r"not \[4, 2, 3\]: torch\.cat\(z\.unbind\(1\)\)"),
         (lambda: contrastive_loss(torch.randn(8, 0), SAMPLES), r"z is \[2 x 4, dim\].*not \[8, 0\]"),
         (
             lambda: of_classes(torch.eye(3), [0, 3]),
@@ -279,6 +284,14 @@ def test_a_second_derivative_is_dense_or_none() -> None:
     tau = torch.tensor(0.1, requires_grad=True)
     contrastive_loss(z, SAMPLES, tau=tau, implementation="dense").backward()  # type: ignore[no-untyped-call]
     assert tau.grad
+
+
+def test_dense_goes_through_torch_func() -> None:
+    z = torch.randn(2, 8, 3, dtype=torch.float64, requires_grad=True)
+    dense = torch.func.vmap(torch.func.grad(lambda z: contrastive_loss(z, SAMPLES, implementation="dense")))(z)
+    contrastive_loss(z[0], SAMPLES).add(contrastive_loss(z[1], SAMPLES)).backward()  # type: ignore[no-untyped-call]
+    assert z.grad is not None
+    torch.testing.assert_close(dense, z.grad)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # of PyTorch's compiler about itself
