@@ -47,13 +47,10 @@ def contrastive_loss(
     gathered, with gradient, over the ranks of `block.world`. implementation: `auto` is `tiled`, which was slower than
     `dense` at no size from 1,024 rows on (docs/loss.md); `dense` is to be read, and differentiated twice; `fused`
     raises UserError where its kernels do not run. Raises ValueError where z does not hold two views of each of the
-    block's samples, and for a tau that is not above 0 or, but with `dense`, is to be learnt; TypeError for what is no
-    block, tensor or number; RuntimeError in a backward pass with create_graph=True.
+    block's samples, and for a tau that is not above 0; TypeError for what is no block, tensor or number; RuntimeError
+    in a backward pass with create_graph=True.
     """
     check_temperature("tau", tau)
-    # In validation, under no_grad, nobody asks for its gradient.
-    if isinstance(tau, torch.Tensor) and tau.requires_grad and implementation != "dense" and torch.is_grad_enabled():
-        raise ValueError("a tau that is to be learnt needs implementation='dense': the others give it no gradient")
     if implementation not in get_args(Implementation):
         raise ValueError(f"implementation is one of {', '.join(get_args(Implementation))}, not {implementation!r}")
     if not isinstance(block, SimilarityBlock):
@@ -86,7 +83,9 @@ def contrastive_loss(
         repel = _fused(rows) if implementation == "fused" else _repel
         # Not the same tensor twice: of two arguments that are one, torch.compile of PyTorch 2.11 loses the gradient.
         others = None if columns is rows else columns
-        return cast(torch.Tensor, _Sweep.apply(rows, others, block, float(tau), repel))
+        learnt = tau if isinstance(tau, torch.Tensor) else None
+        number = float(tau if learnt is None else learnt.detach())
+        return cast(torch.Tensor, _Sweep.apply(rows, others, learnt, block, number, repel))
 
 
 def _unit(z: torch.Tensor) -> torch.Tensor:
@@ -115,7 +114,13 @@ class _Sweep(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rows: torch.Tensor, others: torch.Tensor | None, block: SimilarityBlock, tau: float, repel: Repel
+        ctx: Any,
+        rows: torch.Tensor,
+        others: torch.Tensor | None,
+        learnt: torch.Tensor | None,
+        block: SimilarityBlock,
+        tau: float,
+        repel: Repel,
     ) -> torch.Tensor:
         columns = rows if others is None else others
         row_gradient = torch.zeros_like(rows)
@@ -125,15 +130,21 @@ class _Sweep(torch.autograd.Function):
         picked = _attract(rows, columns, block, row_gradient, column_gradient)
         for gradient in (row_gradient,) if columns is rows else (row_gradient, column_gradient):
             gradient.mul_(1 / (len(rows) * tau))
-        ctx.save_for_backward(row_gradient, None if columns is rows else column_gradient)
+        # tau divides all logits: its gradient is -sum_ij l_ij dL/dl_ij / tau, and that sum z_i.dL/dR_i, or z_j.dL/dC_j.
+        temperature = None
+        if learnt is not None and ctx.needs_input_grad[2]:
+            halves = 2 if columns is rows else 1  # of the sum, that row_gradient holds
+            total = (rows * row_gradient).sum(dtype=torch.float64)
+            temperature = (total / (-halves * tau)).to(learnt).view_as(learnt)
+        ctx.save_for_backward(row_gradient, None if columns is rows else column_gradient, temperature)
         return ((normalisers - picked / tau) / len(rows)).to(rows.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         if torch.is_grad_enabled():  # create_graph=True: what it led to would lack the loss's own second derivative
             raise RuntimeError("this loss is differentiable once: use implementation='dense' for second derivatives")
-        row, column = (None if saved is None else saved * gradients[0] for saved in ctx.saved_tensors)
-        return row, column, None, None, None
+        row, column, temperature = (None if saved is None else saved * gradients[0] for saved in ctx.saved_tensors)
+        return row, column, temperature, None, None, None
 
 
 def _attract(
