@@ -74,6 +74,11 @@ class Graph:
     def __len__(self) -> int:
         return len(self.indptr) - 1
 
+    def __repr__(self) -> str:
+        parts = [self.kind, f"{len(self):,} texts", f"{len(self.neighbours):,} listed pairs"]
+        codes = [] if self.codes is None else [f"codes of {self.codes.shape[1]} dimensions"]
+        return f"Graph({', '.join(part for part in parts + codes if part)})"
+
     def __post_init__(self) -> None:
         n = len(self)
         assert len(self.neighbours) == len(self.similarities) == self.indptr[-1]

@@ -44,6 +44,10 @@ class Shards:
     def __len__(self) -> int:
         return self.manifest.samples
 
+    def __repr__(self) -> str:
+        graphs = ", ".join(self.graph_names()) or "none"
+        return f"Shards({str(self.root)!r}: {len(self):,} samples, {self.manifest.texts:,} texts, graphs: {graphs})"
+
     def check_sizes(self) -> None:
         """Whether every file of the manifest is there, in its size. Raises UserError naming the first that is not."""
         for name, entry in self.manifest.files.items():

@@ -47,6 +47,14 @@ def test_random_access_equals_sequential_reading(tmp_path: Path) -> None:
     assert again.image(5) == shards.image(5)
 
 
+def test_shards_and_graphs_print_as_what_they_hold(tmp_path: Path) -> None:
+    shards = Shards.open(make_shards(tmp_path / "a"))
+    assert repr(shards) == f"Shards('{tmp_path}/a': 32 samples, 4 texts, graphs: made)"
+    graph = shards.graph()
+    listed, dim = len(graph.neighbours), np.shape(graph.codes)[1]
+    assert repr(graph) == f"Graph(4 texts, {listed} listed pairs, codes of {dim} dimensions)"
+
+
 def test_a_folder_below_data_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_shards(tmp_path / "data" / "photos")
     monkeypatch.chdir(tmp_path)
