@@ -29,7 +29,7 @@ from shards.graph import Graph
 from shards.machine import lock_file
 from shards.manifest import FileEntry, Manifest
 from shards.reader import Shards
-from shards.remote import fetch, is_remote, read, retried, shown, system_of
+from shards.remote import cause_of, fetch, is_remote, read, retried, shown, system_of
 
 __all__ = ["THREADS", "RemoteShards", "cache_folder", "local_folder", "open_shards"]
 
@@ -163,7 +163,12 @@ class RemoteShards(Shards):
 
         def ask() -> bytes:
             system, where = system_of(f"{self.url}/graphs/{name}/graph.json")
-            return bytes(system.cat_file(where)) if system.exists(where) else b""
+            try:
+                return bytes(system.cat_file(where))
+            except FileNotFoundError as error:
+                if isinstance(cause_of(error), FileNotFoundError):
+                    return b""
+                raise
 
         return retried(self.url, ask, INSTEAD)
 

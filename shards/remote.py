@@ -21,8 +21,8 @@ __all__ = ["FINAL", "cause_of", "fetch", "is_remote", "path_of", "read", "retrie
 
 T = TypeVar("T")
 CHUNK = 16 << 20  # bytes a read: one request
-ATTEMPTS = 5  # failures in a row, without a new byte, at which a download is given up
-LOOKUPS = 3  # tries of a listing or a size: a wrong address should be told at once
+ATTEMPTS = 8  # failures in a row, without a new byte, at which a download is given up: two minutes of an outage
+LOOKUPS = 3  # tries of a listing or a size, and of a file of another size: what is wrong should be told at once
 WAIT = 1.0  # seconds before the second try; doubled each time
 CONNECT, STALLED = 20, 60  # seconds without an answer, without a byte
 SOURCE = "give SOURCE= (--source) a local folder of the data"
@@ -32,6 +32,8 @@ QUERY = re.compile(r"(https?://[^\s?]*)\?.*")
 # Never the connection's fault. Network libraries raise whatever they like, many of it plain Exception.
 FATAL = (ImportError, MemoryError, TypeError, AttributeError, NameError, AssertionError)
 FINAL = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
+PASSING = {408, 425, 429}  # and 500 or more: what a busy server answers
+REFUSED = {401, 403, 407}
 
 
 def is_remote(where: str) -> bool:
@@ -83,7 +85,7 @@ def _chunks(url: str, size: int, instead: str) -> Iterator[tuple[int, bytes]]:
                 continue
             failures = 1 if position > furthest else failures + 1
             furthest = max(furthest, position)
-            if failures >= ATTEMPTS or isinstance(cause_of(error), FINAL):
+            if failures >= (LOOKUPS if isinstance(error, EOFError) else ATTEMPTS) or _is_final(error):
                 raise _failed(url, error, instead) from None
             time.sleep(WAIT * 2 ** (failures - 1))
 
@@ -116,7 +118,7 @@ def retried(url: str, ask: Callable[[], T], instead: str = SOURCE) -> T:
         except (*FATAL, UserError):
             raise
         except Exception as error:
-            if attempt == LOOKUPS - 1 or isinstance(cause_of(error), FINAL) or "offline" in str(error).lower():
+            if attempt == LOOKUPS - 1 or _is_final(error) or "offline" in str(error).lower():
                 raise _failed(url, error, instead) from None
             time.sleep(WAIT * 2**attempt)
     raise AssertionError
@@ -152,13 +154,23 @@ def path_of(url: str) -> str:
 
 
 def cause_of(error: Exception) -> BaseException:
-    """fsspec's HTTP system calls every failure FileNotFoundError: the broken connection behind it, if that it was.
+    """fsspec's HTTP system calls every failure FileNotFoundError: the broken connection, or busy server, behind it.
 
-    An answer of the server (it has a status, or a response) is no broken connection.
+    Another answer of the server (it has a status, or a response) is no broken connection.
     """
-    cause = error.__cause__
-    answered = hasattr(cause, "status") or hasattr(cause, "response")
+    cause, status = error.__cause__, _status(error)
+    answered = status < 500 and status not in PASSING if status else hasattr(cause, "response")
     return error if cause is None or answered or not isinstance(error, FileNotFoundError) else cause
+
+
+def _status(error: Exception) -> int:
+    """Of HTTP, as the server answered; 0 without an answer."""
+    status = getattr(error.__cause__ or error, "status", 0)
+    return status if isinstance(status, int) else 0
+
+
+def _is_final(error: Exception) -> bool:
+    return isinstance(cause_of(error), FINAL) or _status(error) in REFUSED
 
 
 def _failed(url: str, error: Exception, instead: str) -> UserError:
@@ -166,6 +178,9 @@ def _failed(url: str, error: Exception, instead: str) -> UserError:
     reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0].replace(url, shown(url))
     # Libraries write the address in ways of their own, with %2F and %20 decoded, say: all behind its ? may be secret.
     reason = QUERY.sub(r"\1", PASSWORD.sub("//", reason))
+    if _status(error) in REFUSED or isinstance(cause, PermissionError):
+        reason = f"status {_status(error)}" if _status(error) else reason
+        return UserError(f"{shown(url)}: access is refused ({reason}): check its password, keys or signature")
     if isinstance(cause, FileNotFoundError):
         return UserError(f"there is no {shown(url)} ({type(error.__cause__ or error).__name__}): check the address")
     what = "the Hugging Face hub cannot be reached" if url.startswith("hf://") else "it cannot be read"

@@ -19,8 +19,22 @@ class Files(SimpleHTTPRequestHandler):
     ranges = False
     drops: ClassVar[list[int]] = []  # after how many bytes each of the next answers breaks off
     asked: ClassVar[list[tuple[str, str]]] = []
+    statuses: ClassVar[dict[str, list[int]]] = {}  # by the end of a path, those of its next answers
+
+    def do_HEAD(self) -> None:
+        if not self._refused():
+            super().do_HEAD()
+
+    def _refused(self) -> bool:
+        path = self.path.partition("?")[0]
+        found = next((statuses for end, statuses in self.statuses.items() if path.endswith(end) and statuses), None)
+        if found:
+            self.send_error(found.pop(0))
+        return found is not None
 
     def do_GET(self) -> None:
+        if self._refused():
+            return
         type(self).asked.append((self.path.partition("?")[0], self.headers.get("Range") or ""))
         path = Path(self.translate_path(self.path))
         if not path.is_file():
@@ -52,7 +66,7 @@ class Files(SimpleHTTPRequestHandler):
 
 def new_handler() -> type[Files]:
     """With drops and a record of its own."""
-    return type("Handler", (Files,), {"drops": [], "asked": []})
+    return type("Handler", (Files,), {"drops": [], "asked": [], "statuses": {}})
 
 
 @contextmanager

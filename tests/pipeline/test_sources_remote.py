@@ -226,6 +226,12 @@ def test_a_broken_connection_is_taken_up(
     assert not (tmp_path / "more.tar").exists()
 
 
+def test_captions_of_a_busy_server_are_not_taken_for_missing(tmp_path: Path, handler: type[Files], served: str) -> None:
+    handler.statuses["00000.parquet"] = [503, 503]
+    (found,) = open_source(load_dataset("flickr8k"), f"{served}/00000.tar").partitions
+    assert found.beside == f"{served}/00000.parquet"
+
+
 def test_a_connection_that_stays_broken_is_given_up(tmp_path: Path, served: str, handler: type[Files]) -> None:
     handler.drops = [10_000] * 50
     source = open_source(load_dataset("flickr8k"), f"{served}/00000.tar")

@@ -156,6 +156,26 @@ def test_wrong_addresses_and_graphs_are_told_in_words(url: str) -> None:
         open_shards("nonsense://bucket/shards")
 
 
+@pytest.mark.parametrize("status", [429, 500, 503])
+@pytest.mark.parametrize("end", ["train-000000.tar", "index/train-000001.parquet", "graphs/made/graph.json"])
+def test_a_busy_server_is_asked_again(made: Path, url: str, handler: type[Files], end: str, status: int) -> None:
+    """Of fsspec, whatever a server answers is a missing file."""
+    handler.statuses[end] = [status] * 2
+    shards = open_shards(url)
+    assert shards.image(0) == Shards.open(made).image(0)
+    assert shards.graph("made").meta == Shards.open(made).graph("made").meta
+    assert handler.statuses[end] == []
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("end", ["manifest.json", "index/train-000001.parquet"])
+def test_who_is_refused_is_told_to_look_at_the_password(url: str, handler: type[Files], end: str, status: int) -> None:
+    handler.statuses[end] = [status] * 50
+    with pytest.raises(UserError, match=rf"{end}: access is refused \(status {status}\): check its password, keys"):
+        open_shards(url)
+    assert len(handler.statuses[end]) >= 48  # asked once, by a HEAD and a GET
+
+
 def test_a_graph_that_left_the_server_is_gone(made: Path, url: str) -> None:
     names = [shard.name for shard in Shards.open(made).manifest.shards]
     write_graph(made, "second", make_graph(4, seed=7), np.zeros(4, np.int32), names)
