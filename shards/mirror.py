@@ -29,7 +29,7 @@ from shards.graph import Graph
 from shards.machine import lock_file
 from shards.manifest import FileEntry, Manifest
 from shards.reader import Shards
-from shards.remote import cause_of, fetch, is_remote, read, retried, shown, system_of
+from shards.remote import below, cause_of, fetch, is_remote, read, retried, shown, system_of
 
 __all__ = ["THREADS", "RemoteShards", "cache_folder", "local_folder", "open_shards"]
 
@@ -64,10 +64,10 @@ class RemoteShards(Shards):
     @classmethod
     def mirror(cls, url: str) -> RemoteShards:
         """Copy manifest, index and texts of the folder at `url`, as far as they are not here."""
-        url = url.rstrip("/")
-        content = read(f"{url}/manifest.json", INSTEAD)
-        digest = hashlib.sha256(url.encode() + b"\n" + content).hexdigest()[:12]
-        root = cache_folder() / f"{PurePosixPath(url).name}-{digest}"
+        content = read(below(url, "manifest.json"), INSTEAD)
+        known = shown(url).rstrip("/")  # another password, or a fresh signature, leads to the same shards
+        digest = hashlib.sha256(known.encode() + b"\n" + content).hexdigest()[:12]
+        root = cache_folder() / f"{PurePosixPath(known).name}-{digest}"
         if not (root / "manifest.json").exists():
             with atomic_file(root / "manifest.json") as file:
                 file.write(content)
@@ -119,9 +119,9 @@ class RemoteShards(Shards):
 
     def graph_names(self) -> list[str]:
         def ask() -> list[str]:
-            system, path = system_of(f"{self.url}/graphs")
+            system, path = system_of(below(self.url, "graphs/*/graph.json"))
             try:
-                return sorted(PurePosixPath(name).parent.name for name in system.glob(f"{path}/*/graph.json"))
+                return sorted(PurePosixPath(name).parent.name for name in system.glob(path))
             except FileNotFoundError:
                 return []
 
@@ -162,7 +162,7 @@ class RemoteShards(Shards):
             return b""
 
         def ask() -> bytes:
-            system, where = system_of(f"{self.url}/graphs/{name}/graph.json")
+            system, where = system_of(below(self.url, f"graphs/{name}/graph.json"))
             try:
                 return bytes(system.cat_file(where))
             except FileNotFoundError as error:
@@ -186,7 +186,7 @@ class RemoteShards(Shards):
         """One file, whole and as it was written, or not at all."""
         if not _inside(name):
             raise UserError(f"{shown(self.url)} names a file outside its folder ({name}): it is not used")
-        path, url = self.root / name, f"{self.url}/{name}"
+        path, url = self.root / name, below(self.url, name)
         work = self.root / WORK / name
         try:
             work.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 from shards.atomic import atomic_file
 from shards.errors import UserError
 
-__all__ = ["FINAL", "cause_of", "fetch", "is_remote", "path_of", "read", "retried", "shown", "system_of"]
+__all__ = ["FINAL", "below", "cause_of", "fetch", "is_remote", "path_of", "read", "retried", "shown", "system_of"]
 
 T = TypeVar("T")
 CHUNK = 16 << 20  # bytes a read: one request
@@ -42,7 +42,12 @@ def is_remote(where: str) -> bool:
 
 
 def shown(url: str) -> str:
-    """A URL without what may be secret: query (signatures) and password. For messages and the manifest."""
+    """A URL without what may be secret: query (signatures) and password. For whatever is said or kept.
+
+    Paths stay as they are.
+    """
+    if not is_remote(url):
+        return url
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https"):  # of others a ? may be part of a name
         return PASSWORD.sub("//", url, count=1)
@@ -146,6 +151,12 @@ def _http_options() -> dict[str, Any]:
     # aiohttp's own limit is five minutes a request, which a large tar outlasts.
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT, sock_read=STALLED)
     return {"client_kwargs": {"timeout": timeout}, "use_listings_cache": False}
+
+
+def below(url: str, name: str) -> str:
+    """The URL of a file in the folder at `url`, whose signature, if it has one, goes behind the file's name."""
+    path = path_of(url)
+    return f"{path.rstrip('/')}/{name}{url[len(path) :]}"
 
 
 def path_of(url: str) -> str:

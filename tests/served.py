@@ -19,6 +19,7 @@ class Files(SimpleHTTPRequestHandler):
     ranges = False
     drops: ClassVar[list[int]] = []  # after how many bytes each of the next answers breaks off
     asked: ClassVar[list[tuple[str, str]]] = []
+    signature = ""  # the query that each request must have
     statuses: ClassVar[dict[str, list[int]]] = {}  # by the end of a path, those of its next answers
 
     def do_HEAD(self) -> None:
@@ -26,7 +27,10 @@ class Files(SimpleHTTPRequestHandler):
             super().do_HEAD()
 
     def _refused(self) -> bool:
-        path = self.path.partition("?")[0]
+        path, _, query = self.path.partition("?")
+        if query != (self.signature or query):
+            self.send_error(403)
+            return True
         found = next((statuses for end, statuses in self.statuses.items() if path.endswith(end) and statuses), None)
         if found:
             self.send_error(found.pop(0))

@@ -18,6 +18,7 @@ from shards.errors import UserError, run_cli
 from shards.manifest import Manifest
 from shards.mirror import local_folder, open_shards
 from shards.reader import Shards, is_finished, latest_shards, test_folder
+from shards.remote import shown
 from trainer.advice import at_start, fitting_batch
 from trainer.names import default_run, unheeded, usual_recipe
 from trainer.own import is_own
@@ -324,9 +325,10 @@ def _announce(recipe: Recipe, run: Path, ranks: int, device: str, *, dry_run: bo
     manifest = shards.manifest
     check_split(shards)
     objective = _objective_line(recipe, shards, run)  # names what is wrong with the graph, which no batch size mends
+    where = shown(recipe.data.shards)
     if manifest.samples < recipe.data.batch_size:
         raise UserError(
-            f"{recipe.data.shards} has {manifest.samples} samples, too few for a batch of {recipe.data.batch_size}: "
+            f"{where} has {manifest.samples} samples, too few for a batch of {recipe.data.batch_size}: "
             f"give --batch-size {fitting_batch(manifest.samples)}, or any up to {manifest.samples}"
         )
     table = Table.grid("", Column(overflow="fold"), padding=(0, 2))  # a path is whole, to be copied
@@ -334,7 +336,7 @@ def _announce(recipe: Recipe, run: Path, ranks: int, device: str, *, dry_run: bo
     rows: list[tuple[str, str]] = [
         (
             "shards",
-            f"{recipe.data.shards}  ({manifest.dataset}, {manifest.samples:,} samples, {manifest.texts:,} texts)",
+            f"{where}  ({manifest.dataset}, {manifest.samples:,} samples, {manifest.texts:,} texts)",
         ),
         (
             "recipe",

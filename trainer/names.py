@@ -13,6 +13,7 @@ from typing import Any
 
 from shards.config import unlike_values
 from shards.errors import UserError
+from shards.remote import shown
 from trainer.own import short
 from trainer.recipe import Recipe, as_table, builtin_recipes, load_recipe, stored_recipe
 
@@ -48,7 +49,7 @@ def default_run(recipe: Recipe, base: Recipe, dataset: str, *, below: Path = Pat
     whole = [f"{keys[-1]}{_value(value)}" for keys, _, value in _deciding(as_table(base), as_table(recipe), objective)]
     own = [_cut(one) for one in whole]
     seed = f"seed{recipe.seed}" if recipe.seed else ""
-    folder = re.split(r"[\\/]+", recipe.data.shards.rstrip("/"))[-1]
+    folder = re.split(r"[\\/]+", shown(recipe.data.shards).rstrip("/"))[-1]
     data = [dataset] if folder in ("", ".", "..") else [folder] if folder.startswith(dataset) else [dataset, folder]
     name = _slug(*data, file, objective, graph, network, *own, seed)
     former = [_slug(*data, file, objective, network, *whole, seed)] if graph else []
@@ -102,7 +103,7 @@ def _is_run_of(run: Path, recipe: Recipe) -> bool:
         shards = found["data"]["shards"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError):
         return False
-    if os.path.abspath(shards) != os.path.abspath(recipe.data.shards):
+    if os.path.abspath(shards) != os.path.abspath(shown(recipe.data.shards)):
         return False
     aside = FREE | {("data", "shards"), ("name",)} | (set() if recipe.objective.name == "xclr" else OF_XCLR)
     for keys, ours, _ in unlike_values(as_table(recipe), found):

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_type_hints
 
 from shards.config import from_table, read_toml, typed, unlike_values
 from shards.errors import UserError
+from shards.remote import shown
 from trainer.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig
 
 __all__ = [
@@ -248,8 +249,12 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
 
 
 def as_table(recipe: Recipe) -> dict[str, Any]:
-    """Plain dicts, lists and scalars, as JSON would return them."""
+    """Plain dicts, lists and scalars, as JSON would return them; without what is secret in the URL of shards.
+
+    Checkpoints, run.json, model cards and trackers hold it.
+    """
     table = asdict(recipe)
+    table["data"]["shards"] = shown(recipe.data.shards)
     for section in ("augment", "model"):
         table[section] = {key: list(v) if isinstance(v, tuple) else v for key, v in table[section].items()}
     return table

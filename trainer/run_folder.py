@@ -24,6 +24,7 @@ from shards.bars import say
 from shards.errors import NO_LOCKS, UserError
 from shards.graph import Graph
 from shards.reader import Shards
+from shards.remote import shown
 from trainer.checkpoint import NotRead, checkpoint_path, checkpoints, read_checkpoint
 from trainer.own import code_id, normal
 from trainer.recipe import Recipe, as_table, differences, stored_recipe
@@ -100,8 +101,8 @@ def _chosen_state(run: Path, recipe: Recipe, data_id: str, *, resume: bool) -> d
         )
     if state["data"] != data_id:
         raise UserError(
-            f"{run} holds a run on other shards than {recipe.data.shards} is now: choose another --out; with --start "
-            f"{run} to begin with its weights"
+            f"{run} holds a run on other shards than {shown(recipe.data.shards)} is now: choose another --out; with "
+            f"--start {run} to begin with its weights"
         )
     if not resume:
         raise UserError(f"{run} holds a run at step {state['step']}: add --resume to go on, or choose another --out")

@@ -167,6 +167,22 @@ def test_a_busy_server_is_asked_again(made: Path, url: str, handler: type[Files]
     assert handler.statuses[end] == []
 
 
+def test_a_signature_goes_behind_each_files_name_and_may_be_fresh(
+    made: Path, url: str, handler: type[Files], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handler, "signature", "sig=a-secret")
+    shards = open_shards(f"{url}/?sig=a-secret")
+    assert shards.image(0) == Shards.open(made).image(0)
+    assert shards.graph("made").meta == Shards.open(made).graph("made").meta
+    monkeypatch.setattr(handler, "signature", "sig=b-secret")
+    again = open_shards(f"{url}?sig=b-secret")
+    assert again.root == shards.root
+    assert "secret" not in str(again.root)
+    with pytest.raises(UserError, match=r"made/manifest\.json: access is refused") as error:
+        open_shards(f"{url}?sig=a-secret")
+    assert "secret" not in str(error.value)
+
+
 @pytest.mark.parametrize("status", [401, 403])
 @pytest.mark.parametrize("end", ["manifest.json", "index/train-000001.parquet"])
 def test_who_is_refused_is_told_to_look_at_the_password(url: str, handler: type[Files], end: str, status: int) -> None:

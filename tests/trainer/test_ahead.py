@@ -24,8 +24,12 @@ from tests.trainer.ranks import Ranks
 from tests.trainer.small import ALONE, lines_of, recipe, weights
 from trainer import setup
 from trainer.ahead import TRIES, Ahead, cache_limit
+from trainer.checkpoint import checkpoints
+from trainer.cli import _announce
 from trainer.dryrun import estimate
+from trainer.export import export
 from trainer.loop import train
+from trainer.names import default_run
 from trainer.plan import BatchPlan
 from trainer.world import World
 
@@ -71,6 +75,23 @@ def test_training_from_a_url_is_training_from_the_disk(
     train(distant, tmp_path / "moved", ALONE, resume=True)
     moved = weights(tmp_path / "moved")
     assert all(torch.equal(expected[name], moved[name]) for name in expected)
+
+
+def test_what_is_secret_in_a_url_stays_out_of_all_that_is_kept_and_said(
+    made: Path, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secret = recipe(f"{url.replace('//', '//me:hush@')}?sig=hush", epochs=1, data__graph="made")  # type: ignore[arg-type]
+    named = default_run(secret, recipe(made), "made")
+    _announce(secret, named, 1, "cpu", dry_run=False)
+    train(secret, tmp_path / "run", ALONE)
+    folder = export(checkpoints(tmp_path / "run")[-1], tmp_path / "exported")
+    assert url in (tmp_path / "run" / "run.json").read_text() + (folder / "README.md").read_text()
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and ".tar" not in path.name]
+    assert len(files) > 10
+    assert [str(path) for path in files if b"hush" in path.read_bytes()] == []
+    said = capsys.readouterr()
+    assert "hush" not in "".join([str(named), said.out, said.err, *map(str, files)])
+    assert train(recipe(made, epochs=1, data__graph="made"), tmp_path / "run", ALONE, resume=True).already_done
 
 
 @pytest.mark.parametrize("window", [1, 2])
