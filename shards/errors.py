@@ -14,7 +14,8 @@ import errno
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from textwrap import shorten
 from typing import TYPE_CHECKING, NoReturn
 
@@ -94,6 +95,8 @@ class SkipBudget:
         return dict(sorted(self.reasons.items()))
 
 
+BY_URL = ("--shards", "--source")
+"""Options that take a URL. Elsewhere one would become a folder called `s3:` in the working directory."""
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 """What some shared disks (Lustre without -o flock, NFS without lockd) answer where a file is to be locked."""
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # of a write, which does not know its file's name
@@ -121,6 +124,7 @@ def run_cli(
 
     say: whether this process is to say it, and not another of the same command. again: how the work is gone on with.
     """
+    _refuse_urls(sys.argv)
     try:
         code = app(standalone_mode=False)
     except UserError as error:
@@ -149,6 +153,20 @@ def run_cli(
     if code == INTERRUPTED:
         print(f"stopped: {again} to go on", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refuse_urls(arguments: Sequence[str]) -> None:
+    from shards.remote import is_url, shown
+
+    for before, value in pairwise(arguments):
+        option, _, given = value.partition("=") if value.startswith("--") else (before, "", value)
+        if is_url(given) and option not in BY_URL:
+            place = option if option.startswith("--") else "this command"
+            _end(
+                f"{shown(given)} is a URL, and {place} takes a folder or file of this machine: give one, and copy what "
+                "lies there, or is to lie there, yourself (xclr-train --shards and xclr-shards build --source read by "
+                "URL)"
+            )
 
 
 def _end(message: str, code: int = UserError.code) -> NoReturn:

@@ -17,7 +17,19 @@ from urllib.parse import urlsplit, urlunsplit
 from shards.atomic import atomic_file
 from shards.errors import UserError
 
-__all__ = ["FINAL", "below", "cause_of", "fetch", "is_remote", "path_of", "read", "retried", "shown", "system_of"]
+__all__ = [
+    "FINAL",
+    "below",
+    "cause_of",
+    "fetch",
+    "is_remote",
+    "is_url",
+    "path_of",
+    "read",
+    "retried",
+    "shown",
+    "system_of",
+]
 
 T = TypeVar("T")
 CHUNK = 16 << 20  # bytes a read: one request
@@ -36,9 +48,13 @@ PASSING = {408, 425, 429}  # and 500 or more: what a busy server answers
 REFUSED = {401, 403, 407}
 
 
+def is_url(where: str) -> bool:
+    return bool(PROTOCOL.match(where))
+
+
 def is_remote(where: str) -> bool:
     """Whether it is a URL of anything but a local file."""
-    return bool(PROTOCOL.match(where)) and not where.startswith("file://")
+    return is_url(where) and not where.startswith("file://")
 
 
 def shown(url: str) -> str:

@@ -96,6 +96,27 @@ def test_codes_and_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 
 @pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--out", "s3://bucket/run"], "s3://bucket/run is a URL, and --out takes a folder or file of this machine"),
+        (["--out=file:///run"], "file:///run is a URL, and --out takes"),
+        (["verify", "https://me:hush@host/shards?sig=hush"], "https://host/shards is a URL, and this command takes"),
+        (["--shards", "s3://bucket/cc12m", "--source=https://host/list.txt"], ""),
+    ],
+)
+def test_urls_become_no_folders(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["xclr", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        run_cli(lambda standalone_mode: 0)  # type: ignore[arg-type]
+    assert caught.value.code == (2 if said else 0)
+    found = capsys.readouterr().err
+    assert said in found
+    assert "hush" not in found
+
+
+@pytest.mark.parametrize(
     "content", ["[]", '"x"', "7", "null", "{}", '{"format": 1}', '{"format": 1, "shards": 3}', "{"]
 )
 def test_a_manifest_of_another_shape_is_damaged(tmp_path: Path, content: str) -> None:
