@@ -29,7 +29,7 @@ from shards.graph import Graph
 from shards.machine import lock_file
 from shards.manifest import FileEntry, Manifest
 from shards.reader import Shards
-from shards.remote import below, cause_of, fetch, is_remote, read, retried, shown, system_of
+from shards.remote import below, cause_of, fetch, is_remote, lists_nothing, read, retried, shown, system_of
 
 __all__ = ["THREADS", "RemoteShards", "cache_folder", "local_folder", "open_shards"]
 
@@ -65,6 +65,8 @@ class RemoteShards(Shards):
     def mirror(cls, url: str) -> RemoteShards:
         """Copy manifest, index and texts of the folder at `url`, as far as they are not here."""
         content = read(below(url, "manifest.json"), INSTEAD)
+        if not content.lstrip().startswith(b"{"):  # a page to log in at, say
+            raise UserError(f"{shown(below(url, 'manifest.json'))} is no manifest of shards: check the address")
         known = shown(url).rstrip("/")  # another password, or a fresh signature, leads to the same shards
         digest = hashlib.sha256(known.encode() + b"\n" + content).hexdigest()[:12]
         root = cache_folder() / f"{PurePosixPath(known).name}-{digest}"
@@ -84,6 +86,10 @@ class RemoteShards(Shards):
             {name: entry for name, entry in shards.manifest.files.items() if name not in tars}, "fetching index"
         )
         return shards
+
+    @property
+    def where(self) -> str:
+        return shown(self.url)
 
     def bytes_of(self, shard: int) -> int:
         return self._entry(shard).bytes
@@ -122,14 +128,23 @@ class RemoteShards(Shards):
             system, path = system_of(below(self.url, "graphs/*/graph.json"))
             try:
                 return sorted(PurePosixPath(name).parent.name for name in system.glob(path))
-            except FileNotFoundError:
-                return []
+            except Exception as error:
+                if lists_nothing(error):
+                    return []
+                raise
 
         return retried(self.url, ask, INSTEAD) or super().graph_names()
 
     def graph_name(self, name: str | None = None) -> str:
-        # Servers that list nothing still give what is asked for by name.
-        return name if name is not None and self._graph_meta(name) else super().graph_name(name)
+        if name is not None and self._graph_meta(name):
+            return name  # also of servers that list nothing
+        if not self.graph_names():
+            which = f"has no graph {name!r}" if name else "has no graphs, or the server lists none"
+            raise UserError(
+                f"{self.where} {which}: name one that is there with --graph (graphs/NAME; a build's own is minilm-k32 "
+                "where there are captions), or copy the folder graphs/ there"
+            )
+        return super().graph_name(name)
 
     def graph(self, name: str | None = None) -> Graph:
         self.fetch_graph(name)
@@ -195,9 +210,14 @@ class RemoteShards(Shards):
                     return  # another process was quicker
                 sweep(work)
                 fetched = work / path.name
-                fetch(url, entry.bytes, fetched, INSTEAD)
+                try:
+                    fetch(url, entry.bytes, fetched, INSTEAD)
+                except UserError:
+                    self._check_manifest()
+                    raise
                 if sha256_file(fetched) != entry.sha256:
                     fetched.unlink()
+                    self._check_manifest()
                     raise UserError(
                         f"{shown(url)} is not the file that its manifest names (sha256 differs): "
                         "copy the shards there again"
@@ -211,6 +231,18 @@ class RemoteShards(Shards):
                 f"{self.root}: no room for {name} ({entry.bytes / 1e6:.0f} MB): make room, lower --cache-gib, or set "
                 "XCLR_CACHE to a larger disk"
             ) from None
+
+    def _check_manifest(self) -> None:
+        """Raises UserError where other shards lie at the URL by now: their files are not those that are asked for."""
+        try:
+            now = read(below(self.url, "manifest.json"))
+        except UserError:  # the error that is on its way says more
+            return
+        if now != (self.root / "manifest.json").read_bytes():
+            raise UserError(
+                f"{self.where} holds other shards than when they were opened (they were built anew?): a run goes on "
+                "with its own alone; copy those there again, or begin another run (--out)"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "url": self.url}

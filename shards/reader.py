@@ -41,6 +41,11 @@ class Shards:
             raise UserError(f"the path {root} is not UTF-8: rename its folder") from None
         return cls(Path(root), Manifest.load(Path(root)))
 
+    @property
+    def where(self) -> str:
+        """For messages."""
+        return str(self.root)
+
     def __len__(self) -> int:
         return self.manifest.samples
 
@@ -91,17 +96,17 @@ class Shards:
         names = self.graph_names()
         if not names:
             raise UserError(
-                f"{self.root} has no graph: run the build again if it was stopped (or wait for it), or make one with "
+                f"{self.where} has no graph: run the build again if it was stopped (or wait for it), or make one with "
                 f"`xclr-shards graph {self.root}`"
             )
         if name is None and len(names) > 1:
             several = ", ".join(names)
             raise UserError(
-                f"{self.root} has several graphs ({several}): say which with --graph (of make, ARGS='--graph "
+                f"{self.where} has several graphs ({several}): say which with --graph (of make, ARGS='--graph "
                 f"{names[0]}'), in Python graph(NAME)"
             )
         if name is not None and name not in names:
-            raise UserError(f"{self.root} has no graph {name!r}, only {', '.join(names)}")
+            raise UserError(f"{self.where} has no graph {name!r}, only {', '.join(names)}")
         return name or names[0]
 
     def fetch_graph(self, name: str | None = None) -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "fetch",
     "is_remote",
     "is_url",
+    "lists_nothing",
     "path_of",
     "read",
     "retried",
@@ -194,6 +195,11 @@ def _status(error: Exception) -> int:
     """Of HTTP, as the server answered; 0 without an answer."""
     status = getattr(error.__cause__ or error, "status", 0)
     return status if isinstance(status, int) else 0
+
+
+def lists_nothing(error: Exception) -> bool:
+    """Also a server that gives files, but no listing of a folder, answers so."""
+    return isinstance(cause_of(error), FINAL) or (400 <= _status(error) < 500 and _status(error) not in PASSING)
 
 
 def _is_final(error: Exception) -> bool:

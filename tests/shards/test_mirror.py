@@ -183,6 +183,35 @@ def test_a_signature_goes_behind_each_files_name_and_may_be_fresh(
     assert "secret" not in str(error.value)
 
 
+@pytest.mark.parametrize("status", [400, 403, 404, 405])
+def test_servers_that_list_nothing_give_what_is_named(url: str, handler: type[Files], status: int) -> None:
+    handler.statuses["/graphs/"] = [status] * 50
+    with pytest.raises(UserError, match=r"http://.*/made has no graphs, or the server lists none: .* --graph"):
+        open_shards(url).graph_name()
+    with pytest.raises(UserError, match=r"http://.*/made has no graph 'other': .* --graph"):
+        open_shards(url).graph_name("other")
+    assert open_shards(url).graph("made").meta
+    assert 40 < len(handler.statuses["/graphs/"]) < 50
+
+
+@pytest.mark.parametrize("larger", [True, False])
+def test_shards_that_were_built_anew_meanwhile_are_told(made: Path, url: str, larger: bool) -> None:
+    shards = open_shards(url)
+    make_shards(made, seed=1)
+    if larger:
+        with (made / "train-000000.tar").open("ab") as tar:
+            tar.write(bytes(10240))
+    with pytest.raises(UserError, match=r"http://.*/made holds other shards than when they were opened"):
+        shards.image(0)
+
+
+def test_a_page_is_no_manifest(made: Path, url: str) -> None:
+    (made / "manifest.json").write_text("<html>log in</html>")
+    with pytest.raises(UserError, match=r"http://.*/made/manifest\.json is no manifest of shards"):
+        open_shards(url)
+    assert not cache_folder().exists()
+
+
 @pytest.mark.parametrize("status", [401, 403])
 @pytest.mark.parametrize("end", ["manifest.json", "index/train-000001.parquet"])
 def test_who_is_refused_is_told_to_look_at_the_password(url: str, handler: type[Files], end: str, status: int) -> None:
