@@ -68,12 +68,18 @@ def _urls(where: str, patterns: Sequence[str]) -> tuple[list[str], set[str] | No
         return sorted({url for line in named for url in _braced(line)}, key=path_of), None
     if "{" in path:
         return sorted(_braced(where), key=path_of), None
-    if not re.search(r"[*\[]", path):
+    starred = bool(re.search(r"[*\[]", path))
+    if not starred:
         if posixpath.splitext(path)[1] in {posixpath.splitext(pattern)[1] for pattern in patterns}:
             return [where], None
         globs = [f"{where.rstrip('/')}/{pattern}" for pattern in patterns]
     else:
         globs = [where]
+    if path != where:  # the server's page of a folder, and a glob, are asked for without it
+        raise UserError(
+            f"{shown(where)} is a {'glob' if starred else 'folder'}, which a URL with a query (?...) cannot list: give "
+            "one file, braces ({00000..00331}.tar?...), or a .txt of URLs"
+        )
     for pattern in globs:
         if urls := retried(where, partial(_glob, pattern)):
             return urls, set(retried(where, partial(_glob, posixpath.splitext(pattern)[0] + ".parquet")))

@@ -148,6 +148,14 @@ def test_secrets_stay_out_of_what_libraries_say(tmp_path: Path, handler: type[Fi
             assert "secret" not in str(error.value)
 
 
+@pytest.mark.parametrize(("place", "what"), [("", "folder"), ("/", "folder"), ("/*.tar", "glob")])
+def test_signed_folders_are_not_taken_for_tars(served: str, place: str, what: str) -> None:
+    with pytest.raises(UserError, match=rf"{what}, which a URL with a query .* braces") as error:
+        open_source(load_dataset("flickr8k"), f"{served}{place}?sig=secret")
+    assert "secret" not in str(error.value)
+    assert len(open_source(load_dataset("flickr8k"), f"{served}/0000{{0..1}}.tar?sig=secret").partitions) == 2
+
+
 def test_fresh_signatures_fetch_nothing_again(tmp_path: Path, served: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fetched: list[str] = []
     fetch = remote.fetch
