@@ -44,7 +44,8 @@ def find(where: str, patterns: Sequence[str], beside: bool = False) -> list[Remo
         raise UserError(f"{shown(where)} holds no file like {' or '.join(patterns)}: give the files' folder, or URLs")
     with ThreadPoolExecutor(THREADS) as pool:
         sizes = list(pool.map(_size, urls))
-        probes = [path_of(url).removesuffix(".tar") + ".parquet" for url in urls]
+        # With the tar's query: a signature may hold for the folder.
+        probes = [f"{path_of(url).removesuffix('.tar')}.parquet{url[len(path_of(url)) :]}" for url in urls]
         known = beside and parquets is None
         there = list(pool.map(_exists, probes)) if known else [url in (parquets or ()) for url in probes]
     parts = [path_of(url).split("/") for url in urls]

@@ -148,6 +148,16 @@ def test_secrets_stay_out_of_what_libraries_say(tmp_path: Path, handler: type[Fi
             assert "secret" not in str(error.value)
 
 
+def test_captions_beside_are_read_by_the_signature_of_the_tar(
+    tmp_path: Path, handler: type[Files], served: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = build("flickr8k", str(tmp_path / "in" / "00001.tar"), tmp_path / "local")
+    monkeypatch.setattr(handler, "signature", "sig=secret")
+    assert build("flickr8k", f"{served}/00001.tar?sig=secret", tmp_path / "out") == local
+    skipped = Manifest.load(tmp_path / "out").skipped
+    assert skipped == Manifest.load(tmp_path / "local").skipped == {"not downloaded": 2}
+
+
 @pytest.mark.parametrize(("place", "what"), [("", "folder"), ("/", "folder"), ("/*.tar", "glob")])
 def test_signed_folders_are_not_taken_for_tars(served: str, place: str, what: str) -> None:
     with pytest.raises(UserError, match=rf"{what}, which a URL with a query .* braces") as error:
