@@ -19,12 +19,17 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.encode.encoder import EncoderSource
+from pipeline.graph.build import graph_name
+from pipeline.graph.kinds import Settings, search_texts
+from pipeline.search.neighbours import symmetric_lists
+from pipeline.work import alone
 from shards.atomic import write_array
 from shards.bars import bar
 from shards.errors import UserError
+from shards.graph import flat_places
 from shards.index import read_texts
 
-__all__ = ["GROWTH", "Packing", "batch_edges", "flat_places", "in_groups", "neighbour_groups", "packed_order"]
+__all__ = ["GROWTH", "Packing", "batch_edges", "in_groups", "neighbour_groups", "packed_order"]
 
 Ints = npt.NDArray[Any]
 GROWTH = 1.5  # 160,840 captions, groups of 32: 11.2 edges a row; 2 gives 10.4, the whole list at once 7.8
@@ -170,20 +175,8 @@ def _parted(sequence: Ints, size: int, rng: np.random.Generator) -> Ints:
     return np.concatenate([whole.ravel(), sequence[whole.size :]])
 
 
-def flat_places(indptr: Ints, rows: Ints) -> Ints:
-    """Positions of the rows' entries in the flat arrays."""
-    counts = indptr[rows + 1] - indptr[rows]
-    ends = np.cumsum(counts)
-    return np.repeat(indptr[rows] - ends + counts, counts) + np.arange(ends[-1])
-
-
 def _lists(out: Path, packing: Packing, seed: int) -> tuple[Ints, Ints, Ints]:
     """The lists that the graph will hold."""
-    from pipeline.graph.build import graph_name
-    from pipeline.graph.kinds import Settings, search_texts
-    from pipeline.search.neighbours import symmetric_lists
-    from pipeline.work import alone
-
     settings = Settings(k=packing.k, code_dim=1, seed=seed, target=packing.recall, memory=packing.memory)
     folder = out / "graphs" / graph_name("encoder", packing.encoder, None, packing.k)
     with alone(folder, "choose another OUT= (--out)") as work:

@@ -25,7 +25,7 @@ from shards.index import write_rows
 from shards.manifest import Manifest
 from shards.sealed import write_sealed
 
-__all__ = ["GRAPH_SCHEMA", "Graph", "read_graph", "unlike", "write_graph"]
+__all__ = ["Graph", "flat_places", "read_graph", "unlike", "write_graph"]
 
 META = "graph.json"
 GRAPH_SCHEMA = pa.schema(
@@ -139,14 +139,17 @@ def read_graph(folder: Path) -> Graph:
         raise UserError(f"{folder} is damaged ({reason}): delete it and run `xclr-shards graph` again") from None
 
 
+def flat_places(indptr: npt.NDArray[Any], rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Positions of the rows' entries in the flat arrays: those of the first row, then of the second, ..."""
+    counts = indptr[rows + 1] - indptr[rows]
+    return np.repeat(indptr[rows] - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
+
+
 def _rows(graph: Graph, texts: npt.NDArray[np.int64], start: int, stop: int) -> pa.Table:
     """The rows of texts[start:stop] as a table of GRAPH_SCHEMA."""
     ids = texts[start:stop]
-    counts = np.diff(graph.indptr)[ids]
-    offsets = np.concatenate([[0], np.cumsum(counts)])
-    # Positions of the chosen rows' entries in the flat arrays: row start + 0, 1, 2, ...
-    flat = np.repeat(graph.indptr[ids] - offsets[:-1], counts) + np.arange(offsets[-1])
-    lists = pa.array(offsets, pa.int32())
+    flat = flat_places(graph.indptr, ids)
+    lists = pa.array(np.concatenate([[0], np.cumsum(np.diff(graph.indptr)[ids])]), pa.int32())
     code, scale = pa.nulls(len(ids), pa.binary()), pa.nulls(len(ids), pa.float32())
     if graph.codes is not None and graph.code_scale is not None:
         dim = graph.codes.shape[1]
@@ -182,9 +185,8 @@ def _assemble(meta: dict[str, Any], n: int, tables: Iterable[pa.Table]) -> Graph
         if not (ids.min() >= 0 and ids.max() < n) or seen[ids].any() or len(np.unique(ids)) < len(ids):
             raise ValueError(f"its rows do not name each of {n} texts once")
         seen[ids] = True
-        own, neighbours, similarities = _lists(table, n)
-        counts[ids] = own
-        lists.append((ids, own, neighbours, similarities))
+        counts[ids], neighbours, similarities = _lists(table, n)
+        lists.append((ids, neighbours, similarities))
         mean[ids], deviation[ids] = table["background_mean"].to_numpy(), table["background_std"].to_numpy()
         part = _codes(table["code"].chunk(0))
         if part is not None:
@@ -198,8 +200,8 @@ def _assemble(meta: dict[str, Any], n: int, tables: Iterable[pa.Table]) -> Graph
     indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     neighbours, similarities = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float16)
     while lists:  # each is given up once it is placed
-        ids, own, near, values = lists.pop()
-        flat = np.repeat(indptr[ids] - (np.cumsum(own) - own), own) + np.arange(len(near))
+        ids, near, values = lists.pop()
+        flat = flat_places(indptr, ids)
         neighbours[flat], similarities[flat] = near, values
     return Graph(
         meta=meta,

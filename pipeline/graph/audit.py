@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.packing import flat_places
 from pipeline.search.exact import ROWS, TIE, Doubles, Similarity, largest_similarities, random_texts
-from shards.graph import Graph
+from shards.graph import Graph, flat_places
 
 __all__ = [
     "BATCH",
