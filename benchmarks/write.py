@@ -33,7 +33,8 @@ import cv2
 import numpy as np
 
 from pipeline.build import build_shards
-from pipeline.scan.scan import Limits, scan
+from pipeline.scan.samples import Limits
+from pipeline.scan.scan import scan
 from pipeline.settings import BuildSettings
 from pipeline.sources.datasets import load_dataset
 from pipeline.sources.find import open_source

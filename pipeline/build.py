@@ -7,13 +7,9 @@ processes of their own; what they are given and return is plain data.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from functools import cache, partial
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +20,11 @@ import pyarrow.parquet as pq
 
 from pipeline.encode.encoder import ENCODER
 from pipeline.layout import group_shards, shard_bounds, shuffled
-from pipeline.number import NAMES, number_samples
+from pipeline.number import number_samples
 from pipeline.packing import packed_order
 from pipeline.parallel import Workers
-from pipeline.ranges import size
-from pipeline.scan.scan import NOT_OURS, SCAN_SCHEMA, Limits, check_room, scan
+from pipeline.room import room_to_fetch, room_to_write
+from pipeline.scans import first_other, look_again, scan_all, scan_path
 from pipeline.settings import (
     CAPTIONS,
     CLASSES,
@@ -36,36 +32,24 @@ from pipeline.settings import (
     BuildSettings,
     deciding,
     forgiven,
-    most_skipped,
     recorded,
     share_of,
     split_of,
 )
-from pipeline.skipped import SKIPPED, LeftOut, judge
-from pipeline.sources.captions import notes
+from pipeline.skipped import SKIPPED
 from pipeline.sources.class_names import ClassName
-from pipeline.sources.datasets import Dataset
-from pipeline.sources.source import Partition, Source
+from pipeline.sources.source import Source
 from pipeline.work import WORK, alone, differing, disk_errors, read_settings
 from pipeline.write import ShardJob, ShardResult, write_shard
-from shards.atomic import atomic_file, sha256_file, sweep, write_json
+from shards.atomic import sha256_file, sweep, write_json
 from shards.bars import bar, say
-from shards.errors import OverBudget, SkipBudget, UserError
+from shards.errors import UserError
 from shards.machine import cores
 from shards.manifest import FileEntry, Manifest, ShardEntry
 from shards.reader import Shards
-from shards.remote import shown
 
 __all__ = ["build_shards", "is_built"]
 
-EXAMPLES = "examples"  # reason -> samples left out for it, in a scan's metadata
-DENSEST = 5  # bytes of a resized JPEG for each pixel of the square: 1.5 a pixel, of pictures three times as long
-REMEDIES = {  # where a table leaves out most samples for one reason
-    "missing file": "say below which folders the files lie (`images = [...]` in the data set file)",
-    "no caption": "say which other columns hold captions (`captions = [...]` in the data set file; of each row the "
-    "first that says something counts)",
-}
-READ = "captions_read"  # what was counted of the captions, there too
 Positions = npt.NDArray[np.int64]
 
 
@@ -89,14 +73,14 @@ def build_shards(source: Source, out: Path, settings: BuildSettings, processes: 
         sweep(out, out / "index", work, work / "scan", work / "written")
         write_json(work / "settings.json", wanted)
         again = 0 if settings.image_size else share_of(source, settings)
-        check_room(source, out, work / "scan", again)
+        room_to_fetch(source, out, work / "scan", again)
         with Workers(processes or cores()) as workers:
-            skipped = _scan_all(source, settings, work, workers)
-            scans = [_scan_path(work, partition) for partition in source.partitions]
+            skipped = scan_all(source, settings, work, workers)
+            scans = [scan_path(work, partition) for partition in source.partitions]
             try:
                 samples, classes = number_samples(source, scans, out, work, skipped, settings.held_out)
             except UserError:  # of no usable sample, say
-                _look_again(source, work)
+                look_again(source, work)
                 raise
             results = _write_all(source, settings, out, work, samples, workers)
         if source.dataset.label:
@@ -142,7 +126,7 @@ def _finished(source: Source, settings: BuildSettings, out: Path, work: Path, wa
         unlike = differing(found, wanted, forgiven(found, wanted) | spared)
         unlike = ["other class names" if line.startswith(CLASSES) else line for line in unlike]
         if any(line.startswith((FILES, CAPTIONS)) for line in unlike):
-            others = f"other source files{_first_other(source, settings, work) if what == 'begun' else ''}"
+            others = f"other source files{first_other(source, settings, work) if what == 'begun' else ''}"
             unlike = [others, *(line for line in unlike if not line.startswith((FILES, CAPTIONS)))]
         if unlike:
             raise UserError(
@@ -157,161 +141,11 @@ def _encoded(out: Path, work: Path) -> bool:
     return (work / "packed.npy").exists() or any(out.glob(f"graphs/*/{WORK}/**/*.npy"))
 
 
-def _scan_all(source: Source, settings: BuildSettings, work: Path, workers: Workers) -> dict[str, int]:
-    """Scan what is not scanned yet; returns reason -> samples left out. Raises OverBudget."""
-    _drop_other_scans(source, settings, work)
-    todo = [p for p in source.partitions if not _scan_path(work, p).exists()]
-    if todo:
-        _drop_what_follows(work)
-    function = partial(_scan_one, source, settings, work)
-    with bar(f"scanning {source.dataset.name}", len(source.partitions)) as advance:
-        advance(len(source.partitions) - len(todo))
-        for _ in workers.ordered(function, todo):
-            advance(1)
-    remedy = "check the source, or raise --max-skipped (max_skipped in a data set file)"
-    budget, not_ours = SkipBudget(source.where, most_skipped(source, settings), remedy=remedy), 0
-    captions = Counter[str]()
-    skips = list[LeftOut]()  # judged once all usable ones are counted: the bad ones may be the first
-    for partition in source.partitions:
-        schema = pq.read_schema(_scan_path(work, partition))
-        meta = {key.decode(): value for key, value in schema.metadata.items()}
-        examples = json.loads(meta.pop(EXAMPLES, b"{}"))
-        captions.update(json.loads(meta.pop(READ, b"{}")))
-        meta.pop(NAMES)
-        counts = {key: int(value) for key, value in meta.items() if key != "of"}
-        budget.ok(counts.pop("rows"))
-        not_ours += counts.pop(NOT_OURS, 0)
-        skips += [
-            LeftOut(partition=partition.name, reason=reason, count=count, names=_names(examples.get(reason, [])))
-            for reason, count in sorted(counts.items())
-        ]
-    lost = Counter[str]()
-    for left in skips:
-        lost[left.reason] += left.count
-    for reason, advice in REMEDIES.items():
-        if source.dataset.format in ("table", "coco") and lost and lost.most_common(1)[0][0] == reason:
-            budget.remedy = f"{advice}, {remedy}"
-    try:
-        judge(budget, skips, work / SKIPPED)
-    except OverBudget:
-        _look_again(source, work)
-        raise
-    for line in notes(captions):
-        say(line)
-    return budget.counts | ({NOT_OURS: not_ours} if not_ours else {})
-
-
-def _look_again(source: Source, work: Path) -> None:
-    """Drop the scans that left images out which are files of their own: mended, they are no other source."""
-    if (work / "samples.arrow").exists():
-        return
-    for partition in source.partitions:
-        path = _scan_path(work, partition)
-        left_out = pq.read_schema(path).metadata.get(EXAMPLES.encode(), b"{}") != b"{}"
-        if left_out and _is_loose(source, partition):
-            path.unlink()
-
-
-def _is_loose(source: Source, partition: Partition) -> bool:
-    """Whether its images are files of their own: a class folder, or part of a table of paths."""
-    return source.dataset.format in ("table", "coco") or partition.path.is_dir()
-
-
-def _names(known: str | list[str]) -> list[str]:
-    """A scan of an earlier version knows one."""
-    return [known] if isinstance(known, str) else known
-
-
-def _scan_one(source: Source, settings: BuildSettings, work: Path, partition: Partition) -> None:
-    path = _scan_path(work.absolute(), partition)  # a stopped build may go on from another folder
-    here = replace(partition, path=partition.path.absolute())
-    in_place = settings.layout == "in-place"
-    spool = path.with_name(f"{path.stem}-{_scanned(source, partition)[:8]}.tar")  # of a file once fetched, no other
-    found = scan(source, here, settings.limits, spool, in_place=in_place)
-    table = found.table()
-    counts = {"rows": table.num_rows, **found.skipped}
-    meta = {
-        "of": _scan_id(source, settings, partition),
-        EXAMPLES: json.dumps(found.examples),
-        READ: json.dumps(found.captions),
-    }
-    meta[NAMES] = json.dumps(found.labels.taken)
-    meta |= {reason: str(count) for reason, count in counts.items()}
-    with atomic_file(path) as file:
-        pq.write_table(table.replace_schema_metadata(meta), file, compression="zstd")
-
-
-def _drop_other_scans(source: Source, settings: BuildSettings, work: Path) -> None:
-    """Files that were replaced since a stop are scanned again, and fetched again; the others' scans stay, unless they
-    were made by other settings."""
-    wanted = {_scan_path(work, partition).stem: partition for partition in source.partitions}
-    for path in sorted((work / "scan").glob("[0-9]*")):
-        stem, _, rest = path.name.partition(".")
-        number, _, digest = stem.partition("-")
-        partition = wanted.get(number)
-        if rest == "parquet" and not digest:  # a scan
-            kept = partition is not None and _is_scan_of(source, settings, partition, path)
-        else:  # what was fetched or written for one
-            kept = partition is not None and digest == _scanned(source, partition)[:8]
-        if not kept:
-            path.unlink()
-
-
-def _drop_what_follows(work: Path) -> None:
-    """What was made of scans that are made again: another sample more or less moves every number that comes after."""
-    for name in ("samples.arrow", "texts.arrow", "packed.npy"):
-        (work / name).unlink(missing_ok=True)
-    shutil.rmtree(work / "written", ignore_errors=True)
-
-
-def _is_scan_of(source: Source, settings: BuildSettings, partition: Partition, path: Path) -> bool:
-    schema = pq.read_schema(path)  # of other columns: by another version
-    found: bytes | None = schema.metadata.get(b"of")
-    return schema.names == SCAN_SCHEMA.names and found == _scan_id(source, settings, partition).encode()
-
-
-def _scan_id(source: Source, settings: BuildSettings, partition: Partition) -> str:
-    """What decides a scan's rows: what it is of, and how it is read. By time as well: tars are filled up to 10 KB, so
-    a mended one often has the size it had."""
-    how = _reading(source.dataset, settings.limits, settings.layout == "in-place")
-    beside = [] if partition.url else [partition.path, partition.path.with_suffix(".parquet")]
-    times = [path.stat().st_mtime_ns for path in beside if path.is_file()]
-    return hashlib.sha256(f"{_scanned(source, partition)} {how} {times}".encode()).hexdigest()
-
-
-@cache
-def _reading(dataset: Dataset, limits: Limits, in_place: bool) -> str:
-    """Once, not for each of a thousand partitions. Taking torn tars is no other way to read whole ones."""
-    read = (dataset.format, dataset.image, dataset.captions, dataset.label, dataset.classes, dataset.held_out > 0)
-    return hashlib.sha256(f"{read} {replace(limits, use_torn=False)} {in_place}".encode()).hexdigest()
-
-
-def _scanned(source: Source, partition: Partition) -> str:
-    """What a scan is of: files, and the place where its rows say that they lie."""
-    places = [] if partition.url else [str(partition.path.absolute()), *map(str, source.images)]
-    fingerprints = [source.fingerprint(partition), source.captions_fingerprint(partition)]
-    text = "\n".join([*fingerprints, source.classes_fingerprint(partition), shown(partition.url), *places])
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def _first_other(source: Source, settings: BuildSettings, work: Path) -> str:
-    """` (NAME)` of the first file that is not as it was when it was scanned, or was not there."""
-    for partition in source.partitions:
-        path = _scan_path(work, partition)
-        if not path.exists() or not _is_scan_of(source, settings, partition, path):
-            return f" ({partition.name} has changed, or is new)"
-    return " (some are missing)"
-
-
-def _scan_path(work: Path, partition: Partition) -> Path:
-    return work / "scan" / f"{partition.number:06d}.parquet"
-
-
 def _write_all(
     source: Source, settings: BuildSettings, out: Path, work: Path, samples: pa.Table, workers: Workers
 ) -> list[ShardResult]:
     if settings.layout != "in-place":
-        _check_room(source, out, samples, settings.image_size)
+        room_to_write(source, out, samples, settings.image_size)
     places, groups = _places(settings, out, work, samples)
     say(f"{samples.num_rows:,} samples, {len(places)} shards")
     jobs = [
@@ -373,25 +207,6 @@ def _written(work: Path, name: str) -> ShardResult | None:
 
 def _bytes_of(path: Path) -> int:
     return path.stat().st_size if path.is_file() else -1
-
-
-def _check_room(source: Source, out: Path, samples: pa.Table, image_size: int | None) -> None:
-    """Images and 4 KB of headers and texts a sample, less what is already there."""
-    sizes = samples["size"].to_numpy()
-    if image_size:
-        sizes = np.minimum(sizes, DENSEST * image_size**2)
-    needed = int(np.sum(sizes)) + 4096 * samples.num_rows
-    there = sum(path.stat().st_size for path in out.glob("*.tar"))
-    free = shutil.disk_usage(out).free
-    say(f"the shards take some {size(needed)}; {size(free)} are free")
-    if needed - there > free:
-        remedies = ["make room", "choose another OUT= (--out)", "shrink images with --image-size"]
-        if source.dataset.format == "webdataset":
-            remedies.append("leave the tars where they are with --layout in-place")
-        raise UserError(
-            f"{out} needs some {size(needed - there)} more, its disk has {size(free)} free: "
-            f"{', '.join(remedies[:-1])}, or {remedies[-1]}"
-        )
 
 
 def _finish(

@@ -128,7 +128,7 @@ def build(
     from pipeline.estimate import estimate, lines
     from pipeline.graph.build import build_graph, check_options
     from pipeline.packing import Packing
-    from pipeline.scan.scan import Limits
+    from pipeline.scan.samples import Limits
     from pipeline.settings import BuildSettings, most_skipped, share_of
     from pipeline.sources.datasets import load_dataset
     from pipeline.sources.find import open_source

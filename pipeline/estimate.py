@@ -19,8 +19,8 @@ from pipeline.encode.encoder import EncoderSource
 from pipeline.graph.estimate import NO_GRAPH, SLOWER, GraphCost, estimate_graph, step_lines
 from pipeline.images import resized
 from pipeline.ranges import Range, disk_line, size
-from pipeline.scan.samples import NOT_OURS, Scan
-from pipeline.scan.scan import Limits, scan
+from pipeline.scan.samples import NOT_OURS, Limits, Scan
+from pipeline.scan.scan import scan
 from pipeline.sources.source import Partition, Source
 from shards.errors import UserError
 from shards.tar import TarWriter
@@ -31,7 +31,7 @@ TRIED = 20  # partitions, until one holds anything
 WRITTEN = 32 << 20  # bytes of the write probe
 SPREAD = 1.1  # of the number of samples, extrapolated from one partition
 # A written sample takes this much beside its image: three headers, padding, text, metadata, index. The most is that of
-# pipeline.build._check_room.
+# pipeline.room.room_to_write.
 BESIDE = 2500, 4096
 
 

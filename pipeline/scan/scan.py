@@ -8,19 +8,16 @@ spooled into a local tar first.
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 from pipeline.held_out import image_hashes
 from pipeline.scan import files, parquet, tars
-from pipeline.scan.samples import NOT_OURS, SCAN_SCHEMA, Limits, Scan
+from pipeline.scan.samples import Limits, Scan
 from pipeline.sources.source import Partition, Source
 from shards.atomic import atomic_file
-from shards.bars import say
-from shards.errors import UserError
 from shards.tar import TarWriter
 
-__all__ = ["NOT_OURS", "SCAN_SCHEMA", "Limits", "Scan", "check_room", "scan"]
+__all__ = ["scan"]
 
 
 def scan(source: Source, partition: Partition, limits: Limits, spool: Path, *, in_place: bool = False) -> Scan:
@@ -50,26 +47,6 @@ def _scan(source: Source, partition: Partition, limits: Limits, spool: Path, in_
             return files.table(source, partition, limits, spool)
         case _:
             return parquet.images_inside(source, partition, limits, spool)
-
-
-def check_room(source: Source, out: Path, folder: Path, again: float) -> None:
-    """Say how much there is to fetch into `folder`; UserError where it does not fit. For sources with URLs.
-
-    again: the shards will take so many times as much as well.
-    """
-    remote = [partition for partition in source.partitions if partition.url]
-    if not remote:
-        return
-    size = sum(max(partition.bytes, 0) for partition in remote)
-    free = shutil.disk_usage(out).free
-    say(f"{source.where}: {len(remote):,} files to fetch, {size / 1e9:.2f} GB; {free / 1e9:.0f} GB are free")
-    there = sum(path.stat().st_size for place in (out, folder) for path in place.glob("*.tar"))
-    needed = size * (1 + again) - there
-    if needed > free:
-        raise UserError(
-            f"{source.where} takes {needed / 1e9:.0f} GB more, fetched{' and as shards' if again else ''}; the disk "
-            f"of {out} has {free / 1e9:.0f} GB free: make room, choose another OUT= (--out), or name fewer files"
-        )
 
 
 def _demo(source: Source, partition: Partition, spool: Path) -> Scan:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from pipeline.info import describe
 from pipeline.layout import shard_bounds
-from pipeline.scan.scan import Limits
+from pipeline.scan.samples import Limits
 from pipeline.sources.class_names import class_names
 from pipeline.sources.datasets import builtin_datasets, load_dataset
 from shards.class_names import names_file

@@ -73,7 +73,7 @@ def test_a_build_on_a_full_disk(disk: Path, tmp_path: Path, monkeypatch: pytest.
         build(source, out)
     # Someone else fills the disk after it was looked at; the writers, in processes of their own, find it full.
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline.build, "_check_room", lambda *args: None)
+        patch.setattr(pipeline.build, "room_to_write", lambda *args: None)
         with pytest.raises(UserError, match=FULL):
             build(source, out, processes=2)
     assert not (out / "manifest.json").exists()

@@ -18,7 +18,7 @@ import pipeline.build
 from eval.benchmarks.registry import open_bench
 from pipeline.cli import app
 from pipeline.held_out import image_hashes, on_side
-from pipeline.scan.scan import check_room
+from pipeline.room import room_to_fetch
 from pipeline.sources.datasets import load_dataset
 from pipeline.sources.find import open_source
 from pipeline.sources.source import Partition, Source
@@ -362,12 +362,12 @@ def test_room_is_asked_for_what_is_built(tmp_path: Path, monkeypatch: pytest.Mon
     remote = Partition(number=0, name="0.tar", path=Path("0.tar"), bytes=100, url="https://host/0.tar")
     source = Source(dataset=load_dataset("cc12m"), where="https://host", partitions=(remote,))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=150))
-    check_room(source, tmp_path, tmp_path, 0.1)
+    room_to_fetch(source, tmp_path, tmp_path, 0.1)
     with pytest.raises(UserError, match="free"):
-        check_room(source, tmp_path, tmp_path, 0.9)
+        room_to_fetch(source, tmp_path, tmp_path, 0.9)
     asked = list[float]()
-    monkeypatch.setattr(pipeline.build, "check_room", lambda *arguments: asked.append(arguments[-1]))
-    monkeypatch.setattr(pipeline.build, "_check_room", lambda *arguments: None)
+    monkeypatch.setattr(pipeline.build, "room_to_fetch", lambda *arguments: asked.append(arguments[-1]))
+    monkeypatch.setattr(pipeline.build, "room_to_write", lambda *arguments: None)
     both(data_set(tmp_path / "m.toml", **FORMATS["tars"], held_out=0.25), source_of("tars", tmp_path / "in"), tmp_path)
     assert asked == [0.75, 0.25]
 

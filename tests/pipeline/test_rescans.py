@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import pipeline.build
-from pipeline.scan.scan import Limits
+import pipeline.scans
+from pipeline.scan.samples import Limits
 from pipeline.sources.datasets import load_dataset
 from shards.errors import UserError
 from shards.manifest import Manifest
@@ -25,13 +26,13 @@ from tests.pipeline.sources import data_set, img2dataset, pictures
 @pytest.fixture
 def scanned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the partitions that are scanned from now on."""
-    names, scan = list[str](), pipeline.build.scan
+    names, scan = list[str](), pipeline.scans.scan
 
     def counting(source: Any, partition: Any, *arguments: Any, **options: Any) -> Any:
         names.append(partition.name)
         return scan(source, partition, *arguments, **options)
 
-    monkeypatch.setattr(pipeline.build, "scan", counting)
+    monkeypatch.setattr(pipeline.scans, "scan", counting)
     return names
 
 
@@ -55,7 +56,7 @@ def test_a_scan_of_another_version_is_made_again_with_all_that_follows(
 ) -> None:
     """That one found a sample less, so the numbers in the shards that were written are not those of now."""
     source, out = img2dataset(tmp_path / "in", samples=10), tmp_path / "out"
-    scan = pipeline.build.scan
+    scan = pipeline.scans.scan
 
     def less(source: Any, partition: Any, *arguments: Any, **options: Any) -> Any:
         found = scan(source, partition, *arguments, **options)
@@ -64,7 +65,7 @@ def test_a_scan_of_another_version_is_made_again_with_all_that_follows(
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline.build, "scan", less)
+        patch.setattr(pipeline.scans, "scan", less)
         stop_after_a_shard("flickr8k", source, out, patch)
     path = out / ".work" / "scan" / "000000.parquet"
     pq.write_table(pq.read_table(path, partitioning=None).drop_columns(["label_value"]), path)

@@ -255,7 +255,7 @@ def test_memory_of_a_scan_is_bounded(tmp_path: Path) -> None:
     code = (
         "import sys, resource; from pathlib import Path\n"
         "from pipeline.sources.datasets import load_dataset; from pipeline.sources.find import open_source\n"
-        "from pipeline.scan.scan import Limits, scan\n"
+        "from pipeline.scan.samples import Limits\nfrom pipeline.scan.scan import scan\n"
         "source = open_source(load_dataset('flickr8k'), sys.argv[1])\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "found = scan(source, source.partitions[0], Limits(), Path('unused'))\n"

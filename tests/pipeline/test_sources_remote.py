@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.build import _scan_one, build_shards
+import pipeline.scans
+from pipeline.build import build_shards
 from pipeline.settings import BuildSettings
 from pipeline.sources.datasets import load_dataset
 from pipeline.sources.find import open_source
@@ -300,7 +301,7 @@ def test_a_fetched_file_never_stands_for_another(
         source = open_source(load_dataset("flickr8k"), f"{served}/list.txt")
         for partition in source.partitions:
             with pytest.raises(KeyboardInterrupt):
-                _scan_one(source, BuildSettings(), tmp_path / "out" / ".work", partition)
+                pipeline.scans._scan_one(source, BuildSettings(), tmp_path / "out" / ".work", partition)
     assert len(list((tmp_path / "out" / ".work" / "scan").glob("*.tar"))) == 2
     listed.write_text("00000.tar\n00003.tar\n")
     found = build("flickr8k", f"{served}/list.txt", tmp_path / "out")
