@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from pipeline.encode.encoder import Encoder, EncoderSource
 from pipeline.encode.load import load_encoder
+from pipeline.threads import threaded
 from pipeline.work import mapped_zeros
 from shards.atomic import write_array, write_json
 from shards.bars import bar, say
@@ -224,7 +225,12 @@ def embed(encoder: Encoder, captions: Sequence[str], advance: Callable[[int], No
             raise NotFinite(repr(captions[rows[np.argmin(finite)]][:80]))
         advance(len(rows))
 
-    _in_lanes(batch_of, [order[start : start + batch] for start in range(0, len(order), batch)], encoder.device)
+    batches = [order[start : start + batch] for start in range(0, len(order), batch)]
+    if encoder.device == "cpu":
+        threaded(batch_of, batches, min(LANES, len(batches)))
+    else:
+        for rows in batches:
+            batch_of(rows)
     return vectors
 
 
@@ -243,32 +249,6 @@ def _embedded(encoder: Encoder, captions: Sequence[str]) -> Vectors:
             ) from None
     half = len(captions) // 2  # out of the handler, which would keep what the failed try holds
     return np.concatenate([_embedded(encoder, captions[:half]), _embedded(encoder, captions[half:])])
-
-
-def _in_lanes(work: Callable[[Any], None], batches: Sequence[Any], device: str) -> None:
-    """On a CPU several batches at once, each on a core or a few: cores that share one wait for each other."""
-    import torch
-
-    threads = torch.get_num_threads()
-    lanes = min(threads, LANES, len(batches)) if device == "cpu" else 1
-    if lanes == 1:
-        for batch in batches:
-            work(batch)
-        return
-
-    def alone(batch: Any) -> None:
-        torch.set_num_threads(threads // lanes)  # of this thread
-        work(batch)
-
-    try:
-        with ThreadPoolExecutor(lanes) as pool:
-            try:
-                for done in [pool.submit(alone, batch) for batch in batches]:
-                    done.result()
-            finally:
-                pool.shutdown(cancel_futures=True)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _text_means(captions: Captions, chunks: Sequence[Path], path: Path) -> Vectors:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +24,7 @@ import numpy.typing as npt
 
 from pipeline.search.neighbours import MARGIN, Ids, Vectors, rank
 from pipeline.search.tiles import column_of, product_of, ranked_keys, row_of
+from pipeline.threads import threaded
 from shards.atomic import atomic_file
 from shards.bars import bar, say
 
@@ -82,30 +82,30 @@ def _first_lists(codes: Codes, space: Vectors, keep: int, seed: int) -> Candidat
     n = len(codes)
     lists = Candidates(ids=np.full((n, keep), -1, np.int32), products=np.full((n, keep), EMPTY, np.int32))
 
-    def within(leaf: npt.NDArray[np.int64]) -> int:
+    def within(leaf: npt.NDArray[np.int64]) -> None:
         for start in range(0, len(leaf), GROUP):
             rows = leaf[start : start + GROUP]
             known = lists.ids[rows]
             # What a row knows from the trees before competes with the leaf, so it is searched as well.
             _search(codes, rows, _distinct(leaf, known), lists, lists)
-        return len(leaf)
+        advance(len(leaf))
 
     with bar("search, first lists", n * TREES) as advance:
         for tree in range(TREES):
-            _each(within, _leaves(space, LEAF, [seed, tree]), advance)
+            threaded(within, _leaves(space, LEAF, [seed, tree]))  # disjoint: threads write different rows
     return lists
 
 
 def _pass(codes: Codes, space: Vectors, lists: Candidates, fan: int, seed: list[int], title: str) -> Candidates:
     result = Candidates(ids=np.empty_like(lists.ids), products=np.empty_like(lists.products))
 
-    def group(rows: npt.NDArray[np.int64]) -> int:
+    def group(rows: npt.NDArray[np.int64]) -> None:
         near = _distinct(rows, lists.ids[rows])
         _search(codes, rows, _distinct(near, lists.ids[near, :fan]), lists, result)
-        return len(rows)
+        advance(len(rows))
 
     with bar(title, len(codes)) as advance:
-        _each(group, _leaves(space, GROUP, seed), advance)
+        threaded(group, _leaves(space, GROUP, seed))
     return result
 
 
@@ -187,27 +187,6 @@ def _principal(vectors: Vectors) -> Vectors:
     for start in range(0, len(vectors), 1 << 16):
         space[start : start + (1 << 16)] = vectors[start : start + (1 << 16)] @ leading
     return space
-
-
-def _each(
-    work: Callable[[npt.NDArray[np.int64]], int],
-    leaves: Iterator[npt.NDArray[np.int64]],
-    advance: Callable[[int], None],
-) -> None:
-    """Leaves are disjoint, so threads write different rows; each thread multiplies on one core."""
-    import torch
-
-    threads = torch.get_num_threads()
-
-    def single(leaf: npt.NDArray[np.int64]) -> None:
-        torch.set_num_threads(1)
-        advance(work(leaf))
-
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(single, leaves))
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _ranked(vectors: Vectors, lists: Candidates, k: int) -> tuple[Ids, Vectors]:

@@ -9,14 +9,12 @@ hundred candidates a row, merged each time the columns seen have doubled. The ca
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.encode.codes import principal_basis
 from pipeline.search.neighbours import Ids, Vectors, rank
-from shards.machine import cores
+from pipeline.threads import threaded
 
 __all__ = ["ROWS", "column_of", "product_of", "quantise", "ranked_keys", "row_of", "search_rows"]
 
@@ -53,21 +51,12 @@ def search_rows(
 
     margin: candidates beyond k that are ranked again. Uses every core, each with its own rows.
     """
-    import torch
-
     keep = min(k + 1 + margin, len(vectors))
-    threads = torch.get_num_threads()
 
     def block(part: npt.NDArray[np.int64]) -> tuple[Ids, Vectors]:
-        torch.set_num_threads(1)  # of this thread: one tile, one core
         return rank(vectors, part, _candidates(codes, part, keep), k)
 
-    parts = [rows[start : start + ROWS] for start in range(0, len(rows), ROWS)]
-    try:
-        with ThreadPoolExecutor(min(threads, cores())) as pool:
-            found = list(pool.map(block, parts))
-    finally:
-        torch.set_num_threads(threads)
+    found = threaded(block, [rows[start : start + ROWS] for start in range(0, len(rows), ROWS)])
     return np.concatenate([ids for ids, _ in found]), np.concatenate([near for _, near in found])
 
 
