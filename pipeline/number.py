@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.arrow import write_table
 from pipeline.held_out import on_side
 from pipeline.scan.samples import NOT_OURS, SCAN_SCHEMA
 from pipeline.skipped import SKIPPED
@@ -20,7 +21,6 @@ from pipeline.sources.captions import MISSING
 from pipeline.sources.class_names import ClassName, class_names
 from pipeline.sources.labels import is_number
 from pipeline.sources.source import Source
-from shards.atomic import atomic_file
 from shards.bars import say
 from shards.class_names import WNID
 from shards.errors import UserError
@@ -61,7 +61,7 @@ def number_samples(
     else:
         _tell_missing(texts, counts)
     write_texts(out / "texts.parquet", texts, counts)
-    _write_arrow(work / "texts.arrow", pa.table({"text": texts}, pa.schema([("text", pa.large_string())])))
+    write_table(work / "texts.arrow", pa.table({"text": texts}, pa.schema([("text", pa.large_string())])))
     schema = pa.schema([field for field in SCAN_SCHEMA if field.name not in ("text", "label_value", "hash")])
     pieces = pa.concat_tables([pq.read_table(p, columns=schema.names, partitioning=None).cast(schema) for p in scans])
     if side is not None:
@@ -75,7 +75,7 @@ def number_samples(
     if labels is not None:
         columns["label"] = labels if side is None else labels.filter(pa.array(side))
     whole = pa.table({**columns, "text_id": pa.array(ids)})
-    _write_arrow(work / "samples.arrow", whole)
+    write_table(work / "samples.arrow", whole)
     return whole.select(["file", "size", "text_id"]), list(classes.values()) or source.classes
 
 
@@ -206,8 +206,3 @@ def _captions(labels: pa.Array, classes: Mapping[str, ClassName]) -> pa.Array:
         if (other := first.setdefault(one.caption, label)) != label:
             raise UserError(f"classes {other!r} and {label!r} are both {one.caption!r}: name them apart")
     return pa.array([classes[label].caption for label in labels.to_pylist()], pa.large_string())
-
-
-def _write_arrow(path: Path, table: pa.Table) -> None:
-    with atomic_file(path) as file, pa.ipc.new_file(file, table.schema) as writer:
-        writer.write_table(table)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.arrow import open_table
 from pipeline.images import resized
 from shards.atomic import atomic_file, sha256_file
 from shards.errors import UserError
@@ -22,7 +23,7 @@ from shards.index import write_index
 from shards.manifest import FileEntry
 from shards.tar import TarWriter
 
-__all__ = ["ShardJob", "ShardResult", "open_table", "write_shard"]
+__all__ = ["ShardJob", "ShardResult", "write_shard"]
 
 FLUSH = 32 << 20  # bytes
 OPEN_FILES = 128  # sources that a process keeps open at once
@@ -55,12 +56,6 @@ class ShardResult:
     samples: int
     bytes: int
     files: dict[str, FileEntry]
-
-
-def open_table(path: Path) -> pa.Table:
-    """An Arrow file, mapped into memory."""
-    with pa.memory_map(str(path)) as source:
-        return pa.ipc.open_file(source).read_all()
 
 
 def write_shard(job: ShardJob) -> ShardResult:

@@ -20,10 +20,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.arrow import open_table, write_table
 from pipeline.sources.columns import Columns, Unreadable
 from pipeline.sources.formats import read_columns
 from pipeline.sources.source import Source
-from shards.atomic import atomic_file
 from shards.errors import UserError
 from shards.machine import lock_file
 
@@ -44,9 +44,8 @@ def grouped_rows(
     if not cache.exists():
         with _alone(cache.with_suffix(".lock")):
             if not cache.exists():
-                _write(cache, _grouped([read_columns(source.dataset, path) for path in source.tables], source))
-    with pa.memory_map(str(cache)) as file:
-        table = pa.ipc.open_file(file).read_all()
+                write_table(cache, _grouped([read_columns(source.dataset, path) for path in source.tables], source))
+    table = open_table(cache)
     first, last = (table.num_rows * i // parts for i in (part, part + 1))
     meta = table.schema.metadata
     unreadable = Unreadable(int(meta[UNREADABLE]), meta[EXAMPLE].decode())
@@ -183,8 +182,3 @@ def _shared(names: pa.Array, keys: pa.Array) -> npt.NDArray[np.int64]:
         return np.zeros(0, np.int64)
     ids = pc.dictionary_encode(keys).indices.to_numpy()
     return np.flatnonzero(np.bincount(ids)[ids] > 1)
-
-
-def _write(path: Path, table: pa.Table) -> None:
-    with atomic_file(path) as file, pa.ipc.new_file(file, table.schema) as writer:
-        writer.write_table(table, max_chunksize=ROWS)

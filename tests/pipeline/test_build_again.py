@@ -20,12 +20,12 @@ import pytest
 from typer.testing import CliRunner
 
 import pipeline.build
+from pipeline.arrow import open_table
 from pipeline.build import build_shards
 from pipeline.cli import app
 from pipeline.settings import BuildSettings
 from pipeline.sources.datasets import load_dataset
 from pipeline.sources.find import open_source
-from pipeline.write import open_table
 from shards.errors import UserError
 from shards.manifest import Manifest
 from shards.reader import Shards
