@@ -38,6 +38,7 @@ __all__ = [
     "open_imagefolder",
     "open_splits",
     "size_of",
+    "unpacked",
 ]
 
 HASHED_WHOLE = 512 << 20  # bytes of pictures, at most, whose content is all part of a fingerprint: a second or two
@@ -58,6 +59,15 @@ class Pictures:
 
     def class_names(self) -> list[str]:
         return [key.split("/", 1)[0] for key in self.keys]
+
+    def only(self, rows: Sequence[int]) -> Pictures:
+        """Those at `rows`; the others are never read."""
+        return Pictures(
+            where=self.where,
+            keys=[self.keys[row] for row in rows],
+            sizes=[self.sizes[row] for row in rows],
+            read=lambda position: self.read(rows[position]),
+        )
 
     def classified(self, images: str) -> Classified:
         """The classes of its pictures, as those of the ImageSet that will have this name."""
@@ -153,6 +163,14 @@ def list_tar(path: Path) -> Pictures:
         sizes=[size for _, size in places],
         read=lambda i: os.pread(descriptor, places[i][1], places[i][0]),
     )
+
+
+def unpacked(*places: Path) -> Path:
+    """The first that is a folder; the last is the benchmark's own. Raises UserError."""
+    folder = next((path for path in places if path.is_dir()), None)
+    if folder is None:
+        raise UserError(f"{places[-1]} is no folder: unpack it, and give the folder")
+    return folder
 
 
 def contents(path: Path) -> bytes:

@@ -30,7 +30,7 @@ from eval.benchmarks.bench import (
     check_counts,
     top,
 )
-from eval.benchmarks.imagefolder import Pictures, list_folder
+from eval.benchmarks.imagefolder import Pictures, list_folder, unpacked
 from eval.benchmarks.imagenet_tree import need
 from shards.errors import UserError
 
@@ -98,11 +98,7 @@ def split_text(keys: Sequence[str], train: npt.NDArray[np.bool_]) -> bytes:
 
 def _pictures(root: Path) -> tuple[Pictures, list[str]]:
     """The pictures that have a state, and their keys with ADJ_NOUN folders whatever the copy's spelling."""
-    candidates = [root / "release_dataset" / "images", root / "images", root]
-    folder = next((path for path in candidates if path.is_dir()), None)
-    if folder is None:
-        raise UserError(f"{root} is no folder: unpack it, and give the folder")
-    pictures = list_folder(folder)
+    pictures = list_folder(unpacked(root / "release_dataset" / "images", root / "images", root))
     rows, keys = [], []
     for row, key in enumerate(pictures.keys):
         pair, _, rest = key.partition("/")
@@ -116,13 +112,7 @@ def _pictures(root: Path) -> tuple[Pictures, list[str]]:
         raise UserError(
             f"{pictures.where} holds no pictures: it must look like {pictures.where}/ancient_building/*.jpg"
         )
-    chosen = Pictures(
-        where=pictures.where,
-        keys=[pictures.keys[row] for row in rows],
-        sizes=[pictures.sizes[row] for row in rows],
-        read=lambda position: pictures.read(rows[position]),
-    )
-    return chosen, keys
+    return pictures.only(rows), keys
 
 
 def _image_set(pictures: Pictures, keys: list[str]) -> ImageSet:

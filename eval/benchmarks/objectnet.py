@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from eval.benchmarks.bench import Bench, Column, ImageSet, Pixels, Source, check_counts
-from eval.benchmarks.imagefolder import Pictures, list_folder
+from eval.benchmarks.imagefolder import Pictures, list_folder, unpacked
 from eval.benchmarks.imagenet_labels import class_index
 from eval.benchmarks.imagenet_tree import TASK, need, splits, train_set, training_counts
 from eval.benchmarks.scoring import any_of
@@ -70,7 +70,7 @@ def open_objectnet(source: Source) -> Bench:
     return Bench(
         name="objectnet",
         root=source.root,
-        sets=(imagenet.images, _test_set(pictures, rows)),
+        sets=(imagenet.images, _test_set(pictures.only(rows.tolist()))),
         tasks=(imagenet.task,),
         columns=(
             Column(
@@ -136,10 +136,7 @@ def remove_border(image: Pixels) -> Pixels:
 
 def _images_folder(root: Path) -> Path:
     """The folder of the class folders. Raises UserError if it holds none of ObjectNet's or others."""
-    candidates = [root / "objectnet-1.0" / "images", root / "images", root]
-    folder = next((path for path in candidates if path.is_dir()), None)
-    if folder is None:
-        raise UserError(f"{root} is no folder: unpack it, and give the folder")
+    folder = unpacked(root / "objectnet-1.0" / "images", root / "images", root)
     names = {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
     known = set(objectnet_classes())
     if not names & known:
@@ -152,19 +149,12 @@ def _images_folder(root: Path) -> Path:
     return folder
 
 
-def _test_set(pictures: Pictures, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> ImageSet:
-    """The pictures of the overlap; the others are never decoded."""
-    kept = Pictures(
-        where=pictures.where,
-        keys=[pictures.keys[row] for row in rows],
-        sizes=[pictures.sizes[row] for row in rows],
-        read=lambda position: pictures.read(int(rows[position])),
-    )
+def _test_set(pictures: Pictures) -> ImageSet:
     return ImageSet(
         name=SET,
-        keys=kept.keys,
-        read=kept.read,
-        fingerprint=kept.fingerprint(kept.keys, "red frame removed"),
+        keys=pictures.keys,
+        read=pictures.read,
+        fingerprint=pictures.fingerprint(pictures.keys, "red frame removed"),
         prepare=remove_border,
         may_train=False,
     )
