@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from eval.report.similarity import figures, notes, shortened
-from eval.report.table import difference_lines, heading, left_out_lines, marks, plus_minus, runs_line
+from eval.report.table import difference_lines, heading, left_out_lines, marks, plus_minus, runs_line, warnings
 from eval.report.titles import TITLES, model_parts
 from eval.similarity.compare import Compared
 from eval.similarity.pictures import Pictures
@@ -51,8 +51,11 @@ def show_result(result: dict[str, Any], path: Path) -> None:
                 f"{task}: {rate}{_value(chosen, 'weight_decay')}, {chosen['features']} features; "
                 f"{how if chosen['held_out'] else 'the only candidate'}"
             )
-    show_unreadable(console, left_out_lines(result))
-    show_partial(console, result["partial"])
+    for line in left_out_lines(result):
+        console.print(f"[bold red]LEFT OUT[/bold red], {escape(line)}", soft_wrap=True)
+    if result["partial"]:
+        lines = escape("; ".join(result["partial"]))
+        console.print(f"[bold red]PARTIAL, not comparable[/bold red]: {lines}", soft_wrap=True)
     console.print(f"written to {path}", soft_wrap=True, markup=False)
 
 
@@ -88,22 +91,9 @@ def show_rows(results: dict[str, Any], path: Path) -> None:
     if results["uncompared"]:
         lost = escape("; ".join(results["uncompared"]))
         console.print(f"[bold red]NOT OF THE SAME PICTURES[/bold red], so not compared: {lost}", soft_wrap=True)
-    if results["failed"]:
-        lines = escape("; ".join(results["failed"]))
-        console.print(f"[bold red]FAILED, and left out[/bold red]: {lines}", soft_wrap=True)
-    if results["unfinished"]:
-        lines = escape("; ".join(results["unfinished"]))
-        console.print(f"[bold red]NOT TRAINED TO THE END[/bold red]: {lines}", soft_wrap=True)
-    if results["unalike"]:
-        lines = escape("; ".join(results["unalike"]))
-        console.print(f"[bold red]NOT ALIKE BUT FOR THE SEED[/bold red]: {lines}", soft_wrap=True)
-    show_unreadable(console, results["unreadable"])
-    show_partial(console, results["partial"])
-    console.print(
-        f"written to {path}: report.html and results.json, .md, .tex, .csv",
-        soft_wrap=True,
-        markup=False,
-    )
+    for what, lines in warnings(results):
+        console.print(f"[bold red]{what}[/bold red]: {escape(lines)}", soft_wrap=True)
+    console.print(f"written to {path}: report.html and results.json, .md, .tex, .csv", soft_wrap=True, markup=False)
 
 
 def show_similarity(pictures: Pictures, compared: Compared, path: Path) -> None:
@@ -167,13 +157,3 @@ def _table(lines: list[str], heads: list[str], cells: list[list[str]]) -> Table:
     for name, line in zip(lines, cells, strict=True):
         table.add_row(escape(name), *line)
     return table
-
-
-def show_unreadable(console: Console, lines: list[str]) -> None:
-    for line in lines:
-        console.print(f"[bold red]LEFT OUT[/bold red], {escape(line)}", soft_wrap=True)
-
-
-def show_partial(console: Console, partial: list[str]) -> None:
-    if partial:
-        console.print(f"[bold red]PARTIAL[/bold red], not comparable: {escape('; '.join(partial))}", soft_wrap=True)
