@@ -25,6 +25,7 @@ from shards.errors import UserError
 from shards.machine import free_shared_memory, prefetch
 from shards.reader import Shards
 from trainer.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, BadImage, decode, sample_rng, two_views
+from trainer.collectives import reduced
 from trainer.plan import BatchPlan, StepSampler, Ticket
 from trainer.recipe import Statistics
 from trainer.world import World
@@ -179,10 +180,8 @@ def make_loader(
 
 def _free(world: World) -> int:
     """Shared memory before any rank's workers have taken theirs: none goes on before all have looked."""
-    free = torch.tensor(free_shared_memory(), device=world.device)
-    if world.size > 1 and dist.is_initialized():
-        dist.all_reduce(free, op=dist.ReduceOp.MIN)
-    return int(free)
+    free = free_shared_memory()
+    return reduced(free, world, dist.ReduceOp.MIN) if dist.is_initialized() else free
 
 
 def to_views(batch: Batch, device: torch.device, statistics: Statistics = IMAGENET) -> torch.Tensor:

@@ -9,12 +9,12 @@ from pathlib import Path
 from statistics import mean
 
 import torch
-import torch.distributed as dist
 
 from shards.bars import bar
 from shards.machine import peak_memory
 from shards.mirror import RemoteShards, open_shards
 from trainer import setup
+from trainer.collectives import of_rank_0
 from trainer.data import batches_of, make_loader
 from trainer.recipe import Recipe
 from trainer.world import World
@@ -55,7 +55,7 @@ def estimate(recipe: Recipe, world: World, run: Path | None = None) -> Estimate:
     total = plan.steps_per_epoch * recipe.epochs
     workers = setup.workers(recipe, world)
     # Each worker has a batch ready when the first step begins; how fast more come is seen behind those.
-    most = _of_rank_0(workers, world)  # all ranks make as many steps, whatever cores they have
+    most = of_rank_0(workers, world)  # all ranks make as many steps, whatever cores they have
     warm_up = min(WARM_UP + most, total - 1)
     count = min(warm_up + max(MEASURED, most), total)
     loader = make_loader(shards, plan, recipe.augment, world, start=0, stop=total, workers=workers, most_ahead=1)
@@ -63,7 +63,7 @@ def estimate(recipe: Recipe, world: World, run: Path | None = None) -> Estimate:
     whole, compute, start = list[float](), list[float](), time.perf_counter()
     with bar("measuring", count) if world.is_main else nullcontext(_unseen) as advance:
         for step in range(count):
-            if len(whole) >= WARM_UP + MEASURED and _of_rank_0(time.perf_counter() - start > PATIENCE, world):
+            if len(whole) >= WARM_UP + MEASURED and of_rank_0(time.perf_counter() - start > PATIENCE, world):
                 warm_up = min(warm_up, len(whole) - MEASURED)
                 break
             begin = time.perf_counter()
@@ -86,14 +86,6 @@ def estimate(recipe: Recipe, world: World, run: Path | None = None) -> Estimate:
         memory=_peak_memory(world),
         hours=seconds * total / 3600,
     )
-
-
-def _of_rank_0(number: int, world: World) -> int:
-    if world.size == 1:
-        return number
-    said = torch.tensor(int(number), device=world.device)
-    dist.broadcast(said, 0)
-    return int(said)
 
 
 def _unseen(units: int) -> None:

@@ -34,6 +34,7 @@ from trainer.agree import alike, meet, settings
 from trainer.ahead import Ahead, cache_limit
 from trainer.checkpoint import checkpoints, write_best, write_checkpoint
 from trainer.clock import Clock
+from trainer.collectives import Delayed, reduced
 from trainer.data import Batch, batches_of, make_loader
 from trainer.metrics import Metrics
 from trainer.monitor import Monitor
@@ -154,7 +155,7 @@ class _Loop:
         self.best, self.bad_before, self.bad_told, self.bad_last = float("-inf"), 0, 0, ""
         self.saver = Saver()
         self.save_by = self._in_time()
-        self.asked: _Later | None = None
+        self.asked = Delayed(world)
 
     def _in_time(self) -> float:
         minutes = self.recipe.run.checkpoint_minutes
@@ -268,16 +269,14 @@ class _Loop:
             self.budget.skip("undecodable image", self.bad_last)
 
     def _log(self, metrics: Metrics | None, done: int, outcome: Outcome, clock: Clock) -> None:
-        bad, loss = self._bad_images(), outcome.loss.double().clone()
-        if self.world.size > 1:
-            dist.all_reduce(loss)
+        bad, loss = self._bad_images(), reduced(float(outcome.loss), self.world)
         if not metrics:
             return
         rate, wait = clock.read()
         values = {
             "step": done,
             "epoch": done / self.plan.steps_per_epoch,
-            "loss": float(loss) / self.world.size,
+            "loss": loss / self.world.size,
             "lr": self.stepper.optimiser.param_groups[0]["lr"],
             "samples_per_s": rate,
             "data_wait": wait,
@@ -301,10 +300,7 @@ class _Loop:
 
     def _bad_images(self) -> int:
         """Of all ranks, and of the run before it was stopped; every rank calls it."""
-        count = torch.tensor(self.budget.reasons.total(), device=self.world.device)
-        if self.world.size > 1:
-            dist.all_reduce(count)
-        return self.bad_before + int(count)
+        return self.bad_before + reduced(self.budget.reasons.total(), self.world)
 
     def _watch(self, metrics: Metrics | None, done: int) -> None:
         """Online kNN and RankMe; the best encoder so far is kept."""
@@ -344,21 +340,12 @@ class _Loop:
             raise UserError(f"the {what} not finite at step {done}; {where}: {', or '.join(remedies)}")
 
     def _told(self, what: int) -> int:
-        """The most that any rank tells; of several, before this step: no step waits for the others' answers."""
-        if self.world.size == 1:
-            return what
-        before, asked = self.asked, torch.full((), what, device=self.world.device)
-        dist.all_reduce(asked, op=dist.ReduceOp.MAX)
-        self.asked = _Later(asked)
-        return before.read() if before else 0
+        """The most that any rank tells; of several, before this step."""
+        return self.asked.largest(what)
 
     def _agree(self, flag: bool) -> bool:
         """Whether any rank says so."""
-        if self.world.size == 1:
-            return flag
-        value = torch.tensor(int(flag), device=self.world.device)
-        dist.all_reduce(value, op=dist.ReduceOp.MAX)
-        return bool(value)
+        return bool(reduced(int(flag), self.world, dist.ReduceOp.MAX))
 
     def _save(self, step: int, total: int) -> None:
         bad = self._bad_images()
@@ -383,22 +370,6 @@ class _Loop:
             "code": self.code_id,
             "best": self.best,
         }
-
-
-class _Later:
-    """A number on the device, read a step later: then only what was queued before it is waited for, not this step."""
-
-    def __init__(self, flag: torch.Tensor) -> None:
-        self.flag, self.copied = flag, None
-        if flag.device.type == "cuda":
-            self.flag = torch.empty((), dtype=flag.dtype, pin_memory=True).copy_(flag, non_blocking=True)
-            self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self.copied.record()
-
-    def read(self) -> int:
-        if self.copied:
-            self.copied.synchronize()
-        return int(self.flag)
 
 
 @contextmanager

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from shards.atomic import json_bytes, sweep, write_json
 from shards.bars import say
@@ -26,6 +25,7 @@ from shards.graph import Graph
 from shards.reader import Shards
 from shards.remote import shown
 from trainer.checkpoint import NotRead, checkpoint_path, checkpoints, read_checkpoint
+from trainer.collectives import of_rank_0
 from trainer.own import code_id, normal
 from trainer.recipe import Recipe, as_table, differences, stored_recipe
 from trainer.world import World
@@ -60,9 +60,7 @@ def resume_state(run: Path, recipe: Recipe, data_id: str, world: World, *, resum
             step = NEW if state is None else int(state["step"])
         except UserError as error:
             refused, step = error, REFUSED
-    said = torch.tensor(step, device=world.device)
-    dist.broadcast(said, 0)
-    step = int(said)
+    step = of_rank_0(step, world)
     if refused:
         raise refused
     if step == REFUSED:
