@@ -24,7 +24,7 @@ from rich.markup import escape
 
 from shards.atomic import sha256_file
 from shards.bars import say
-from shards.errors import SkipBudget, UserError
+from shards.errors import UserError
 from shards.graph import Graph
 from shards.mirror import RemoteShards, open_shards
 from shards.reader import Shards
@@ -32,6 +32,7 @@ from trainer import run_folder, setup
 from trainer.advice import Adviser
 from trainer.agree import alike, meet, settings
 from trainer.ahead import Ahead, cache_limit
+from trainer.bad_images import BadImages
 from trainer.checkpoint import checkpoints, write_best, write_checkpoint
 from trainer.clock import Clock
 from trainer.collectives import Delayed, reduced
@@ -50,7 +51,6 @@ from trainer.world import World
 __all__ = ["Result", "Stopped", "train"]
 
 SAVE, STOP = 1, 2  # what a rank may tell the others
-BAD_IMAGES = 0.01  # share of samples that may fail to decode before the run stops; stage one reads headers and ends
 
 
 class Stopped(Exception):
@@ -150,9 +150,7 @@ class _Loop:
             graph_kind=graph.kind if graph else "",
             coded=graph is not None and graph.codes is not None,
         )
-        remedy = f"`xclr-shards verify {shards.root} --decode` names all: take them out of the source, and build anew"
-        self.budget = SkipBudget("training images", BAD_IMAGES, remedy=remedy)
-        self.best, self.bad_before, self.bad_told, self.bad_last = float("-inf"), 0, 0, ""
+        self.bad, self.best = BadImages(shards, world), float("-inf")
         self.saver = Saver()
         self.save_by = self._in_time()
         self.asked = Delayed(world)
@@ -179,7 +177,7 @@ class _Loop:
             ) from None
         self.stepper.optimiser.load_state_dict(state["optimiser"])
         self.best = float(state.get("best", self.best))
-        self.bad_before = int(state.get("bad_images", 0))
+        self.bad.before = int(state.get("bad_images", 0))
 
     def go(self, start: int, total: int) -> Result:
         recipe, world = self.recipe, self.world
@@ -227,7 +225,7 @@ class _Loop:
                 ahead.at(step)
             with clock.waiting():
                 batch = next(batches)
-            self._count_bad(batch)
+            self.bad.add(batch)
             outcome = self.stepper.step(batch, step, total)
             self.saver.check()  # a full disk is told at once, not when the next checkpoint is due
             loss = outcome.loss
@@ -261,15 +259,8 @@ class _Loop:
                 )
         return float(loss)
 
-    def _count_bad(self, batch: Batch) -> None:
-        self.budget.ok(len(batch.samples) - len(batch.bad))  # first, else the bad ones would be all that was seen
-        for sample in batch.bad:
-            key, tar = self.shards.index.key[sample], self.shards.tar_path(int(self.shards.index.shard[sample]))
-            self.bad_last = f"{key} of {tar.name}"
-            self.budget.skip("undecodable image", self.bad_last)
-
     def _log(self, metrics: Metrics | None, done: int, outcome: Outcome, clock: Clock) -> None:
-        bad, loss = self._bad_images(), reduced(float(outcome.loss), self.world)
+        bad, loss = self.bad.total(), reduced(float(outcome.loss), self.world)
         if not metrics:
             return
         rate, wait = clock.read()
@@ -284,23 +275,12 @@ class _Loop:
             **outcome.statistics(),
         }
         self._write(metrics, values)
-        if bad > 2 * self.bad_told:
-            self.bad_told = bad
-            last = f" (the last was {self.bad_last})" if self.bad_last else ""
-            text = (
-                f"images that did not decode so far, with grey pictures in their place: {bad}{last}; at more than ten "
-                f"and {BAD_IMAGES:.0%} the run stops. `xclr-shards verify {self.shards.root} --decode` names all, and "
-                "tells whether these shards are damaged, or the source was"
-            )
-            self._warn(metrics, done, text)
+        if news := self.bad.news(bad):
+            self._warn(metrics, done, news)
 
     def _warn(self, metrics: Metrics, step: int, text: str) -> None:
         metrics.say(f"[yellow]warning:[/] {escape(text)}")
         metrics.event("warning", step=step, text=text)
-
-    def _bad_images(self) -> int:
-        """Of all ranks, and of the run before it was stopped; every rank calls it."""
-        return self.bad_before + reduced(self.budget.reasons.total(), self.world)
 
     def _watch(self, metrics: Metrics | None, done: int) -> None:
         """Online kNN and RankMe; the best encoder so far is kept."""
@@ -348,7 +328,7 @@ class _Loop:
         return bool(reduced(int(flag), self.world, dist.ReduceOp.MAX))
 
     def _save(self, step: int, total: int) -> None:
-        bad = self._bad_images()
+        bad = self.bad.total()
         if not self.world.is_main:
             return
         self.save_by = self._in_time()

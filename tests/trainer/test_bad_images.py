@@ -12,7 +12,7 @@ from shards.errors import UserError
 from tests.make import make_shards
 from tests.trainer.ranks import Ranks
 from tests.trainer.small import ALONE, SIZES, lines_of, recipe, stop_at, trained
-from trainer import loop
+from trainer import bad_images
 from trainer.loop import Stopped, train
 
 
@@ -30,7 +30,7 @@ def test_too_many_bad_images_stop_the_run(tmp_path: Path, capsys: pytest.Capture
 
 def test_the_budget_is_a_share_of_all_images_of_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And not of those before it: a batch of thousands may well have some."""
-    monkeypatch.setattr(loop, "BAD_IMAGES", 0.2)
+    monkeypatch.setattr(bad_images, "LIMIT", 0.2)
     bad = make_shards(tmp_path / "bad", sizes=(100,), classes=6, bad=tuple(range(11)))
     train(recipe(bad, data__batch_size=100, epochs=1, run__knn_every=0), tmp_path / "run", ALONE)
 
