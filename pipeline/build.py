@@ -46,7 +46,7 @@ from shards.bars import bar, say
 from shards.errors import UserError
 from shards.machine import cores
 from shards.manifest import FileEntry, Manifest, ShardEntry
-from shards.reader import Shards
+from shards.reader import Shards, is_finished
 
 __all__ = ["build_shards", "is_built"]
 
@@ -98,7 +98,7 @@ def is_built(source: Source, out: Path, settings: BuildSettings) -> bool:
 
 def _check_ours(out: Path) -> None:
     """Raises UserError for a folder of other things, whose files would be written over, the source's own tars even."""
-    begun = (out / "manifest.json").is_file() or (out / WORK / "settings.json").is_file()
+    begun = is_finished(out) or (out / WORK / "settings.json").is_file()
     others = sorted(path.name for path in out.iterdir() if path.name[0] != ".") if out.is_dir() and not begun else []
     if others:
         raise UserError(

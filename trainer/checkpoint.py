@@ -217,9 +217,9 @@ def _which(path: Path) -> tuple[int, int]:
         return 0, 0
 
 
-def load_backbone(path: Path, *, untrained: bool = False, own: str | None = None) -> tuple[nn.Module, BackboneInfo]:
+def load_backbone(path: Path, *, untrained: bool = False) -> tuple[nn.Module, BackboneInfo]:
     """The backbone of a checkpoint in eval mode, on the CPU: [n, 3, size, size] -> [n, feature_dim]."""
-    backbone, _, info = load_encoder(path, untrained=untrained, own=own)
+    backbone, _, info = load_encoder(path, untrained=untrained)
     return backbone, info
 
 

@@ -22,7 +22,7 @@ from shards.atomic import json_bytes, sweep, write_json
 from shards.bars import say
 from shards.errors import NO_LOCKS, UserError
 from shards.graph import Graph
-from shards.reader import Shards
+from shards.reader import Shards, is_finished
 from shards.remote import shown
 from trainer.checkpoint import NotRead, checkpoint_path, checkpoints, read_checkpoint
 from trainer.collectives import of_rank_0
@@ -166,7 +166,7 @@ def alone(run: Path) -> Iterator[None]:
     It is of the kind that forked processes do not share: a killed run's loader workers live some seconds longer.
     """
     made = not run.exists()
-    if (run / "manifest.json").exists():
+    if is_finished(run):
         raise UserError(f"{run} is a folder of shards: choose another --out")
     try:
         run.mkdir(parents=True, exist_ok=True)

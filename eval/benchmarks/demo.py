@@ -142,15 +142,14 @@ def _images(name: str, folder: Path, rows: list[_Row], variant: str) -> _Set:
     if not rows:
         raise UserError(f"{folder} has no picture of variant {variant!r}: build it again with `xclr-shards build`")
     shards = Shards.open(folder)
-    manifest = Manifest.load(folder)
-    assert len(shards.index) == manifest.samples  # read before workers fork, so that they share it
+    assert len(shards.index) == len(shards)  # read before workers fork, so that they share it
     positions = [row.position for row in rows]
     images = ImageSet(
         name=name,
         keys=[row.key for row in rows],
         read=lambda i: shards.image(positions[i]),
         fingerprint=fingerprint(
-            [variant, *(f"{path} {entry.sha256}" for path, entry in sorted(manifest.files.items()))]
+            [variant, *(f"{path} {entry.sha256}" for path, entry in sorted(shards.manifest.files.items()))]
         ),
         may_train=variant == "train",
     )

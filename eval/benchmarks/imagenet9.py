@@ -20,9 +20,10 @@ import numpy as np
 
 from eval.benchmarks.bench import LEFT_OUT, Bench, Column, ImageSet, Ints, Source, Summary, check_counts, top
 from eval.benchmarks.imagefolder import Pictures, list_folder
-from eval.benchmarks.imagenet_labels import WNID, class_index
+from eval.benchmarks.imagenet_labels import class_index
 from eval.benchmarks.imagenet_tree import TASK, need, splits, train_set, training_counts
 from eval.benchmarks.scoring import mapped
+from shards.class_names import WNID
 from shards.errors import UserError
 
 __all__ = ["VARIANTS", "foreground_class", "imagenet9_mapping", "open_imagenet9"]

@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from eval.benchmarks.bench import Ints
+from shards.class_names import WNID
 from shards.errors import UserError
 
 __all__ = [
     "IMAGES",
-    "WNID",
     "check_against_real",
     "class_index",
     "flat_labels",
@@ -38,7 +38,6 @@ LISTS = ("val.txt", "labels.tsv", "val.tsv")
 MAPPINGS = ("meta.mat", "map_clsloc.txt", "synsets.tsv", "synsets.txt")
 DEVKIT = "ILSVRC2012_devkit_t12"
 NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.jpe?g", re.IGNORECASE)
-WNID = re.compile(r"n\d{8}")
 # ImageNet's own label is in ReaL's set for about nine images in ten (Beyer et al. 2020); by a wrong mapping for one in
 # a thousand. Below so many images the share says little.
 AGREEMENT, AGREEMENT_IMAGES = 0.5, 100

@@ -20,7 +20,6 @@ from eval.benchmarks.bench import Absent, ImageSet, Ints, Source, Task
 from eval.benchmarks.imagefolder import Pictures, contents, list_folder, list_tar, size_of
 from eval.benchmarks.imagenet_labels import (
     IMAGES,
-    WNID,
     check_against_real,
     class_index,
     flat_labels,
@@ -29,6 +28,7 @@ from eval.benchmarks.imagenet_labels import (
 )
 from eval.benchmarks.registry import BENCHES
 from shards.bars import say
+from shards.class_names import WNID
 from shards.errors import UserError
 from shards.pictures import is_image
 

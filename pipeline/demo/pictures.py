@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from io import BytesIO
-from typing import Literal
+from typing import get_args
 
 import numpy as np
 from PIL import Image
@@ -31,6 +31,7 @@ from pipeline.demo.backgrounds import BACKGROUNDS, draw_background
 from pipeline.demo.captions import caption
 from pipeline.demo.objects import COLOURS, SHAPES, SIZE, TEXTURES, Floats, Layer, composite, draw_object
 from shards.errors import UserError
+from shards.manifest import Split
 
 __all__ = [
     "BACKGROUNDS",
@@ -45,18 +46,14 @@ __all__ = [
     "samples",
 ]
 
-Split = Literal["train", "test"]
-
 VARIANTS = ("original", "mixed_same", "mixed_rand", "only_fg", "only_bg")
 COUNTS: dict[Split, int] = {"train": 6000, "test": 1200 * len(VARIANTS)}  # images
-FAVOURITE = (
-    0.4  # share of the pictures whose ground is the shape's favourite by choice; the others draw any, it included
-)
+# Share of the pictures whose ground is the shape's favourite by choice; the others draw any, it included.
+FAVOURITE = 0.4
 QUALITY = 90  # of the JPEG files, whose colours are not subsampled
 
 # Independent random numbers for each thing that is drawn, so that a variant changes one and keeps the others.
 STREAMS = ("scene", "object", "ground", "mixed_same", "mixed_rand")
-SPLITS: tuple[Split, ...] = ("train", "test")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +128,7 @@ def _generator(seed: int, split: Split, number: int, stream: str) -> np.random.G
     """Of one of STREAMS."""
     if seed < 0:
         raise UserError(f"the seed of the demo data set must be 0 or more, not {seed}")
-    return np.random.default_rng([seed, SPLITS.index(split), number, STREAMS.index(stream)])
+    return np.random.default_rng([seed, get_args(Split).index(split), number, STREAMS.index(stream)])
 
 
 @lru_cache(maxsize=1)  # a test scene's variants, which follow each other, share it

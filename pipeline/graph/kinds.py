@@ -14,13 +14,14 @@ from pipeline.encode import codes
 from pipeline.encode.embed import encode_texts
 from pipeline.encode.encoder import EncoderSource
 from pipeline.graph import audit, by_text, classes, file
-from pipeline.graph.wordnet import WNID, Nouns, read_nouns, synset_of, wu_palmer
+from pipeline.graph.wordnet import Nouns, read_nouns, synset_of, wu_palmer
 from pipeline.scan.samples import Limits
 from pipeline.search.exact import Similarity, dot_products
 from pipeline.search.neighbours import Lists, symmetric_lists
 from pipeline.search.plan import nearest
 from shards.atomic import sha256_file, write_array
 from shards.bars import say
+from shards.class_names import WNID
 from shards.errors import UserError
 from shards.graph import Graph
 from shards.reader import Shards

@@ -10,7 +10,6 @@ microseconds; a test holds the two against each other. Z. Wu and M. Palmer, Verb
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from shards.class_names import WNID
 from shards.errors import UserError
 
-__all__ = ["WNID", "Nouns", "find_wordnet", "read_nouns", "synset_of", "wu_palmer"]
+__all__ = ["Nouns", "find_wordnet", "read_nouns", "synset_of", "wu_palmer"]
 
 PLACES = ("/usr/share/wordnet", "/usr/share/nltk_data/corpora/wordnet", "/usr/local/share/nltk_data/corpora/wordnet")
-WNID = re.compile(r"n(\d{8})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,8 +82,8 @@ def synset_of(name: str, nouns: Nouns) -> int | None:
     Of the senses of its comma-separated words that are no individuals, the one that holds the most of them; of equals
     the most frequent sense of the first word.
     """
-    if match := WNID.fullmatch(name.strip()):
-        offset = int(match[1])
+    if WNID.fullmatch(name.strip()):
+        offset = int(name.strip()[1:])
         return offset if offset in nouns.hypernyms else None
     words = ["_".join(word.lower().split()) for word in name.replace("_", " ").split(",") if word.strip()]
     senses = list(dict.fromkeys(s for word in words for s in nouns.senses.get(word, ()) if s not in nouns.instances))

@@ -25,10 +25,12 @@ from pipeline.sources.columns import columns, holds_images
 from pipeline.sources.datasets import Dataset
 from pipeline.sources.remote import RemoteFile, find
 from pipeline.sources.source import Partition, Source, check_unpacked, refuse_unread
+from pipeline.work import WORK
 from shards.bars import say
 from shards.class_names import as_text, names_file
 from shards.errors import TornTar, UserError, first_line
 from shards.pictures import is_image, passed_over
+from shards.reader import is_finished
 from shards.remote import is_remote, shown
 from shards.tar import Member, class_images
 from shards.tar import scan as scan_tar
@@ -179,7 +181,7 @@ def _is_class(folder: Path) -> bool:
     """Shards that were built into their source are none of its classes."""
     if folder.name[0] == "." or not folder.is_dir():
         return False
-    return not ((folder / "manifest.json").is_file() or (folder / ".work").is_dir())
+    return not (is_finished(folder) or (folder / WORK).is_dir())
 
 
 def _tar_classes(path: Path) -> list[str]:
