@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,10 +13,8 @@ from shards.bars import say
 from shards.errors import UserError, run_cli
 
 if TYPE_CHECKING:
-    from eval.benchmarks.bench import Bench as OpenBench
     from eval.evaluate import Method, Settings
     from eval.models.model import Model
-    from eval.similarity.pictures import Pictures
 
 __all__ = ["app", "main"]
 
@@ -192,6 +188,7 @@ def suite(
     """
     from eval.evaluate import Settings
     from eval.features import features_root
+    from eval.outputs import check_writable
     from eval.suite import load_suite, run_suite
 
     chosen = load_suite(config)
@@ -199,7 +196,7 @@ def suite(
     folder = out or Path("runs") / chosen.name
     if folder.is_file():
         raise UserError(f"--out {folder} is a file: give a folder")
-    _check_writable(folder / "results.json", {"suite", "rows", "columns"})
+    check_writable(folder / "results.json", {"suite", "rows", "columns"})
     run_suite(
         chosen,
         folder,
@@ -247,6 +244,7 @@ def similarity(
     from eval.features import features_root
     from eval.models.model import tell_of_other_data
     from eval.models.open import open_models
+    from eval.outputs import check_writable, free_file, similarity_file
     from eval.report.show import show_similarity
     from eval.report.similarity import write_similarity
     from eval.similarity.compare import compare_models, similarity_hash
@@ -270,9 +268,9 @@ def similarity(
         tell_of_other_data([first])
     pictures = open_pictures(root, graph, samples, models.values())
     name = similarity_hash(models, pictures)
-    table = out.with_suffix(".json") if out else _free(_similarity_out(list(models.values()), pictures), name)
+    table = out.with_suffix(".json") if out else free_file(similarity_file(list(models.values()), pictures), name)
     page = table.with_suffix(".html")
-    _check_writable(table, {"shards", "graph", "models"})
+    check_writable(table, {"shards", "graph", "models"})
     if page.is_dir() or (page.exists() and page.stat().st_size and not table.exists()):
         raise UserError(f"{page} is there and no earlier result: choose another --out, or delete it")
     compared = compare_models(models, pictures, features or features_root())
@@ -322,6 +320,7 @@ def _score(
     from eval.benchmarks.registry import open_bench
     from eval.evaluate import evaluate, evaluation_hash
     from eval.models.model import tell_of_other_data
+    from eval.outputs import check_writable, free_file, result_file
     from eval.report.show import show_result
     from shards.atomic import write_json
 
@@ -329,8 +328,8 @@ def _score(
         tell_of_other_data([model])
     opened = open_bench(bench, data, partial=settings.partial, shards=model.shards)
     name = evaluation_hash(model, opened, method, settings)
-    path = out or _free(_default_out(model, opened, method, untrained, settings), name)
-    _check_writable(path, {"bench", "method", "columns"})  # before the work, not after it
+    path = out or free_file(result_file(model, opened, method, untrained, settings), name)
+    check_writable(path, {"bench", "method", "columns"})  # before the work, not after it
     say(f"{model.folder or model.name}{_at_step(model)} on {bench} ({opened.root})")
     result = evaluate(model, opened, method, settings)
     write_json(path, {"hash": name, **result})
@@ -344,68 +343,6 @@ def _at_step(model: Model) -> str:
     if not model.folder or not isinstance(step, int):
         return ""
     return f", step {step:,}{f' of {steps_of(model):,}' if is_before_end(model) else ''}"
-
-
-def _similarity_out(models: list[Model], pictures: Pictures) -> Path:
-    """In the run's folder where there is one run; else in runs/eval."""
-    folders = {model.folder for model in models}
-    folder = folders.pop() if len(folders) == 1 else None
-    name = f"similarity-{pictures.shards.resolve().name}-{pictures.graph}.json"
-    return (folder / "eval" if folder else Path("runs/eval")) / name
-
-
-def _check_writable(path: Path, keys: set[str]) -> None:
-    """Raises UserError where the file cannot be made, or is there and no earlier result, which has these keys."""
-    folder = path.parent
-    if path.is_dir():
-        raise UserError(f"{path} is a folder, where the result would be written: choose another --out")
-    if path.exists() and not (path.is_file() and _may_be_replaced(path, keys)):
-        raise UserError(
-            f"{path} is there and no earlier result, which it would replace: choose another --out, or delete it"
-        )
-    # Nothing is made yet: what is refused leaves no empty folder.
-    there = next(place for place in (folder, *folder.parents) if place.exists())
-    try:
-        with tempfile.TemporaryFile(dir=there):
-            pass
-    except OSError as error:
-        raise UserError(f"{folder}: {error.strerror}: choose another --out") from None
-
-
-def _may_be_replaced(path: Path, keys: set[str]) -> bool:
-    """An earlier result, or an empty file (of mktemp)."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        return not text or keys <= set(json.loads(text))
-    except (ValueError, TypeError):
-        return False
-
-
-def _free(path: Path, name: str) -> Path:
-    """`path`, or where it holds another evaluation (other options, data or weights) one with this one's hash."""
-    try:
-        taken = json.loads(path.read_text(encoding="utf-8")).get("hash") != name
-    except (OSError, ValueError, AttributeError):
-        return path
-    return path.with_name(f"{path.stem}-{name[:8]}.json") if taken else path
-
-
-def _default_out(model: Model, bench: OpenBench, method: Method, untrained: bool, settings: Settings) -> Path:
-    """RUN/eval/NAME.json; for a model without a run, runs/eval/MODEL/NAME.json."""
-    from eval.rows import is_before_end
-
-    parts = [method.replace("_", "-"), bench.name]
-    parts += [bench.root.resolve().name] if BENCHES[bench.name].own else []
-    parts += ["untrained"] if untrained else []
-    parts += [settings.probe.solver] if method == "linear_probe" and settings.probe.solver != "sgd" else []
-    parts += ["views"] if settings.views else []
-    parts += [f"{settings.few_shot:g}pct"] if settings.few_shot else []
-    # The plain name is that of a run's last checkpoint.
-    parts += [f"step{model.about['step']}"] if is_before_end(model) and not untrained else []
-    folder = (
-        model.folder / "eval" if model.folder else Path("runs/eval") / model.name.replace(":", "-").replace("/", "_")
-    )
-    return folder / f"{'-'.join(parts)}.json"
 
 
 def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:
