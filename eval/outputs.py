@@ -11,7 +11,7 @@ from eval.benchmarks.registry import BENCHES
 from eval.evaluate import Method, Settings
 from eval.models.model import Model
 from eval.rows import is_before_end
-from eval.similarity.pictures import Pictures
+from eval.similarity.pictures import GraphPictures
 from shards.errors import UserError
 
 __all__ = ["check_writable", "free_file", "result_file", "similarity_file"]
@@ -33,7 +33,7 @@ def result_file(model: Model, bench: Bench, method: Method, untrained: bool, set
     return folder / f"{'-'.join(parts)}.json"
 
 
-def similarity_file(models: list[Model], pictures: Pictures) -> Path:
+def similarity_file(models: list[Model], pictures: GraphPictures) -> Path:
     """In the run's folder where there is one run; else in runs/eval."""
     folders = {model.folder for model in models}
     folder = folders.pop() if len(folders) == 1 else None

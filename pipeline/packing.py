@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from pipeline.encode.encoder import EncoderSource
 from pipeline.graph.build import graph_name
-from pipeline.graph.kinds import Settings, search_texts
+from pipeline.graph.kinds import GraphSettings, search_texts
 from pipeline.search.neighbours import symmetric_lists
 from pipeline.work import alone
 from shards.atomic import write_array
@@ -177,7 +177,7 @@ def _parted(sequence: Ints, size: int, rng: np.random.Generator) -> Ints:
 
 def _lists(out: Path, packing: Packing, seed: int) -> tuple[Ints, Ints, Ints]:
     """The lists that the graph will hold."""
-    settings = Settings(k=packing.k, code_dim=1, seed=seed, target=packing.recall, memory=packing.memory)
+    settings = GraphSettings(k=packing.k, code_dim=1, seed=seed, target=packing.recall, memory=packing.memory)
     folder = out / "graphs" / graph_name("encoder", packing.encoder, None, packing.k)
     with alone(folder, "choose another OUT= (--out)") as work:
         found = search_texts(read_texts(out), packing.encoder, settings, work)

@@ -15,7 +15,7 @@ from eval.report.similarity import figures, notes, shortened
 from eval.report.table import difference_lines, heading, left_out_lines, marks, plus_minus, runs_line, warnings
 from eval.report.titles import TITLES, model_parts
 from eval.similarity.compare import Compared
-from eval.similarity.pictures import Pictures
+from eval.similarity.pictures import GraphPictures
 
 __all__ = ["show_result", "show_rows", "show_similarity"]
 
@@ -96,7 +96,7 @@ def show_rows(results: dict[str, Any], path: Path) -> None:
     console.print(f"written to {path}: report.html and results.json, .md, .tex, .csv", soft_wrap=True, markup=False)
 
 
-def show_similarity(pictures: Pictures, compared: Compared, path: Path) -> None:
+def show_similarity(pictures: GraphPictures, compared: Compared, path: Path) -> None:
     """One line a model and what of it is looked at."""
     console = Console(highlight=False)
     graph = f"graph {pictures.graph}" + ("" if pictures.graph_of == pictures.shards else f" of {pictures.graph_of}")

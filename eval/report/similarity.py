@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from eval.report.titles import model_parts
 from eval.similarity.compare import PLACES, Compared, Followed, Place
-from eval.similarity.pictures import Pictures
+from eval.similarity.pictures import GraphPictures
 from eval.similarity.rank import Correlation, Doubles, difference
 from shards.page import COLOURS, data_uri, legend, line_chart, table, write_page
 
@@ -39,7 +39,7 @@ WORDS = {
 }
 
 
-def write_similarity(path: Path, pictures: Pictures, compared: Compared) -> None:
+def write_similarity(path: Path, pictures: GraphPictures, compared: Compared) -> None:
     name = pictures.shards.resolve().name
     of = "" if pictures.graph_of == pictures.shards else f" of {pictures.graph_of.resolve().name}"
     title = f"{name}, graph {pictures.graph}{of}"
@@ -91,7 +91,7 @@ def _alike(parts: list[list[str]]) -> int:
     return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, rest))
 
 
-def _words(pictures: Pictures, compared: Compared) -> str:
+def _words(pictures: GraphPictures, compared: Compared) -> str:
     """What the table's columns are."""
     held_out = (
         "of a test split, which xclr-train does not train on"
@@ -165,7 +165,7 @@ def _over(model: Followed, first: Followed, place: Place) -> str:
     return f"{value:+.3f}" + ("" if reach is None else f" \N{PLUS-MINUS SIGN}{reach:.3f}")
 
 
-def notes(pictures: Pictures, compared: Compared) -> list[str]:
+def notes(pictures: GraphPictures, compared: Compared) -> list[str]:
     """What a reader of the figures has to know besides."""
     lost = len(pictures.images) - compared.pictures
     found = []
@@ -206,7 +206,7 @@ def _curves(compared: Compared) -> str:
     return f'<div class="charts">{"".join(charts)}</div>'
 
 
-def _matrices(pictures: Pictures, compared: Compared) -> str:
+def _matrices(pictures: GraphPictures, compared: Compared) -> str:
     labels = _labels([pictures.captions[i] for i in compared.shown.tolist()])
     shown = [_matrix("the graph", "", compared.similarity, labels)]
     for model in compared.models:

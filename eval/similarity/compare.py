@@ -24,7 +24,7 @@ import torch
 from eval.benchmarks.bench import Ints, fingerprint
 from eval.features import extract
 from eval.models.model import Model
-from eval.similarity.pictures import Pictures
+from eval.similarity.pictures import GraphPictures
 from eval.similarity.rank import Correlation, Doubles, correlation, curve, parts_of, ranks
 from shards.bars import bar
 from shards.errors import UserError
@@ -75,7 +75,7 @@ class Compared:
     models: list[Followed]
 
 
-def compare_models(models: dict[str, Model], pictures: Pictures, features: Path) -> Compared:
+def compare_models(models: dict[str, Model], pictures: GraphPictures, features: Path) -> Compared:
     """All models on the same pairs: of pictures that every one could decode. Raises UserError."""
     found = {name: extract(model, pictures.images, features) for name, model in models.items()}
     good: Ints = np.flatnonzero(np.all([values.ok for values in found.values()], axis=0)).astype(np.int64)
@@ -202,7 +202,7 @@ def groups_of(similarity: Doubles) -> Ints:
     return np.array(chosen, np.int64)
 
 
-def similarity_hash(models: dict[str, Model], pictures: Pictures) -> str:
+def similarity_hash(models: dict[str, Model], pictures: GraphPictures) -> str:
     """Equal for equal models, pictures and graph."""
     graph = sha256(pictures.similarity.tobytes()).hexdigest()
     return fingerprint(

@@ -21,14 +21,14 @@ from trainer.block import SimilarityBlock
 from trainer.run_folder import contents_id
 from trainer.table import TextTable
 
-__all__ = ["Pictures", "open_pictures"]
+__all__ = ["GraphPictures", "open_pictures"]
 
 MEAN = 1e6  # tau_s at which a background is its mean
 MOST = 0.5  # share of the pictures whose texts another folder's graph must have, to be taken for their own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pictures:
+class GraphPictures:
     """Some pictures of a folder of shards, and what a graph says of them."""
 
     images: ImageSet
@@ -47,7 +47,7 @@ class Pictures:
     """Of the shards' pictures, how many no text of the graph is theirs."""
 
 
-def open_pictures(root: Path, graph: str | None, count: int, models: Iterable[Model] = ()) -> Pictures:
+def open_pictures(root: Path, graph: str | None, count: int, models: Iterable[Model] = ()) -> GraphPictures:
     """`count` random samples of finished shards whose text is in the graph. Raises UserError.
 
     graph: without a name that which one of the models was trained with, else the only one. Of test shards also those of
@@ -82,7 +82,7 @@ def open_pictures(root: Path, graph: str | None, count: int, models: Iterable[Mo
         read=lambda i: shards.image(int(rows[i])),
         fingerprint=fingerprint(["some", str(rows.tolist()), *(files[path].sha256 for path in paths)]),
     )
-    return Pictures(
+    return GraphPictures(
         images=images,
         shards=root,
         split=shards.manifest.split,

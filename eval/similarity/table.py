@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from eval.similarity.compare import Compared, Followed, Place
-from eval.similarity.pictures import Pictures
+from eval.similarity.pictures import GraphPictures
 from eval.similarity.rank import SEED, difference
 
 __all__ = ["as_table"]
 
 
-def as_table(pictures: Pictures, compared: Compared) -> dict[str, Any]:
+def as_table(pictures: GraphPictures, compared: Compared) -> dict[str, Any]:
     """Of `xclr-eval similarity`."""
     first = compared.models[0]
 

@@ -72,7 +72,7 @@ def build_graph(
             sweep(folder, *(path for path in work.rglob("*") if path.is_dir()), work)
             write_json(work / "settings.json", settings)
             say(f"{folder}: making the {kind} graph of {shards.manifest.texts:,} texts")
-            chosen = kinds.Settings(k=k, code_dim=code_dim, seed=seed, target=recall, memory=memory)
+            chosen = kinds.GraphSettings(k=k, code_dim=code_dim, seed=seed, target=recall, memory=memory)
             graph = _make(shards, kind, encoder_source, source, chosen, folder)
             graph.meta["settings"] = settings
             graph.meta["texts_sha256"] = shards.manifest.files["texts.parquet"].sha256
@@ -104,7 +104,7 @@ def _make(
     kind: str,
     encoder: EncoderSource | None,
     source: Path | None,
-    settings: kinds.Settings,
+    settings: kinds.GraphSettings,
     folder: Path,
 ) -> Graph:
     if encoder is not None:

@@ -28,7 +28,7 @@ from shards.reader import Shards
 
 __all__ = [
     "Found",
-    "Settings",
+    "GraphSettings",
     "class_graph",
     "class_synsets",
     "edge_graph",
@@ -45,7 +45,7 @@ ALIKE = 0.05  # share of texts that have another one's vector, above which an en
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class GraphSettings:
     """Of all kinds; each uses what concerns it."""
 
     k: int
@@ -71,26 +71,26 @@ class Found:
     search: dict[str, Any]
 
 
-def search_texts(texts: Sequence[str], source: EncoderSource, settings: Settings, work: Path) -> Found:
+def search_texts(texts: Sequence[str], source: EncoderSource, settings: GraphSettings, work: Path) -> Found:
     """Embed texts and find the nearest of each; a later call with the same ones goes on from what is in `work`."""
     vectors, encoding = encode_texts(texts, source, work / "encoding")
     return _search(vectors, encoding, settings, work)
 
 
-def _search(vectors: npt.NDArray[np.float32], encoding: dict[str, Any], settings: Settings, work: Path) -> Found:
+def _search(vectors: npt.NDArray[np.float32], encoding: dict[str, Any], settings: GraphSettings, work: Path) -> Found:
     ids, similarities, search = nearest(
         vectors, settings.k, work / "search", target=settings.target, memory=settings.memory, seed=settings.seed
     )
     return Found(vectors=vectors, ids=ids, similarities=similarities, encoding=encoding, search=search)
 
 
-def encoder_graph(shards: Shards, source: EncoderSource, settings: Settings, folder: Path, work: Path) -> Graph:
+def encoder_graph(shards: Shards, source: EncoderSource, settings: GraphSettings, folder: Path, work: Path) -> Graph:
     """Cosine of caption embeddings: top-k lists, and a code for every other pair."""
     found = search_texts(shards.texts(), source, settings, work)
     return _vector_graph(found, source.record() | {"kind": "encoder"} | found.encoding, settings, folder)
 
 
-def class_graph(shards: Shards, settings: Settings) -> Graph:
+def class_graph(shards: Shards, settings: GraphSettings) -> Graph:
     """1 within a class, 0 otherwise: one-hot codes are exact, and the lists hold k others of the class."""
     labels, count = classes.text_classes(shards), len(shards.manifest.classes)
     meta = {
@@ -104,13 +104,13 @@ def class_graph(shards: Shards, settings: Settings) -> Graph:
                   classes.class_similarity(labels), settings, meta, least=0.0)  # fmt: skip
 
 
-def random_graph(shards: Shards, settings: Settings) -> Graph:
+def random_graph(shards: Shards, settings: GraphSettings) -> Graph:
     matrix = classes.random_matrix(len(shards.manifest.classes), settings.seed)
     return matrix_graph(matrix, classes.text_classes(shards), settings, {"kind": "random", "classes": len(matrix)},
                         "one number a pair of classes, evenly from 0..1")  # fmt: skip
 
 
-def wordnet_graph(shards: Shards, folder: Path, settings: Settings) -> Graph:
+def wordnet_graph(shards: Shards, folder: Path, settings: GraphSettings) -> Graph:
     """Wu-Palmer similarity of the classes' synsets."""
     synsets, nouns = class_synsets(shards, folder)
     source = {
@@ -136,7 +136,7 @@ def class_synsets(shards: Shards, folder: Path) -> tuple[list[int], Nouns]:
     return [synset for synset in synsets if synset is not None], nouns
 
 
-def file_graph(shards: Shards, path: Path, settings: Settings, folder: Path, work: Path) -> Graph:
+def file_graph(shards: Shards, path: Path, settings: GraphSettings, folder: Path, work: Path) -> Graph:
     """A matrix or vectors (.npy) of the classes or of the texts; vectors beside their texts, or edges between text ids
     (.parquet)."""
     n = shards.manifest.texts
@@ -168,7 +168,7 @@ def file_graph(shards: Shards, path: Path, settings: Settings, folder: Path, wor
 def matrix_graph(
     matrix: npt.NDArray[np.float32],
     labels: npt.NDArray[np.int64],
-    settings: Settings,
+    settings: GraphSettings,
     source: dict[str, Any],
     metric: str,
 ) -> Graph:
@@ -178,13 +178,15 @@ def matrix_graph(
                   classes.matrix_similarity(matrix, labels), settings, meta)  # fmt: skip
 
 
-def edge_graph(lists: Lists, n: int, settings: Settings, source: dict[str, Any]) -> Graph:
+def edge_graph(lists: Lists, n: int, settings: GraphSettings, source: dict[str, Any]) -> Graph:
     meta = {"source": source, "metric": "as given, 0 without an edge", "search": {"method": "as given"}, "code": None}
     return _graph(lists, file.edge_background(n), None, file.edge_similarity(lists), settings, meta,
                   least=0.0)  # fmt: skip
 
 
-def _vector_graph(found: Found, source: dict[str, Any], settings: Settings, folder: Path, each: bool = True) -> Graph:
+def _vector_graph(
+    found: Found, source: dict[str, Any], settings: GraphSettings, folder: Path, each: bool = True
+) -> Graph:
     """Cosine: top-k lists, and a code for every other pair. each: every text was given a vector of its own."""
     vectors = found.vectors
     dim = min(settings.code_dim, vectors.shape[1])
@@ -211,7 +213,7 @@ def _graph(
     background: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],
     code: tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]] | None,
     similarity: Similarity,
-    settings: Settings,
+    settings: GraphSettings,
     meta: dict[str, Any],
     least: float = -np.inf,
 ) -> Graph:

@@ -21,7 +21,7 @@ from eval.models.model import Model
 from eval.models.open import open_model
 from eval.report.similarity import figures, notes
 from eval.similarity.compare import Compared, compare_models
-from eval.similarity.pictures import Pictures, open_pictures
+from eval.similarity.pictures import GraphPictures, open_pictures
 from eval.similarity.rank import Doubles, correlation, curve, difference, ranks
 from eval.similarity.table import as_table
 from shards.errors import UserError
@@ -72,11 +72,11 @@ def compared(
     return compare_models(named, some_pictures(vectors, inverse), Path())
 
 
-def some_pictures(vectors: Doubles, inverse: Ints) -> Pictures:
+def some_pictures(vectors: Doubles, inverse: Ints) -> GraphPictures:
     """Of texts that have such vectors."""
     between = vectors @ vectors.T
     np.fill_diagonal(between, 1)
-    return Pictures(
+    return GraphPictures(
         images=ImageSet(name="x", keys=[str(i) for i in range(len(inverse))], read=lambda i: b"", fingerprint="x"),
         shards=Path("data/x"),
         split="test",

@@ -16,7 +16,7 @@ from eval.models.open import open_models
 from eval.report.show import show_similarity
 from eval.report.similarity import _apart, _labels, _pixels, figures, write_similarity
 from eval.similarity.compare import Compared, groups_of
-from eval.similarity.pictures import Pictures
+from eval.similarity.pictures import GraphPictures
 from shards.errors import UserError
 from shards.graph import write_graph
 from shards.manifest import Manifest
@@ -232,7 +232,7 @@ def test_long_names_that_have_nothing_in_common_break_at_hyphens(
     assert re.search(r"\.legend span \{[^}]*overflow-wrap: anywhere", STYLE)  # and in a page, else legends overprint
 
 
-def similar(monkeypatch: pytest.MonkeyPatch, names: list[str]) -> tuple[Compared, Pictures]:
+def similar(monkeypatch: pytest.MonkeyPatch, names: list[str]) -> tuple[Compared, GraphPictures]:
     """Models so called, and what they were compared on: 40 texts of two pictures."""
     rng = np.random.default_rng(5)
     vectors, inverse = unit(rng, 40), np.repeat(np.arange(40), 2)
