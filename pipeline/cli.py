@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from enum import StrEnum
 from pathlib import Path
@@ -124,6 +123,7 @@ def build(
     command; a finished one returns at once. --dry-run first says what it will cost.
     """
     from pipeline.build import build_shards, is_built
+    from pipeline.built import say_built, say_left_out
     from pipeline.encode.encoder import resolve_encoder
     from pipeline.estimate import estimate, lines
     from pipeline.graph.build import build_graph, check_options
@@ -178,10 +178,10 @@ def build(
             print(_built_with(context, chosen, root))
         if there:
             print(f"{root}: the shards are there already; of these steps at most encoding and search are left")
-            _say_left_out(root)
+            say_left_out(root)
         return
     fresh = build_shards(found, root, settings, processes)
-    _say_built(root, fresh, found.where)
+    say_built(root, fresh, found.where)
     if kind != "none":
         build_graph(
             root,
@@ -266,21 +266,11 @@ def graph(
     Train on it with xclr-train --graph NAME.
     """
     from pipeline.graph.build import build_graph, check_options
-    from pipeline.graph.by_text import names_texts
     from pipeline.graph.estimate import lines
-    from pipeline.graph.file import holds_vectors, of_classes, open_array
-    from shards.reader import Shards
 
     if dry_run:
         check_options(kind.value, encoder, source, k, code_dim, recall)
-        given = kind is Kind.file and source and (names_texts(source) or holds_vectors(source))
-        vectors = source if given else None
-        if kind is Kind.file and source and source.suffix == ".npy":
-            of_classes(source, open_array(source), Shards.open(root))
-        if kind is Kind.encoder or vectors:
-            print("\n".join(lines(root, encoder, vectors, k, code_dim)))
-        else:
-            print(f"a graph of kind {kind.value} has nothing to encode or search")
+        print("\n".join(lines(root, kind.value, encoder, source, k, code_dim)))
         return
     build_graph(
         root,
@@ -378,39 +368,6 @@ def _list_datasets() -> None:
 
     for name in builtin_datasets():
         print(f"{name:20} {load_dataset(name).about}")
-
-
-def _say_built(root: Path, fresh: bool, where: str) -> None:
-    """where: the source, as it was given."""
-    from pipeline.skipped import SKIPPED
-    from shards.bars import say
-    from shards.manifest import Manifest
-
-    manifest = Manifest.load(root)
-    skipped = "".join(f", {count} {reason}" for reason, count in manifest.skipped.items())
-    counts = f"{manifest.samples:,} samples in {len(manifest.shards)} shards, {manifest.texts:,} texts"
-    if (root / SKIPPED).is_file():
-        skipped += f" (by name in {root / SKIPPED})"
-    print(f"{root}: shards {'written' if fresh else 'already there'}, {counts}{skipped}", flush=True)
-    if not fresh:
-        if os.path.abspath(manifest.source) != os.path.abspath(where):  # a copy, or the same table over other images
-            say(f"note: they were built from {manifest.source}, whose files have the names and sizes of {where}'s")
-        _say_left_out(root)
-    if manifest.texts == 1 or len(manifest.classes) == 1:
-        what = f"are of one class, {manifest.classes[0]!r}" if len(manifest.classes) == 1 else "have the same text"
-        say(f"warning: all samples {what}, which teaches nothing: does SOURCE lie a folder too high?")
-
-
-def _say_left_out(root: Path) -> None:
-    """Images that were mended or came since are no other source, so a build that is there stays as it is."""
-    from shards.bars import say
-    from shards.manifest import Manifest
-
-    if left_out := sum(Manifest.load(root).skipped.values()):
-        say(
-            f"note: {left_out:,} samples of the source were left out when it was built: if those were mended since, "
-            f"choose another OUT= (--out), or delete {root}, to build anew"
-        )
 
 
 def _bytes(gigabytes: float | None) -> int | None:

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.encode.encoder import EncoderSource, resolve_encoder
-from pipeline.graph.by_text import width
-from pipeline.graph.file import open_array
+from pipeline.graph.by_text import names_texts, width
+from pipeline.graph.file import holds_vectors, of_classes, open_array
 from pipeline.ranges import Range, disk_line
 from shards.errors import UserError
 from shards.reader import Shards
@@ -102,9 +102,15 @@ def step_lines(cost: GraphCost) -> dict[str, str]:
     }
 
 
-def lines(root: Path, encoder: str | None, vectors: Path | None, k: int, code_dim: int) -> list[str]:
-    """One screen on a graph of finished shards, of the encoder's vectors or of those of a file."""
+def lines(root: Path, kind: str, encoder: str | None, source: Path | None, k: int, code_dim: int) -> list[str]:
+    """One screen on a graph of finished shards, whose options have been checked (graph.build.check_options)."""
     shards = Shards.open(root)
+    file = source if kind == "file" else None
+    vectors = file if file and (names_texts(file) or holds_vectors(file)) else None
+    if file and file.suffix == ".npy":
+        of_classes(file, open_array(file), shards)
+    if kind != "encoder" and vectors is None:
+        return [f"a graph of kind {kind} has nothing to encode or search"]
     n = shards.manifest.texts
     if not n:
         raise UserError(f"{root} has no texts, so it can have no graph: build it from a source with captions")

@@ -223,7 +223,7 @@ def test_vectors_beside_their_texts(tmp_path: Path, turned: bool) -> None:
         span = slice(graph.indptr[row], graph.indptr[row + 1])
         np.testing.assert_allclose(graph.similarities[span], cosine[row, graph.neighbours[span]], atol=1e-3)
     assert graph.meta["source"].items() >= {"kind": "file", "name": "v.parquet", "dim": 6}.items()
-    assert lines(root, None, tmp_path / "v.parquet", 4, 4)[0].split() == ["texts", "5"]
+    assert lines(root, "file", None, tmp_path / "v.parquet", 4, 4)[0].split() == ["texts", "5"]
 
 
 def test_captions_are_found_as_they_were_given_to_the_build(tmp_path: Path) -> None:
