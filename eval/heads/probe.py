@@ -208,9 +208,6 @@ def split(labels: Ints, share: float, seed: int) -> tuple[Ints, Ints]:
     return np.flatnonzero(mask).astype(np.int64), np.sort(held).astype(np.int64)
 
 
-_Shared = tuple[Bank, Ints, torch.Tensor, int, Sequence[Candidate], Moments]
-
-
 @dataclass(frozen=True, slots=True)
 class _Fit:
     """What all trainings of one probe share."""
@@ -234,7 +231,7 @@ class _Fit:
     def ends(self, rows: Ints, group: Sequence[Candidate], at: Moments) -> list[torch.Tensor]:
         """Weights of all candidates of one kind of features."""
         if self.config.solver == "lbfgs":
-            return lbfgs(*self.shared(rows, group, at), iterations=self.config.iterations, advance=self.advance)
+            return self.converged(rows, group, at)
         config, kind = self.config, group[0].features
         rates, decays, whole = config.learning_rates, config.weight_decays, schedule(len(rows), config)
         found = follow(self.bank, rows, self.labels, self.classes, kind, rates, decays, at, whole, advance=self.advance)
@@ -242,13 +239,14 @@ class _Fit:
 
     def train(self, rows: Ints, candidate: Candidate, at: Moments) -> torch.Tensor:
         """[d + 1, classes]"""
-        shared = self.shared(rows, [candidate], at)
         if self.config.solver == "lbfgs":
-            return lbfgs(*shared, iterations=self.config.iterations, advance=self.advance)[0]
-        return sgd(*shared, schedule(len(rows), self.config), advance=self.advance)[0]
+            return self.converged(rows, [candidate], at)[0]
+        whole = schedule(len(rows), self.config)
+        return sgd(self.bank, rows, self.labels, self.classes, [candidate], at, whole, advance=self.advance)[0]
 
-    def shared(self, rows: Ints, group: Sequence[Candidate], at: Moments) -> _Shared:
-        return self.bank, rows, self.labels, self.classes, group, at
+    def converged(self, rows: Ints, group: Sequence[Candidate], at: Moments) -> list[torch.Tensor]:
+        iterations = self.config.iterations
+        return lbfgs(self.bank, rows, self.labels, self.classes, group, at, iterations=iterations, advance=self.advance)
 
     def accuracies(self, rows: Ints, kind: Kind, at: Moments, weights: list[torch.Tensor]) -> list[float]:
         """Share right, 0 for a candidate that diverged."""
