@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import Any
 from eval.models.model import Model
 from eval.models.open import open_model
 from shards.errors import UserError
+from trainer.described import described
 from trainer.own import is_own
 from trainer.recipe import as_table, differences, stored_recipe
 
@@ -162,13 +162,7 @@ def recipe_of(model: Model) -> dict[str, Any]:
 
 
 def _described(model: Model) -> dict[str, Any]:
-    try:
-        value: dict[str, Any] = (
-            json.loads((model.folder / "run.json").read_text(encoding="utf-8")) if model.folder else {}
-        )
-        return value
-    except (OSError, ValueError):
-        return {}
+    return described(model.folder) if model.folder else {}
 
 
 def _all(place: Path, row: Row) -> tuple[str, ...]:

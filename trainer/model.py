@@ -19,6 +19,7 @@ from torch import nn
 
 from shards.errors import UserError, first_line
 from trainer.augment import IMAGENET_MEAN, IMAGENET_STD
+from trainer.described import described
 from trainer.own import call, is_own
 from trainer.recipe import ModelConfig, Statistics
 
@@ -103,8 +104,8 @@ def _statistics_of_start(config: ModelConfig) -> Statistics | None:
 
 def statistics_of_run(run: Path) -> Statistics | None:
     """By which a run's images are normalised; None where its run.json does not say."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        model = json.loads((run / "run.json").read_text(encoding="utf-8"))["recipe"]["model"]
+    with suppress(KeyError, TypeError, AttributeError):
+        model = described(run)["recipe"]["model"]
         # Before there was a choice, ImageNet's.
         return tuple(model.get("mean") or IMAGENET_MEAN), tuple(model.get("std") or IMAGENET_STD)
     return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -12,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from shards.config import unlike_values
-from shards.errors import UserError
 from shards.remote import shown
+from trainer.described import DESCRIPTION, described
 from trainer.own import short
 from trainer.recipe import Recipe, as_table, builtin_recipes, load_recipe, stored_recipe
 
@@ -55,7 +54,7 @@ def default_run(recipe: Recipe, base: Recipe, dataset: str, *, below: Path = Pat
     former = [_slug(*data, file, objective, network, *whole, seed)] if graph else []
     former.append(_slug(*data, file, objective, graph, network, *whole, seed))
     former.append(_slug(dataset, objective, graph, network, seed))
-    if not (below / name / "run.json").is_file():
+    if not (below / name / DESCRIPTION).is_file():
         name = next((one for one in former if _is_run_of(below / one, recipe)), name)
     return below / name
 
@@ -98,10 +97,9 @@ def _value(value: Any) -> str:
 def _is_run_of(run: Path, recipe: Recipe) -> bool:
     """Whether run.json is there and says that the folder holds a run of this recipe, on these shards."""
     try:
-        described = json.loads((run / "run.json").read_text(encoding="utf-8"))["recipe"]
-        found = as_table(stored_recipe(described, str(run)))
+        found = as_table(stored_recipe(described(run)["recipe"], str(run)))
         shards = found["data"]["shards"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError):
+    except (KeyError, TypeError, AttributeError, ValueError):
         return False
     if os.path.abspath(shards) != os.path.abspath(shown(recipe.data.shards)):
         return False

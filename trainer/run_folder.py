@@ -26,6 +26,7 @@ from shards.reader import Shards, is_finished
 from shards.remote import shown
 from trainer.checkpoint import NotRead, checkpoint_path, checkpoints, read_checkpoint
 from trainer.collectives import of_rank_0
+from trainer.described import DESCRIPTION, described
 from trainer.own import code_id, normal
 from trainer.recipe import Recipe, as_table, differences, stored_recipe
 from trainer.world import World
@@ -114,8 +115,8 @@ def _chosen_state(run: Path, recipe: Recipe, data_id: str, *, resume: bool) -> d
 
 def _steps_done(run: Path) -> int:
     """By run.json: the step of a checkpoint that was there; 0 where none was, or nothing can be read."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return int(json.loads((run / "run.json").read_text(encoding="utf-8"))["step"])
+    with suppress(ValueError, TypeError):
+        return int(described(run).get("step", 0))
     return 0
 
 
@@ -194,7 +195,7 @@ def alone(run: Path) -> Iterator[None]:
 def describe_run(run: Path, recipe: Recipe, shards: Shards, *, step: int, total: int, status: str = "running") -> None:
     """Write run.json. step: of the newest checkpoint."""
     write_json(
-        run / "run.json",
+        run / DESCRIPTION,
         {
             "recipe": as_table(recipe),
             "dataset": shards.manifest.dataset,
@@ -209,14 +210,14 @@ def describe_run(run: Path, recipe: Recipe, shards: Shards, *, step: int, total:
 
 
 def status_of(run: Path) -> str:
-    return str(json.loads((run / "run.json").read_text(encoding="utf-8"))["status"])
+    """Raises KeyError where nothing says."""
+    return str(described(run)["status"])
 
 
 def set_status(run: Path, status: str, step: int | None = None) -> None:
     """step: of the newest checkpoint; None: as it was."""
-    path = run / "run.json"
-    before = json.loads(path.read_text(encoding="utf-8"))
-    write_json(path, {**before, "status": status, "step": before["step"] if step is None else step})
+    before = described(run)
+    write_json(run / DESCRIPTION, {**before, "status": status, "step": before["step"] if step is None else step})
 
 
 @contextmanager

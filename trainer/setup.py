@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import suppress
 from dataclasses import replace
@@ -19,6 +18,7 @@ from shards.mirror import RemoteShards
 from shards.reader import Shards
 from trainer.agree import meet
 from trainer.checkpoint import checkpoints
+from trainer.described import described
 from trainer.memory import check_fits, room_for_weights
 from trainer.model import build_encoder, statistics_of_run, with_statistics
 from trainer.monitor import mostly_labelled
@@ -162,8 +162,8 @@ def graph_name(recipe: Recipe, shards: Shards, run: Path | None) -> str:
         return recipe.data.graph
     names = shards.graph_names()
     if run and len(names) > 1:
-        with suppress(OSError, ValueError, KeyError, TypeError):  # none yet, or torn: then it has to be said
-            known = json.loads((run / "run.json").read_text(encoding="utf-8"))["recipe"]["data"]["graph"]
+        with suppress(KeyError, TypeError):  # none yet, or torn: then it has to be said
+            known = described(run)["recipe"]["data"]["graph"]
             if known in names:
                 return str(known)
     return shards.graph_name(None)
