@@ -13,6 +13,7 @@ from typing import Any
 from eval.models.model import Model
 from eval.models.open import open_model
 from shards.errors import UserError
+from shards.mirror import local_folder
 from trainer.described import described
 from trainer.own import is_own
 from trainer.recipe import as_table, differences, stored_recipe
@@ -141,8 +142,10 @@ def _what(model: Model, *, untrained: bool) -> dict[str, Any]:
     table = recipe_of(model)
     if not table:
         return {"network": model.name}
-    # Where shards lie says nothing where it is known what they hold.
-    data = {**table["data"], "shards": ""} if model.data else table["data"]
+    # Where shards lie says nothing where it is known what they hold; nor does how that is spelt.
+    where = local_folder(table["data"]["shards"])
+    shards = "" if model.data else os.path.realpath(where) if where else table["data"]["shards"]
+    data = {**table["data"], "shards": shards}
     return {"model": table["model"]} if untrained else {**table, "seed": 0, "data": data}
 
 
