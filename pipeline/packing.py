@@ -19,10 +19,6 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.encode.encoder import EncoderSource
-from pipeline.graph.build import graph_name
-from pipeline.graph.kinds import GraphSettings, search_texts
-from pipeline.search.neighbours import symmetric_lists
-from pipeline.work import alone
 from shards.atomic import write_array
 from shards.bars import bar
 from shards.errors import UserError
@@ -177,6 +173,12 @@ def _parted(sequence: Ints, size: int, rng: np.random.Generator) -> Ints:
 
 def _lists(out: Path, packing: Packing, seed: int) -> tuple[Ints, Ints, Ints]:
     """The lists that the graph will hold."""
+    # Not above: each process of a build imports this file with the settings, and would load FAISS, of 170 MB.
+    from pipeline.graph.build import graph_name
+    from pipeline.graph.kinds import GraphSettings, search_texts
+    from pipeline.search.neighbours import symmetric_lists
+    from pipeline.work import alone
+
     settings = GraphSettings(k=packing.k, code_dim=1, seed=seed, target=packing.recall, memory=packing.memory)
     folder = out / "graphs" / graph_name("encoder", packing.encoder, None, packing.k)
     with alone(folder, "choose another OUT= (--out)") as work:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -40,6 +42,12 @@ def test_a_process_that_was_killed_is_one_line() -> None:
         slow = (time.sleep(0.3) for _ in workers.ordered(end_at, list(range(40))))  # broken while this process is busy
         with pytest.raises(UserError, match="a process was killed, for lack of memory perhaps"):
             list(slow)
+
+
+def test_the_processes_of_a_build_load_neither_faiss_nor_torch() -> None:
+    """There is one a core."""
+    code = "import sys, pipeline.scans, pipeline.write; sys.exit(bool({'torch', 'faiss'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def end_at(number: int) -> None:
