@@ -87,6 +87,9 @@ class RemoteShards(Shards):
         )
         return shards
 
+    def __repr__(self) -> str:  # not of graphs, which the server would be asked for
+        return f"RemoteShards({self.where!r}: {len(self):,} samples, {self.manifest.texts:,} texts)"
+
     @property
     def where(self) -> str:
         return shown(self.url)

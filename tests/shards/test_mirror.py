@@ -231,3 +231,10 @@ def test_a_graph_that_left_the_server_is_gone(made: Path, url: str) -> None:
     assert again.graph_names() == ["made"]
     with pytest.raises(UserError, match="no graph 'second'"):
         again.graph("second")
+
+
+def test_printing_asks_no_server(url: str, handler: type[Files]) -> None:
+    shards = open_shards(url)
+    before = len(handler.asked)
+    assert repr(shards) == f"RemoteShards('{url}': 32 samples, 4 texts)"
+    assert len(handler.asked) == before
