@@ -60,11 +60,12 @@ def this_world(device: torch.device | str) -> World:
     """
     device = torch.device(device)
     grouped = dist.is_available() and dist.is_initialized()
-    ranks = dist.get_world_size() if grouped else int(os.environ.get("WORLD_SIZE", 1))
-    if ranks > 1 and get_worker_info() is not None:
+    several = dist.get_world_size() > 1 if grouped else os.environ.get("WORLD_SIZE", "") not in ("", "1")
+    if several and get_worker_info() is not None:
         raise RuntimeError(
             "a DataLoader's worker cannot exchange with other ranks: make the block in the training process, from the "
-            "vectors or labels that the worker returns"
+            "vectors or labels that the worker returns; or, where WORLD_SIZE says more than is so and this process is "
+            "alone, give world=trainer.world.World(device=...)"
         )
     if not grouped:
         return World(device=device)

@@ -138,6 +138,9 @@ def test_a_worker_of_several_ranks_makes_no_block(ranks: Ranks, monkeypatch: pyt
     assert ranks(2, refused_in_a_worker) == [True, True]
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert refused_in_a_worker(ALONE)
+    for said in ("", "auto"):  # to a process that is no rank it says nothing
+        monkeypatch.setenv("WORLD_SIZE", said)
+        assert len(SimilarityBlock.of_vectors(torch.eye(4))) == 4
 
 
 def test_large_and_small_vectors_keep_their_direction() -> None:
