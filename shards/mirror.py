@@ -29,7 +29,7 @@ from shards.graph import Graph
 from shards.machine import lock_file
 from shards.manifest import FileEntry, Manifest
 from shards.reader import Shards
-from shards.remote import below, cause_of, fetch, is_remote, lists_nothing, read, retried, shown, system_of
+from shards.remote import below, fetch, is_remote, lists_nothing, read, retried, shown, system_of
 
 __all__ = ["THREADS", "RemoteShards", "cache_folder", "local_folder", "open_shards"]
 
@@ -141,13 +141,14 @@ class RemoteShards(Shards):
     def graph_name(self, name: str | None = None) -> str:
         if name is not None and self._graph_meta(name):
             return name  # also of servers that list nothing
-        if not self.graph_names():
-            which = f"has no graph {name!r}" if name else "has no graphs, or the server lists none"
-            raise UserError(
-                f"{self.where} {which}: name one that is there with --graph (graphs/NAME; a build's own is minilm-k32 "
-                "where there are captions), or copy the folder graphs/ there"
-            )
         return super().graph_name(name)
+
+    def _without_graphs(self, name: str | None) -> str:
+        which = f"has no graph {name!r}" if name else "has no graphs, or the server lists none"
+        return (
+            f"{self.where} {which}: name one that is there with --graph (graphs/NAME; a build's own is minilm-k32 "
+            "where there are captions), or copy the folder graphs/ there"
+        )
 
     def graph(self, name: str | None = None) -> Graph:
         self.fetch_graph(name)
@@ -183,8 +184,8 @@ class RemoteShards(Shards):
             system, where = system_of(below(self.url, f"graphs/{name}/graph.json"))
             try:
                 return bytes(system.cat_file(where))
-            except FileNotFoundError as error:
-                if isinstance(cause_of(error), FileNotFoundError):
+            except Exception as error:
+                if lists_nothing(error):  # by 403, too, which S3 says of a missing file to who may not list
                     return b""
                 raise
 

@@ -95,10 +95,7 @@ class Shards:
         """The name, if such a graph is there; without one, the only graph's. Raises UserError naming what is there."""
         names = self.graph_names()
         if not names:
-            raise UserError(
-                f"{self.where} has no graph: run the build again if it was stopped (or wait for it), or make one with "
-                f"`xclr-shards graph {self.root}`"
-            )
+            raise UserError(self._without_graphs(name))
         if name is None and len(names) > 1:
             several = ", ".join(names)
             raise UserError(
@@ -108,6 +105,13 @@ class Shards:
         if name is not None and name not in names:
             raise UserError(f"{self.where} has no graph {name!r}, only {', '.join(names)}")
         return name or names[0]
+
+    def _without_graphs(self, name: str | None) -> str:
+        """What to say where there is none. name: what was asked for."""
+        return (
+            f"{self.where} has no graph: run the build again if it was stopped (or wait for it), or make one with "
+            f"`xclr-shards graph {self.root}`"
+        )
 
     def fetch_graph(self, name: str | None = None) -> None:
         """Of shards elsewhere: copy the graph, as far as it is not here."""

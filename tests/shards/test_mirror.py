@@ -238,3 +238,18 @@ def test_printing_asks_no_server(url: str, handler: type[Files]) -> None:
     before = len(handler.asked)
     assert repr(shards) == f"RemoteShards('{url}': 32 samples, 4 texts)"
     assert len(handler.asked) == before
+
+
+def test_a_graph_without_a_name_is_one_listing(url: str, handler: type[Files]) -> None:
+    shards = open_shards(url)
+    assert shards.graph_names() == ["made"]
+    before = asked(handler, "/graphs/")
+    assert shards.graph_name() == "made"
+    assert asked(handler, "/graphs/") == 2 * before
+
+
+def test_servers_that_refuse_what_they_have_not_name_what_is_there(url: str, handler: type[Files]) -> None:
+    """S3 says so to who may not list."""
+    handler.statuses["/other/graph.json"] = [403] * 50
+    with pytest.raises(UserError, match="/made has no graph 'other', only made"):
+        open_shards(url).graph_name("other")
