@@ -224,7 +224,9 @@ def stored_recipe(table: dict[str, Any], where: str) -> Recipe:
     model = dict(table.get("model", {}))
     if model.pop("pretrained", False):  # until 2026-11
         model["start"] = model.get("start") or "timm"
-    return from_table(Recipe, {**table, "model": model}, where=where)
+    recipe = from_table(Recipe, {**table, "model": model}, where=where)
+    # Until 2026-11-27 runs kept the URL of their shards whole, with password and signature.
+    return replace(recipe, data=replace(recipe.data, shards=shown(recipe.data.shards)))
 
 
 def changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:

@@ -72,6 +72,15 @@ def test_the_recipe_of_a_run_is_printed(tmp_path: Path) -> None:
     assert result.stdout == ""  # which may be the file of a recipe
 
 
+def test_the_recipe_of_an_earlier_versions_run_shows_no_password(tmp_path: Path) -> None:
+    table = as_table(load_recipe("demo"))
+    table["data"]["shards"] = "https://me:hush@host/made?sig=hush"
+    (tmp_path / "run.json").write_text(json.dumps({"recipe": table}))
+    text = as_toml(recipe_of(str(tmp_path)))
+    assert 'shards = "https://host/made"' in text
+    assert "hush" not in text
+
+
 def test_a_folder_of_that_name_is_no_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo").mkdir()
