@@ -137,6 +137,12 @@ def line_chart(
     return "".join([*parts, "</svg>"])
 
 
+def _short(name: str) -> str:
+    """Of LABEL letters at most: its ends, of which the last tells most from one another."""
+    start = LABEL // 3
+    return name if len(name) <= LABEL else f"{name[:start]}\N{HORIZONTAL ELLIPSIS}{name[start + 1 - LABEL :]}"
+
+
 def interval_chart(
     groups: Sequence[str],
     series: Mapping[str, Sequence[tuple[float, float, float]]],
@@ -158,7 +164,7 @@ def interval_chart(
     marks = ticks(min(ends), max(ends))
     block = ROW * len(series) + GROUP_GAP
     height = TOP + block * len(groups) + BOTTOM
-    shown = [name if len(name) <= LABEL else f"{name[: LABEL - 1]}\N{HORIZONTAL ELLIPSIS}" for name in groups]
+    shown = [_short(name) for name in groups]
     left = LETTER * max(map(len, shown)) + 16
 
     def across(value: float) -> float:

@@ -44,6 +44,6 @@ def test_charts_of_several_runs() -> None:
     places = [float(x) for x in re.findall(r'cx="([\d.]+)"', wide)]
     assert max(places) < 460  # a run beyond the interval is within the picture
     long = interval_chart(["oxford-flowers-by-photographer 10%/top1" * 2], one, x_title="%", colours={"a": 0})
-    assert "\N{HORIZONTAL ELLIPSIS}</text>" in long
+    assert ">oxford-f\N{HORIZONTAL ELLIPSIS}ographer 10%/top1</text>" in long
     ends = [float(x) for x in re.findall(r'class="line[^>]* x1="([\d.]+)" x2=', long)]
     assert ends[0] < float(re.findall(r'cx="([\d.]+)"', long)[0]) < 460
