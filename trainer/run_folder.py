@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -95,13 +96,13 @@ def _chosen_state(run: Path, recipe: Recipe, data_id: str, *, resume: bool) -> d
     unlike = differences(as_table(recipe), as_table(before))
     if unlike:
         raise UserError(
-            f"{run} holds a run of another recipe ({'; '.join(unlike[:4])}): choose another --out; with --start {run} "
-            "to begin with its weights"
+            f"{run} holds a run of another recipe ({'; '.join(unlike[:4])}): choose another --out; with --start "
+            f"{quote(str(run))} to begin with its weights"
         )
     if state["data"] != data_id:
         raise UserError(
             f"{run} holds a run on other shards than {shown(recipe.data.shards)} is now: choose another --out; with "
-            f"--start {run} to begin with its weights"
+            f"--start {quote(str(run))} to begin with its weights"
         )
     if not resume:
         raise UserError(f"{run} holds a run at step {state['step']}: add --resume to go on, or choose another --out")

@@ -144,6 +144,9 @@ def test_run_json_tells_stopped_from_failed(shards: Path, tmp_path: Path, monkey
     for content in ("{}", "torn"):
         (tmp_path / "stopped" / "run.json").write_text(content)
         assert train(recipe(shards, data__graph="made"), tmp_path / "stopped", ALONE, resume=True).already_done
+    blank = (tmp_path / "stopped").rename(tmp_path / "a run")
+    with pytest.raises(UserError, match=f"with --start '{blank}' to begin"):  # as a shell takes it
+        train(recipe(shards, objective__tau=0.2), blank, ALONE, resume=True)
 
 
 def test_a_loss_that_is_not_finite_is_found_before_the_online_knn(shards: Path, tmp_path: Path) -> None:
