@@ -97,6 +97,8 @@ def model_of(
     """
     if not isinstance(network, nn.Module):
         raise TypeError(f"network is a torch.nn.Module, not {type(network).__name__}")
+    if not isinstance(transform, Transform):
+        raise TypeError(f"transform is Transform(image_size=...), not {type(transform).__name__}")
     if max(map(abs, (*transform.mean, *transform.std))) > 1:  # a run may have been trained so
         say(f"note: mean {transform.mean} and std {transform.std} of {name} are of pixels in 0..1: not of 0..255?")
     once, again = (_output(network, name, transform.image_size, hint) for _ in range(2))

@@ -133,6 +133,11 @@ def test_a_function_is_no_network() -> None:
         model_of(lambda x: x.mean((2, 3)), "mine", SIZE)  # type: ignore[arg-type]
 
 
+def test_a_size_is_no_transform() -> None:
+    with pytest.raises(TypeError, match=r"transform is Transform\(image_size=\.\.\.\), not int"):
+        model_of(torch.nn.Flatten(), "mine", 32)  # type: ignore[arg-type]
+
+
 def test_a_network_is_no_model(folders: Path, tmp_path: Path) -> None:
     network = timm.create_model("test_resnet", num_classes=0)
     with pytest.raises(TypeError, match=r"a Model, not ResNet: model_of\(network, name, transform\) makes one"):
