@@ -102,8 +102,11 @@ def _words(pictures: GraphPictures, compared: Compared) -> str:
         "Spearman's rank correlation between the graph's similarity of two pictures and the cosine of what a model "
         f"makes of them: 1 ranks all pairs as the graph does, 0 is no relation. {compared.pairs:,} pairs of different "
         f"texts, of {compared.pictures:,} pictures with {len(compared.texts):,} texts {held_out}. "
-        "\N{PLUS-MINUS SIGN} is half of the 95 % interval, were other texts drawn."
     )
+    if any(found.reach is not None for model in compared.models for found in model.pairs.values()):
+        words += "\N{PLUS-MINUS SIGN} is half of the 95 % interval, were other texts drawn."
+    else:
+        words += "Of so few texts there is no interval: the figures may be chance."
     if any(model.texts for model in compared.models):
         words += (
             " Pairs of texts: of the mean cosine of their pictures, which evens out what single pictures differ in, "

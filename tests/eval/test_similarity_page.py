@@ -109,6 +109,10 @@ def test_the_page_is_of_what_was_compared(tmp_path: Path, monkeypatch: pytest.Mo
     alone = compared(monkeypatch, vectors, np.arange(50), {"m": vectors})
     write_similarity(tmp_path / "p.html", pictures, alone)
     assert not any(words in (tmp_path / "p.html").read_text() for words in ("Pairs of texts", "Same text"))
+    few = compared(monkeypatch, vectors[:8], np.arange(8), {"m": vectors[:8]})
+    write_similarity(tmp_path / "few.html", some_pictures(vectors[:8], np.arange(8)), few)
+    for text, shown in ((page, True), ((tmp_path / "few.html").read_text(), False)):
+        assert ("is half of the 95 % interval" in text, "there is no interval" in text) == (shown, not shown)
     drawn = re.findall(r'class="line s(\d+)"[^>]*><title>([^<]*)', page)
     assert drawn == [("1", "b&lt;b&gt;"), ("2", "other")]
     assert re.findall(r'<i class="s(\d+)"></i>([^<]*)', page) == drawn
