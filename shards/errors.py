@@ -149,7 +149,8 @@ def run_cli(
             print(context.get_help() if context else error.format_message())
             sys.exit(2)
         where = f" ({context.command_path} --help shows what there is)" if context else ""
-        _end(f"{error.format_message().rstrip('.')}{where}")
+        said = error.format_message().replace(": Value error, ", ": ")  # pydantic's words, which typer hands on
+        _end(f"{said.rstrip('.')}{where}")
     if code == INTERRUPTED:
         print(f"stopped: {again} to go on", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)

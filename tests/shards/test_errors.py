@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
-def main(what: str, number: int = 0) -> None:
+def main(what: str, number: int = 0, kind: Literal["a", "b"] = "a") -> None:
     """Raise what is asked for."""
     if what == "user":
         raise UserError("two\n  lines")
@@ -37,7 +38,7 @@ def main(what: str, number: int = 0) -> None:
         raise typer.Exit(1)
     if what != "fine":
         (Path(what) / "deeper").mkdir(parents=True)
-    print("done", number)
+    print("done", number, kind)
 
 
 def test_a_write_that_fails_names_its_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -73,6 +74,7 @@ def test_codes_and_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         (str(file),): (2, f"error: {file}/deeper: Not a directory; a file lies where a folder is needed"),
         ("fine", "--numbr", "1"): (2, "error: No such option: --numbr"),
         ("fine", "--number", "x"): (2, "error: Invalid value for '--number'"),
+        ("fine", "--kind", "c"): (2, "error: Invalid value for '--kind': 'c' is not one of 'a', 'b'"),
         (): (2, "error: Missing "),
         ("--help",): (0, ""),
     }
