@@ -83,8 +83,8 @@ class Manifest:
             if below:
                 raise UserError(f"{root} holds folders of shards ({', '.join(below[:4])}): give one of them") from None
             raise UserError(
-                f"{root} has no {NAME}, so its shards are unfinished: run the command that builds them again (of "
-                "images and captions, `xclr-shards build` makes shards)"
+                f"{root} has no {NAME}, so its shards are unfinished, or none: run the command that builds them again "
+                "(of images with captions or class folders, `xclr-shards build` makes shards)"
             ) from None
         except ValueError as error:
             raise UserError(f"{path} is damaged ({error}): build the shards again") from None

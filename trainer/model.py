@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import pickle
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -30,6 +32,7 @@ __all__ = [
     "build_encoder",
     "feature_dim",
     "load_weights",
+    "quiet_hub",
     "statistics_of_run",
     "with_statistics",
 ]
@@ -127,13 +130,28 @@ def build_backbone(name: str, image_size: int, *, pretrained: bool = False) -> n
     fixed = getattr(get_pretrained_cfg(name), "fixed_input_size", False)
     options = {"img_size": image_size} if fixed else {}
     try:
-        model = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
-    except (RuntimeError, AssertionError, ValueError, OSError) as error:  # sizes that do not fit, hub out of reach
+        with quiet_hub():
+            model = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+    except OSError as error:
+        raise UserError(f"timm's weights of {name} cannot be had: {first_line(error)}") from None
+    except (RuntimeError, AssertionError, ValueError) as error:  # sizes that do not fit
         raise UserError(f"timm cannot build {name} for {image_size} pixels: {first_line(error)}") from None
     if not isinstance(getattr(model, "num_features", None), int):
         raise UserError(f"{name} gives no pooled features: choose another backbone")
     backbone: nn.Module = model
     return backbone
+
+
+@contextmanager
+def quiet_hub() -> Iterator[None]:
+    """Without the hub's own lines, two of each of a dozen tries: the error at the end says what they do."""
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _own(name: str, image_size: int) -> nn.Module:

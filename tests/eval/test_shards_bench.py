@@ -401,7 +401,7 @@ def broken(root: Path, what: str) -> Path:
             'there are no test shards {test}: write colours-test.toml, .* with split = "test" .* and run '
             "`xclr-shards build colours-test.toml --source '/data/my pictures' --out {test} --graph none`$",
         ),
-        ("unfinished test shards", "{test} has no manifest.json, so its shards are unfinished: run the command"),
+        ("unfinished test shards", "{test} has no manifest.json, so its shards are unfinished, or none: run"),
         (
             "train split beside",
             "{test} has split 'train' .*: delete it, put split = \"test\" into colours-test.toml .* and run "

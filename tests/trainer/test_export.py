@@ -6,6 +6,7 @@ import json
 import resource
 import subprocess
 import sys
+from logging import WARNING, getLogger
 from pathlib import Path
 from shutil import copy, copytree
 from typing import Any
@@ -23,6 +24,7 @@ from typer.testing import CliRunner
 import trainer.export as export_module
 from eval.features import centre_crop
 from eval.models.model import Transform
+from eval.models.open import open_model
 from shards.errors import UserError
 from tests.make import make_shards
 from tests.trainer.small import ALONE, SIZES, recipe
@@ -303,6 +305,22 @@ def test_fine_tuning_starts_from_timms_weights(monkeypatch: pytest.MonkeyPatch) 
     assert asked == [False, True]
     with pytest.raises(UserError, match=r"there is no file timm:resnet18 to start from; .* are --start timm"):
         build_encoder(ModelConfig(backbone="test_resnet", start="timm:resnet18"), 32, 0)
+
+
+def test_a_hub_out_of_reach_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    loud = []
+
+    def unreachable(*_: object, **options: object) -> None:
+        loud.append(getLogger("huggingface_hub.utils._http").isEnabledFor(WARNING))  # its line for each of its tries
+        raise FileNotFoundError("the hub cannot be reached")
+
+    monkeypatch.setattr("timm.create_model", unreachable)
+    with pytest.raises(UserError, match="timm's weights of test_resnet cannot be had: the hub cannot be reached"):
+        build_encoder(ModelConfig(backbone="test_resnet", start="timm"), 32, 0)
+    with pytest.raises(UserError, match=r"weights of resnet10t cannot be had .the hub cannot be reached.: check"):
+        open_model("timm:resnet10t")
+    assert loud == [False, False]
+    assert getLogger("huggingface_hub.utils._http").isEnabledFor(WARNING)
 
 
 def test_weights_that_do_not_fit_are_refused(run: Path, shards: Path, tmp_path: Path) -> None:
