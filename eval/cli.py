@@ -10,7 +10,8 @@ import typer
 
 from eval.benchmarks.registry import BENCHES
 from shards.bars import say
-from shards.errors import UserError, run_cli
+from shards.command import run_cli
+from shards.errors import UserError
 
 if TYPE_CHECKING:
     from eval.evaluate import Method, Settings

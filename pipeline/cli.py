@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shards.errors import UserError, run_cli
+from shards.command import run_cli
+from shards.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.sources.datasets import Dataset

@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from shards.bars import say, spoken
-from shards.errors import UserError, run_cli
+from shards.command import run_cli
+from shards.errors import UserError
 from shards.manifest import Manifest
 from shards.mirror import local_folder, open_shards
 from shards.reader import Shards, is_finished, latest_shards, test_folder

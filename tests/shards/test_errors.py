@@ -14,8 +14,9 @@ import typer
 
 from shards.atomic import write_json
 from shards.bars import spoken
+from shards.command import run_cli
 from shards.config import read_toml
-from shards.errors import UserError, first_line, run_cli
+from shards.errors import UserError, first_line
 from shards.manifest import Manifest
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -103,7 +103,7 @@ def test_a_rank_does_not_wait_for_one_that_has_failed(failing: int, how: str) ->
     """Without a launcher that ends it; rank 0 has made the store, which goes with it."""
     program = (
         "import os, sys, time\n"
-        "from shards.errors import UserError, run_cli\n"
+        "from shards.command import run_cli\nfrom shards.errors import UserError\n"
         "from trainer.agree import meet\n"
         "from trainer.world import join_world\n"
         "def app(**_):\n"
