@@ -82,7 +82,7 @@ def _graphs(shards: Shards) -> Table | str:
         fidelity = meta["fidelity"].get("code", {}).get("kl")
         table.add_row(
             escape(name),
-            str(meta["k"]),
+            "all" if meta["search"].get("method") == "complete" else str(meta["k"]),
             f"{meta['listed'] / max(meta['texts'], 1):.1f}",
             f"{audit['recall']:.4f}",
             "no codes" if fidelity is None else f"{fidelity:.1e}",
@@ -105,6 +105,6 @@ def _cost(cost: dict[str, Any]) -> str:
 def _meta(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return {key: content[key] for key in ("source", "audit", "fidelity", "k", "listed", "texts")}
+        return {key: content[key] for key in ("source", "audit", "fidelity", "k", "listed", "texts", "search")}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}): delete its folder and run `xclr-shards graph` again") from None

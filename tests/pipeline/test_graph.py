@@ -14,6 +14,7 @@ from sentence_transformers import SentenceTransformer
 
 from pipeline.graph import classes
 from pipeline.graph.build import build_graph
+from pipeline.info import describe
 from shards.errors import UserError
 from shards.graph import Graph, read_graph
 from shards.reader import Shards
@@ -216,6 +217,8 @@ def test_random_graph_is_one_number_a_pair_of_classes(tmp_path: Path, capfd: pyt
     assert len(np.unique(by_class)) == 7  # six pairs and the diagonal
     assert read_graph(build_graph(root, kind="random", k=3, seed=1, name="other")).meta != graph.meta
     assert graph.meta["complete"] is True
+    describe(root)
+    assert "random all 11.0 1.0000 no codes random" in " ".join(capfd.readouterr().out.split())
 
 
 def test_wrong_input(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
