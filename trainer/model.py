@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from timm.models import get_pretrained_cfg
 from torch import nn
 
+from shards.bars import say
 from shards.errors import UserError, first_line
 from trainer.augment import IMAGENET_MEAN, IMAGENET_STD
 from trainer.described import described
@@ -32,7 +33,7 @@ __all__ = [
     "build_encoder",
     "feature_dim",
     "load_weights",
-    "quiet_hub",
+    "patient_hub",
     "statistics_of_run",
     "with_statistics",
 ]
@@ -130,7 +131,7 @@ def build_backbone(name: str, image_size: int, *, pretrained: bool = False) -> n
     fixed = getattr(get_pretrained_cfg(name), "fixed_input_size", False)
     options = {"img_size": image_size} if fixed else {}
     try:
-        with quiet_hub():
+        with patient_hub(f"timm's weights of {name}"):
             model = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
     except OSError as error:
         raise UserError(f"timm's weights of {name} cannot be had: {first_line(error)}") from None
@@ -143,15 +144,26 @@ def build_backbone(name: str, image_size: int, *, pretrained: bool = False) -> n
 
 
 @contextmanager
-def quiet_hub() -> Iterator[None]:
-    """Without the hub's own lines, two of each of a dozen tries: the error at the end says what they do."""
-    logger = logging.getLogger("huggingface_hub")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+def patient_hub(what: str) -> Iterator[None]:
+    """One line of ours, at the hub's first, for its own: two of each of a dozen tries, within a minute."""
+    logger, ours = logging.getLogger("huggingface_hub"), _Waiting(what)
+    theirs, logger.handlers = logger.handlers, [ours]
     try:
         yield
     finally:
-        logger.setLevel(before)
+        logger.handlers = theirs
+
+
+class _Waiting(logging.Handler):
+    def __init__(self, what: str) -> None:
+        super().__init__(logging.WARNING)
+        self.what: str | None = what
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.what:
+            why = record.getMessage().partition("\n")[0]
+            say(f"the hub does not give {self.what} yet; trying for a minute ({why})")
+        self.what = None
 
 
 def _own(name: str, image_size: int) -> nn.Module:

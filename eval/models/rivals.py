@@ -16,7 +16,7 @@ from eval.models.model import Model, Transform, model_of
 from shards.bars import say
 from shards.errors import UserError, first_line
 from trainer.augment import IMAGENET_MEAN, IMAGENET_STD
-from trainer.model import quiet_hub
+from trainer.model import patient_hub
 
 __all__ = ["open_folder", "open_timm", "open_torchvision"]
 
@@ -35,7 +35,7 @@ def open_timm(name: str, *, untrained: bool = False) -> Model:
         raise UserError(f"timm has no model {name!r}" + (f"; close names: {', '.join(near)}" if near else ""))
     torch.manual_seed(SEED)
     try:
-        with quiet_hub():
+        with patient_hub(f"timm's weights of {name}"):
             network = timm.create_model(name, pretrained=not untrained, num_classes=0)
     except Exception as error:  # the hub, safetensors and urllib each raise their own when weights are out of reach
         known = timm.list_pretrained(f"{base}.*")

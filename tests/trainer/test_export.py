@@ -6,7 +6,7 @@ import json
 import resource
 import subprocess
 import sys
-from logging import WARNING, getLogger
+from logging import getLogger
 from pathlib import Path
 from shutil import copy, copytree
 from typing import Any
@@ -307,11 +307,12 @@ def test_fine_tuning_starts_from_timms_weights(monkeypatch: pytest.MonkeyPatch) 
         build_encoder(ModelConfig(backbone="test_resnet", start="timm:resnet18"), 32, 0)
 
 
-def test_a_hub_out_of_reach_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    loud = []
+def test_a_hub_out_of_reach_is_told_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    handlers = [*getLogger("huggingface_hub").handlers]
 
     def unreachable(*_: object, **options: object) -> None:
-        loud.append(getLogger("huggingface_hub.utils._http").isEnabledFor(WARNING))  # its line for each of its tries
+        for _ in range(3):  # its lines for each of its tries
+            getLogger("huggingface_hub.utils._http").warning("no %s\nRetrying", "name")
         raise FileNotFoundError("the hub cannot be reached")
 
     monkeypatch.setattr("timm.create_model", unreachable)
@@ -319,8 +320,12 @@ def test_a_hub_out_of_reach_is_told_once(monkeypatch: pytest.MonkeyPatch) -> Non
         build_encoder(ModelConfig(backbone="test_resnet", start="timm"), 32, 0)
     with pytest.raises(UserError, match=r"weights of resnet10t cannot be had .the hub cannot be reached.: check"):
         open_model("timm:resnet10t")
-    assert loud == [False, False]
-    assert getLogger("huggingface_hub.utils._http").isEnabledFor(WARNING)
+    told = [line.partition(" yet; ")[::2] for line in capsys.readouterr().err.splitlines()]
+    waiting = "trying for a minute (no name)"
+    assert told == [
+        (f"the hub does not give timm's weights of {name}", waiting) for name in ("test_resnet", "resnet10t")
+    ]
+    assert getLogger("huggingface_hub").handlers == handlers
 
 
 def test_weights_that_do_not_fit_are_refused(run: Path, shards: Path, tmp_path: Path) -> None:
