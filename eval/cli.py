@@ -95,9 +95,9 @@ def linear_probe(
     """Accuracy of linear classifiers on frozen features, trained for every hyper-parameter at once.
 
     \b
-    xclr-eval linear-probe --bench demo                                    the newest run
-    xclr-eval linear-probe --bench imagefolder --data DIR --checkpoint runs/NAME
-    xclr-eval linear-probe --bench shards --data data/mine                 labelled shards, data/mine-test beside them
+    xclr-eval linear-probe --bench demo                      the newest run
+    xclr-eval linear-probe --bench imagefolder --data DIR --checkpoint runs/A
+    xclr-eval linear-probe --bench shards --data data/mine   and data/mine-test
 
     Features are extracted once and kept; what selects a candidate is a part of the training images, never the test.
     """
@@ -149,7 +149,7 @@ def knn(
     """Accuracy of a weighted vote of the nearest training images (Wu et al. 2018); nothing is trained.
 
     \b
-    xclr-eval knn --bench demo                                             the newest run
+    xclr-eval knn --bench demo   the newest run
     xclr-eval knn --bench imagefolder --data DIR --checkpoint timm:resnet50
     """
     from eval.evaluate import Settings
@@ -181,9 +181,9 @@ def suite(
     """Several models on several benchmarks: results.json, .md, .tex, .csv and report.html. Run again, it goes on.
 
     \b
-    xclr-eval suite --config demo --out runs/demo                    what `make demo` ends with
-    xclr-eval suite --config paper --checkpoint runs/A --checkpoint timm:resnet50 --out runs/paper
-    xclr-eval suite --config mine.toml --out runs                    methods, seeds and benchmarks: docs/evaluation.md
+    xclr-eval suite --config demo --out runs/demo   as `make demo` ends
+    xclr-eval suite --config paper --checkpoint runs/A --checkpoint runs/B
+    xclr-eval suite --config mine.toml --out runs   see docs/evaluation.md
 
     Rows of several seeds have their mean and spread, and each pair of rows is compared picture by picture.
     """
@@ -235,9 +235,9 @@ def similarity(
     """Do the similarities of pictures follow the graph's? A page of rank correlations, curves and matrices.
 
     \b
-    xclr-eval similarity                                                   the newest run, on its own shards
-    xclr-eval similarity --checkpoint runs/simclr --checkpoint runs/xclr --untrained
-    xclr-eval similarity --checkpoint runs/xclr --data data/mine-test      on pictures that it was not trained on
+    xclr-eval similarity                    the newest run, on its own shards
+    xclr-eval similarity --data data/mine-test       and on pictures new to it
+    xclr-eval similarity --checkpoint runs/A --checkpoint runs/B --untrained
 
     Test shards go by the graph of the training shards beside them that a model was trained with, if it has most of
     their texts, or if they have none of their own.

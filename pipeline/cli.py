@@ -118,7 +118,7 @@ def build(
     xclr-shards build flickr8k --source DIR        img2dataset's tars below DIR
     xclr-shards build tiny-imagenet-100 --source DIR
     xclr-shards build mine.toml --source DIR       data of your own
-    xclr-shards build mine.toml --source DIR --held-out   its test split, where mine.toml says held_out = 0.1
+    xclr-shards build mine.toml --source DIR --held-out   its held_out = 0.1
 
     Unusable samples (no image, no caption, cut files) are counted and skipped. A stopped build goes on with the same
     command; a finished one returns at once. --dry-run first says what it will cost.
@@ -259,10 +259,10 @@ def graph(
 
     \b
     xclr-shards graph data/cc12m --encoder all-mpnet-base-v2
-    xclr-shards graph data/imagenet --kind class          SupCon's graph
-    xclr-shards graph data/imagenet --kind random         one number a pair of classes: the paper's control
-    xclr-shards graph data/imagenet --kind wordnet        Wu-Palmer similarity of the synsets
-    xclr-shards graph data/cc12m --kind file --source vectors.npy     row i: the embedding of text i
+    xclr-shards graph data/imagenet --kind class     SupCon's
+    xclr-shards graph data/imagenet --kind random    the paper's control
+    xclr-shards graph data/imagenet --kind wordnet   Wu-Palmer similarities
+    xclr-shards graph data/cc12m --kind file --source V.npy   a row a text
 
     Train on it with xclr-train --graph NAME.
     """
@@ -350,8 +350,8 @@ def preview(
     """Write a page to judge a graph by, and to choose tau_s, before paying for training.
 
     \b
-    xclr-shards preview data/mine                                     the only graph
-    xclr-shards preview data/mine --graph minilm-k32 --against NAME   which of two, and at which tau_s
+    xclr-shards preview data/mine
+    xclr-shards preview data/mine --graph A --against B   which of the two
     """
     from pipeline.preview.measure import compare
     from pipeline.preview.measure import preview as write

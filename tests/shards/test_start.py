@@ -9,8 +9,14 @@ from importlib.metadata import entry_points
 from types import ModuleType
 
 import pytest
+import typer
+from typer.core import TyperGroup
+from typer.testing import CliRunner
 
+from eval.cli import app as eval_app
+from pipeline.cli import app as shards_app
 from shards import start
+from trainer.cli import app as train_app
 
 
 @pytest.mark.parametrize(
@@ -63,3 +69,16 @@ def test_what_is_installed_leads_there() -> None:
     }
     assert set(found) >= {"xclr-shards", "xclr-train", "xclr-eval"}
     assert all(callable(point.load()) for point in entry_points(group="console_scripts") if point.name in found)
+
+
+@pytest.mark.parametrize(("app", "least"), [(shards_app, 12), (train_app, 9), (eval_app, 11)])
+def test_examples_are_shown_as_they_are_typed_on_80_columns(app: typer.Typer, least: int) -> None:
+    group = typer.main.get_command(app)
+    assert isinstance(group, TyperGroup)
+    examples, shown = [], set()
+    for name, command in {"": group, **group.commands}.items():
+        examples += [line.strip() for line in (command.help or "").splitlines() if line.startswith("xclr-")]
+        output = CliRunner().invoke(app, [*([name] if name else []), "--help"], env={"COLUMNS": "80"}).output
+        shown |= {line.strip() for line in output.splitlines()}
+    assert len(examples) >= least
+    assert set(examples) <= shown
