@@ -150,6 +150,8 @@ def _folders(dataset: Dataset, path: Path) -> Source:
                 continue
             names = _distinct(class_names([folder.name for folder in folders], names_file(path), dataset.caption))
             partitions = _partitions(folders, place)
+            if len(folders) == 1:
+                _check_height(folders[0])
         if place != path and place.stem != dataset.split:
             say(f"{path} has no test/ of class folders and no test.tar: its test split is {place.name}")
         return Source(dataset=dataset, where=str(path), partitions=partitions, classes=tuple(names))
@@ -157,6 +159,17 @@ def _folders(dataset: Dataset, path: Path) -> Source:
         f"{path} holds no class folders: expected {dataset.split}/CLASS/*.jpg, {dataset.split}.tar or CLASS/"
         + (" (or val for test)" if len(splits) > 1 else "")
     )
+
+
+def _check_height(only: Path) -> None:
+    """Raises UserError for a sole class whose images lie deeper: all that follows would be of one class."""
+    below = sorted(entry.name for entry in only.iterdir() if entry.is_dir() and entry.name[0] != ".")
+    if below and not any(is_image(entry.name) for entry in only.iterdir()):
+        raise UserError(
+            f"{only.parent} holds one folder, {only.name}, whose images lie in folders of their own "
+            f"({', '.join(below[:3])}{', ...' if len(below) > 3 else ''}): if these are the classes, or train and val, "
+            f"give {only}"
+        )
 
 
 def _distinct(names: list[ClassName]) -> list[ClassName]:
