@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import pkgutil
+import re
 import sys
 from importlib.metadata import entry_points
 from types import ModuleType
@@ -13,6 +15,8 @@ import typer
 from typer.core import TyperGroup
 from typer.testing import CliRunner
 
+import pipeline
+import trainer
 from eval.cli import app as eval_app
 from pipeline.cli import app as shards_app
 from shards import start
@@ -82,3 +86,10 @@ def test_examples_are_shown_as_they_are_typed_on_80_columns(app: typer.Typer, le
         shown |= {line.strip() for line in output.splitlines()}
     assert len(examples) >= least
     assert set(examples) <= shown
+
+
+@pytest.mark.parametrize("package", [pipeline, trainer])
+def test_the_map_of_a_package_names_its_modules(package: ModuleType) -> None:
+    modules = {name + "/" * is_folder for _, name, is_folder in pkgutil.iter_modules(package.__path__)}
+    named = set(re.findall(r"\w+/?", package.__doc__ or ""))
+    assert modules <= named
