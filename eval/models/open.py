@@ -117,7 +117,8 @@ def _shards(info: BackboneInfo, run: Path) -> Path | None:
     folder = local_folder(info.recipe.data.shards) if info.recipe.data.shards else None
     if folder is None or folder.is_absolute():
         return folder
-    places = [place for place in (folder, run.resolve().parent.parent / folder) if is_finished(place)]  # runs/NAME
+    named, real = (path.parent.parent / folder for path in (run.absolute(), run.resolve()))  # runs/NAME; either a link
+    places = [place for place in (folder, named, real) if is_finished(place)]
     very = (place for place in places if sha256_file(place / "manifest.json") == info.data)
     return next(very, places[0] if places else folder)
 

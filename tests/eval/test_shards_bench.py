@@ -288,6 +288,14 @@ def test_other_shards_where_a_run_had_its_own_are_told(
     monkeypatch.chdir(run)  # and by a name that says nothing of where it lies
     assert open_model(".").shards == tmp_path / "here/data/own"
     monkeypatch.chdir(tmp_path / "there")
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "here/runs").rename(tmp_path / "disk/runs")
+    (tmp_path / "here/runs").symlink_to(tmp_path / "disk/runs")  # as where there is more room
+    (tmp_path / "best").symlink_to(run)
+    assert open_model(str(run)).shards == tmp_path / "here/data/own"
+    (tmp_path / "here/runs").unlink()
+    (tmp_path / "disk/runs").rename(tmp_path / "here/runs")
+    assert open_model(str(tmp_path / "best")).shards == tmp_path / "here/data/own"
     shutil.rmtree(tmp_path / "here/data")
     said = told()
     assert f"warning: data/own is not what {run} was trained on" in said
