@@ -17,7 +17,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -29,7 +28,7 @@ from shards.graph import Graph
 from shards.machine import lock_file
 from shards.manifest import FileEntry, Manifest
 from shards.reader import Shards
-from shards.remote import below, fetch, is_remote, lists_nothing, read, retried, shown, system_of
+from shards.remote import below, fetch, fetchers, is_remote, lists_nothing, read, retried, shown, system_of
 
 __all__ = ["THREADS", "RemoteShards", "cache_folder", "local_folder", "open_shards"]
 
@@ -197,7 +196,7 @@ class RemoteShards(Shards):
     def _copy(self, files: dict[str, FileEntry], title: str) -> None:
         missing = {name: entry for name, entry in files.items() if not (self.root / name).exists()}
         if missing:
-            with bar(title, len(missing)) as advance, ThreadPoolExecutor(THREADS) as pool:
+            with bar(title, len(missing)) as advance, fetchers(THREADS) as pool:
                 for _ in pool.map(lambda item: self._fetch(*item), missing.items()):
                     advance(1)
 

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import io
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
@@ -22,6 +25,7 @@ __all__ = [
     "below",
     "cause_of",
     "fetch",
+    "fetchers",
     "is_remote",
     "is_url",
     "lists_nothing",
@@ -47,6 +51,8 @@ FATAL = (ImportError, MemoryError, TypeError, AttributeError, NameError, Asserti
 FINAL = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
 PASSING = {408, 425, 429}  # and 500 or more: what a busy server answers
 REFUSED = {401, 403, 407}
+GIVEN_UP = threading.Event()
+"""Of `fetchers`: no download waits for its next try."""
 
 
 def is_url(where: str) -> bool:
@@ -83,6 +89,21 @@ def fetch(url: str, size: int, path: Path, instead: str = SOURCE) -> None:
             file.write(chunk)
 
 
+@contextmanager
+def fetchers(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads to fetch in. On an exception here, such as Ctrl-C, they end with their next failure, and not only when an
+    outage has lasted two minutes."""
+    try:
+        with ThreadPoolExecutor(count) as pool:
+            try:
+                yield pool
+            except BaseException:
+                GIVEN_UP.set()
+                raise
+    finally:
+        GIVEN_UP.clear()
+
+
 def _chunks(url: str, size: int, instead: str) -> Iterator[tuple[int, bytes]]:
     """(position, bytes) from start to end; again from an earlier position where a connection broke."""
     position = furthest = failures = 0
@@ -107,9 +128,9 @@ def _chunks(url: str, size: int, instead: str) -> Iterator[tuple[int, bytes]]:
                 continue
             failures = 1 if position > furthest else failures + 1
             furthest = max(furthest, position)
-            if failures >= (LOOKUPS if isinstance(error, EOFError) else ATTEMPTS) or _is_final(error):
+            most = LOOKUPS if isinstance(error, EOFError) else ATTEMPTS
+            if failures >= most or _is_final(error) or GIVEN_UP.wait(WAIT * 2 ** (failures - 1)):
                 raise _failed(url, error, instead) from None
-            time.sleep(WAIT * 2 ** (failures - 1))
 
 
 def _sought(remote: Any, position: int) -> int:

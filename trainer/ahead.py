@@ -12,13 +12,13 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from types import TracebackType
 
 from shards.bars import bar
 from shards.errors import UserError
 from shards.mirror import THREADS, RemoteShards
+from shards.remote import fetchers
 from trainer.plan import BatchPlan
 
 __all__ = ["Ahead", "cache_limit"]
@@ -76,7 +76,7 @@ class Ahead:
         missing = [shard for shard in first if shard not in self.held]
         if not missing:
             return
-        with bar("fetching shards", len(missing)) as advance, ThreadPoolExecutor(THREADS) as pool:
+        with bar("fetching shards", len(missing)) as advance, fetchers(THREADS) as pool:
             for shard in missing:
                 self._make_room(shard, self.current)
             for _ in pool.map(self.shards.local_tar, missing):

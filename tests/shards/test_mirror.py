@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import multiprocessing
 import pickle
+import signal
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from shards import remote
 from shards.errors import UserError
 from shards.graph import write_graph
 from shards.mirror import RemoteShards, cache_folder, open_shards
@@ -165,6 +168,27 @@ def test_a_busy_server_is_asked_again(made: Path, url: str, handler: type[Files]
     assert shards.image(0) == Shards.open(made).image(0)
     assert shards.graph("made").meta == Shards.open(made).graph("made").meta
     assert handler.statuses[end] == []
+
+
+def test_ctrl_c_does_not_wait_for_a_busy_server(
+    url: str, handler: type[Files], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy = handler.statuses["index/train-000001.parquet"] = [503] * 2
+    monkeypatch.setattr(remote, "WAIT", 10.0)
+
+    def interrupt() -> None:
+        while busy:
+            time.sleep(0.01)
+        time.sleep(0.3)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        open_shards(url)
+    assert time.monotonic() - began < 8
+    assert open_shards(url).texts()  # and another try waits as it should
+    assert not remote.GIVEN_UP.is_set()
 
 
 def test_a_signature_goes_behind_each_files_name_and_may_be_fresh(
