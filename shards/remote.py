@@ -44,7 +44,8 @@ WAIT = 1.0  # seconds before the second try; doubled each time
 CONNECT, STALLED = 20, 60  # seconds without an answer, without a byte
 SOURCE = "give SOURCE= (--source) a local folder of the data"
 PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-PASSWORD = re.compile(r"//[^/\s]*@")
+LOGIN = re.compile(r"//[^/\s]*@")
+PASSWORD = re.compile(r"//[^/\s:@]*:[^/\s]*@")  # a name alone is part of the address: abfs://CONTAINER@ACCOUNT...
 QUERY = re.compile(r"(https?://[^\s?]*)\?.*")
 # Never the connection's fault. Network libraries raise whatever they like, many of it plain Exception.
 FATAL = (ImportError, MemoryError, TypeError, AttributeError, NameError, AssertionError)
@@ -231,7 +232,7 @@ def _failed(url: str, error: Exception, instead: str) -> UserError:
     cause = cause_of(error)
     reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0].replace(url, shown(url))
     # Libraries write the address in ways of their own, with %2F and %20 decoded, say: all behind its ? may be secret.
-    reason = QUERY.sub(r"\1", PASSWORD.sub("//", reason))
+    reason = QUERY.sub(r"\1", LOGIN.sub("//", reason))
     if _status(error) in REFUSED or isinstance(cause, PermissionError):
         reason = f"status {_status(error)}" if _status(error) else reason
         return UserError(f"{shown(url)}: access is refused ({reason}): check its password, keys or signature")

@@ -128,6 +128,7 @@ def test_a_single_tar_keeps_its_secrets(tmp_path: Path, served: str) -> None:
 
 def test_secrets_stay_out_of_what_libraries_say(tmp_path: Path, handler: type[Files], served: str) -> None:
     assert remote.shown("ftp://user:secret@host/a.tar") == "ftp://host/a.tar"
+    assert remote.shown("abfs://box@account.net/a") == "abfs://box@account.net/a"  # a container
     assert remote.shown("s3://bucket/a@b/c?d.tar") == "s3://bucket/a@b/c?d.tar"
     url = f"{served}/00000.tar?sig=a%2Fb%7Esecret"
 
@@ -137,7 +138,7 @@ def test_secrets_stay_out_of_what_libraries_say(tmp_path: Path, handler: type[Fi
     with pytest.raises(UserError, match="403") as error:
         remote.retried(url, refused)
     assert "secret" not in str(error.value)
-    assert remote.shown("s3://u:p@secret@bucket/a") == "s3://bucket/a"
+    assert remote.shown("s3://u:p@secret@bucket/a") == remote.shown("s3://u:p?#secret@bucket/a") == "s3://bucket/a"
     for query in ("name=a,b&sig=secret", "name='a'&sig=secret", "name=a b&sig=secret", "n=UTF-8''a (1).tar&sig=secret"):
         for asked in (f"{served}/a.tar?{query}", "https://h/b.tar"):
 
