@@ -20,6 +20,7 @@ __all__ = [
     "edge_background",
     "edge_similarity",
     "holds_vectors",
+    "like_distances",
     "of_classes",
     "open_array",
     "read_edges",
@@ -95,6 +96,12 @@ def read_matrix(path: Path, array: npt.NDArray[Any]) -> Matrix:
     matrix += matrix.T.copy()
     matrix /= 2
     return matrix
+
+
+def like_distances(matrix: Matrix) -> bool:
+    """Whether the diagonal is the least of every row: as in distances, where other classes are nearest by the graph."""
+    diagonal = np.diagonal(matrix)
+    return bool((diagonal <= matrix.min(axis=1)).all() and (diagonal < matrix.max(axis=1)).any())
 
 
 def read_edges(path: Path, n: int) -> Lists:

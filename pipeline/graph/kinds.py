@@ -156,7 +156,12 @@ def file_graph(shards: Shards, path: Path, settings: GraphSettings, folder: Path
     rows = classes.text_classes(shards) if file.of_classes(path, array, shards) else np.arange(n)
     if not file.holds_vectors(path):
         matrix = file.read_matrix(path, array)
-        if not np.allclose(np.diagonal(matrix), 1) and np.bincount(rows).max() == 1:
+        if file.like_distances(matrix):
+            say(
+                f"warning: the diagonal of {path} is the least of every row, as that of distances is: give "
+                "similarities, such as 1 - distance / the largest one (of similarities, set the diagonal to 1)"
+            )
+        elif not np.allclose(np.diagonal(matrix), 1) and np.bincount(rows).max() == 1:
             say(f"note: the diagonal of {path} is not 1 and says nothing here: it is of different texts of a class")
         return matrix_graph(matrix, rows, settings, source, "as given")
     vectors = file.unit_vectors(path, array, rows, work / "vectors.npy")

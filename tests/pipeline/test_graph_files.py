@@ -173,6 +173,22 @@ def test_matrix_of_classes_or_of_texts(tmp_path: Path, capsys: pytest.CaptureFix
     assert sorted(Shards.open(root).graph_names()) == ["by-class", "texts"]
 
 
+@pytest.mark.parametrize("labels", [[0, 1, 2, 2], [0, 1, 2, 3]])
+def test_distances_in_place_of_similarities_are_told(
+    labels: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = text_shards(tmp_path / "s", ["a", "b", "c", "d"], labels, ["w", "x", "y", "z"][: max(labels) + 1])
+    alike = np.array([[1, 0.6, 0, 0], [0.6, 1, 0, 0], [0, 0, 1, 0.2], [0, 0, 0.2, 1]])
+    alike = alike[: max(labels) + 1, : max(labels) + 1]
+    np.save(tmp_path / "alike.npy", alike)
+    np.save(tmp_path / "far.npy", 1 - alike)
+    build_graph(root, kind="file", source=tmp_path / "alike.npy")
+    assert "warning" not in capsys.readouterr().err
+    build_graph(root, kind="file", source=tmp_path / "far.npy")
+    told = " ".join(capsys.readouterr().err.split())
+    assert "far.npy is the least of every row, as that of distances is" in told
+
+
 def test_vectors_of_texts_or_of_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As an encoder's, of any length and number format; written a few rows at a time."""
     monkeypatch.setattr(pipeline.graph.file, "ROWS", 3)
