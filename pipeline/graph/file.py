@@ -121,8 +121,9 @@ def read_edges(path: Path, n: int) -> Lists:
         raise UserError(
             f"cannot read {path} as edges (columns {', '.join(COLUMNS)}; or text and embedding, for vectors): {reason}"
         ) from None
-    if len(a) and not (min(a.min(), b.min()) >= 0 and max(a.max(), b.max()) < n):
-        raise UserError(f"{path} names text {max(a.max(), b.max())}; text ids go from 0 to {n - 1}")
+    ids = np.concatenate([a, b])
+    if len(strange := ids[~((ids >= 0) & (ids < n))]):  # a null is no number
+        raise UserError(f"{path} names text {strange[0]}; text ids go from 0 to {n - 1}")
     similarity = _in_range(path, similarity)
     rows, others = np.concatenate([a, b])[(loop := np.tile(a != b, 2))], np.concatenate([b, a])[loop]
     near = np.tile(similarity, 2)[loop].astype(np.float16)

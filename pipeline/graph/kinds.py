@@ -146,7 +146,13 @@ def file_graph(shards: Shards, path: Path, settings: GraphSettings, folder: Path
         vectors = by_text.vectors_by_text(path, shards.texts(), work / "vectors.npy", longest)
         return _vector_graph(_search(vectors, {}, settings, work), source | {"dim": vectors.shape[1]}, settings, folder)
     if path.suffix == ".parquet":
-        return edge_graph(file.read_edges(path, n), n, settings, source)
+        lists = file.read_edges(path, n)
+        if lonely := int((np.diff(lists[0]) == 0).sum()):
+            say(
+                f"note: {lonely:,} of {n:,} texts have no edge in {path}, so each is like itself alone (a and b are "
+                "text_id of texts.parquet, no numbers of classes)"
+            )
+        return edge_graph(lists, n, settings, source)
     if path.suffix != ".npy":
         raise UserError(
             f"{path} is neither .npy (vectors, or a square matrix) nor .parquet (text, embedding; or edges a, b, "

@@ -330,7 +330,7 @@ def test_wrong_vectors_can_be_mended_under_the_same_name(tmp_path: Path) -> None
     assert len(read_graph(build_graph(root, kind="file", source=tmp_path / "v.npy"))) == 3
 
 
-def test_edges(tmp_path: Path) -> None:
+def test_edges(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = text_shards(tmp_path / "s", ["a", "b", "c", "d"])
     edges = {"a": [0, 1, 2, 3, 3], "b": [1, 0, 1, 0, 3], "similarity": [0.5, 0.5, 0.25, 0.75, 1.0]}
     pq.write_table(pa.table(edges), tmp_path / "e.parquet")
@@ -340,6 +340,17 @@ def test_edges(tmp_path: Path) -> None:
     assert graph.similarities.tolist() == [0.75, 0.5, 0.5, 0.25, 0.25, 0.75]
     assert graph.meta["audit"]["recall"] == 1
     assert graph.meta["fidelity"]["background"]["kl"] == pytest.approx(0, abs=1e-9)
+    assert "no edge" not in capsys.readouterr().err
+
+
+def test_texts_without_an_edge_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As those are that edges between classes do not reach."""
+    root = text_shards(tmp_path / "s", ["a", "b", "c", "d", "e"], [0, 0, 1, 1, 1], ["x", "y"])
+    pq.write_table(pa.table({"a": [0, 0], "b": [1, 0], "similarity": [0.5, 1.0]}), tmp_path / "e.parquet")
+    build_graph(root, kind="file", source=tmp_path / "e.parquet")
+    told = " ".join(capsys.readouterr().err.split())
+    assert "3 of 5 texts have no edge in" in told
+    assert "no numbers of classes" in told
 
 
 @pytest.mark.parametrize(
@@ -359,6 +370,7 @@ def test_edges(tmp_path: Path) -> None:
         ("m.npy", np.array([[1, np.nan], [np.nan, 1]]), "outside"),
         ("m.npy", np.array([["a", "b"], ["b", "a"]]), "not numbers"),
         ("e.parquet", {"a": [0], "b": [3], "similarity": [0.5]}, "names text 3; text ids go from 0 to 2"),
+        ("e.parquet", {"a": [0], "b": [-1], "similarity": [0.5]}, "names text -1; text ids go from 0 to 2"),
         ("e.parquet", {"a": [0, 1], "b": [1, 0], "similarity": [0.5, 0.6]}, "two similarities for texts 1 and 0"),
         ("e.parquet", {"a": [0], "b": [1]}, "cannot read .* as edges"),
         ("e.txt", "text", "neither .npy"),
