@@ -18,7 +18,7 @@ from pipeline.held_out import on_side
 from pipeline.scan.samples import NOT_OURS, SCAN_SCHEMA
 from pipeline.skipped import SKIPPED
 from pipeline.sources.captions import MISSING
-from pipeline.sources.class_names import ClassName, class_names
+from pipeline.sources.class_names import ClassName, class_names, tell_numbers, tell_twins
 from pipeline.sources.labels import is_number
 from pipeline.sources.source import Source
 from shards.bars import say
@@ -142,12 +142,7 @@ def _number_labels(source: Source, scans: Sequence[Path]) -> tuple[pa.Array, dic
 
 def _tell_doubtful(labels: Sequence[str], samples: int, column: str) -> None:
     """What labels that nobody has named may be instead of classes."""
-    alike: dict[str, list[str]] = {}
-    for label in labels:
-        alike.setdefault(label.lower(), []).append(label)
-    if twins := [group for group in alike.values() if len(group) > 1]:
-        words = ", ".join(map(repr, twins[0]))
-        say(f"note: labels that differ in case alone ({words}) are classes of their own: write alike what is one class")
+    tell_twins("labels", labels)
     if samples >= DOUBTED and len(labels) > samples / 2:
         say(
             f"warning: {len(labels):,} classes of {samples:,} samples: {column!r} looks like a column of ids; "
@@ -176,11 +171,8 @@ def _named(labels: Sequence[str], given: Sequence[str], source: Source) -> list[
         )
     texts = {label for label in labels if label not in source.named and not WNID.fullmatch(label)}
     classes = class_names(folders, known, source.dataset.caption, single=() if given else texts)
-    if source.dataset.by_class and all(one.name.isdecimal() for one in classes):
-        say(
-            f"note: captions are numbers, such as {classes[-1].caption!r}, which say nothing of what is to be seen: "
-            "name the classes in the data set file (classes = [...]) or in classes.tsv"
-        )
+    if source.dataset.by_class:
+        tell_numbers(classes, "in the data set file (classes = [...]) or in classes.tsv")
     return classes
 
 

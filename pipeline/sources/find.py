@@ -20,7 +20,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.sources.class_names import ClassName, class_names
+from pipeline.sources.class_names import ClassName, class_names, tell_numbers, tell_twins
 from pipeline.sources.columns import columns, holds_images
 from pipeline.sources.datasets import Dataset
 from pipeline.sources.remote import RemoteFile, find
@@ -152,6 +152,8 @@ def _folders(dataset: Dataset, path: Path) -> Source:
             partitions = _partitions(folders, place)
             if len(folders) == 1:
                 _check_height(folders[0])
+        tell_twins("class folders", [name.folder for name in names])
+        tell_numbers(names, "in classes.tsv (docs/sources.md)")
         if place != path and place.stem != dataset.split:
             say(f"{path} has no test/ of class folders and no test.tar: its test split is {place.name}")
         return Source(dataset=dataset, where=str(path), partitions=partitions, classes=tuple(names))

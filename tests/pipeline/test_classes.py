@@ -214,3 +214,18 @@ def test_captions_that_are_mere_numbers_are_told(tmp_path: Path, capsys: pytest.
     build(mine, tmp_path / "in", tmp_path / "out")
     told = " ".join(capsys.readouterr().err.split())
     assert "captions are numbers, such as 'a photo of a 1', which say nothing" in told
+
+
+def test_class_folders_that_are_numbers_or_twins_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures(tmp_path / "in", ["train/0/a.jpg", "train/17/b.jpg"])
+    pictures(tmp_path / "named", ["cat/a.jpg", "Cat/b.jpg", "17/c.jpg"])
+    mine = data_set(tmp_path / "m.toml", format="imagefolder", graph="none")
+    build(mine, tmp_path / "in", tmp_path / "out")
+    numbers = "captions are numbers, such as 'a photo of a 17', which say nothing"
+    assert numbers in " ".join(capsys.readouterr().err.split())
+    (tmp_path / "in" / "classes.tsv").write_text("0\tlion\n17\tgoose\n")
+    build(mine, tmp_path / "in", tmp_path / "mended")
+    build(mine, tmp_path / "named", tmp_path / "third")
+    told = " ".join(capsys.readouterr().err.split())
+    assert "captions are numbers" not in told
+    assert "class folders that differ in case alone ('Cat', 'cat') are classes of their own" in told
