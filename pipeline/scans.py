@@ -31,7 +31,8 @@ __all__ = ["first_other", "look_again", "scan_all", "scan_path"]
 EXAMPLES = "examples"  # reason -> samples left out for it, in a scan's metadata
 READ = "captions_read"  # what was counted of the captions, in the same place
 REMEDIES = {  # where a table leaves out most samples for one reason
-    "missing file": "say below which folders the files lie (`images = [...]` in the data set file)",
+    "missing file": "say below which folders the files lie (`images = [...]` in the data set file; absolute paths, as "
+    "of another machine, go by none of them: cut them in the table)",
     "no caption": "say which other columns hold captions (`captions = [...]` in the data set file; of each row the "
     "first that says something counts)",
 }
