@@ -22,7 +22,7 @@ from shards.graph import Graph
 from shards.page import data_uri
 from shards.reader import Shards
 
-__all__ = ["compare", "preview"]
+__all__ = ["compare", "places", "preview"]
 
 Ints = npt.NDArray[Any]
 SEED = 0
@@ -134,11 +134,23 @@ def _strips(shards: Shards, graph: Graph) -> Iterator[Strip]:
         random = _similarity(graph, text, other)
         yield Strip(
             query=show(text, None, int(sample)),
-            nearest=[show(*pair) for pair in near[:NEAREST]],
+            nearest=[(place + 1, show(*near[place])) for place in places(graph.similarities[span])],
             last=show(*near[-1]) if len(near) > NEAREST else None,
             listed=len(near),
             random=show(other, random),
         )
+
+
+def places(similarities: npt.NDArray[np.float16]) -> list[int]:
+    """Of a list by falling similarity the places to show: the nearest.
+
+    Where those are all equally near, as texts of one class are, the first of each similarity: else the page would say
+    nothing of what a graph of classes makes of other classes, and one in a wrong order would look right.
+    """
+    if len(similarities) <= NEAREST or similarities[0] != similarities[NEAREST - 1]:
+        return list(range(min(NEAREST, len(similarities))))
+    lower = np.flatnonzero(similarities[1:] != similarities[:-1]) + 1
+    return sorted(list(dict.fromkeys([0, *lower.tolist(), *range(NEAREST)]))[:NEAREST])
 
 
 class _Pictures:

@@ -53,7 +53,8 @@ class Picture:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Strip:
     query: Picture
-    nearest: Sequence[Picture]
+    nearest: Sequence[tuple[int, Picture]]
+    """(place in the list, of that text)"""
     last: Picture | None
     """Of the last text that the list holds."""
     listed: int
@@ -111,6 +112,8 @@ def _near(numbers: Numbers, strips: Sequence[Strip]) -> list[str]:
     more = "" if numbers.meta.get("complete") else " If the last is as close as the first, raise k."
     if numbers.meta.get("source", {}).get("kind") == "encoder":
         more += " If near ones are unrelated, try another encoder."
+    if any(strip.nearest[-1][0] > len(strip.nearest) for strip in strips):
+        more += " Where many are equally near, as texts of a class are, the first of lower similarities follow."
     return [
         '<p class="soft">A random image in each row, then images of its nearest texts, of the last text that its list '
         "holds, and of a random text. Read the captions: near ones should say nearly the same, the last one something "
@@ -190,7 +193,7 @@ def _facts(numbers: Numbers) -> str:
 
 def _strip(strip: Strip) -> str:
     cells = [_picture(strip.query, "")]
-    cells += [_picture(picture, f"nearest {i + 1}") for i, picture in enumerate(strip.nearest)]
+    cells += [_picture(picture, f"nearest {place}") for place, picture in strip.nearest]
     cells += ["<div></div>"] * (4 - len(strip.nearest))
     cells.append(_picture(strip.last, f"last of {strip.listed}") if strip.last else "<div></div>")
     cells.append(_picture(strip.random, "random"))

@@ -15,11 +15,12 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.graph.build import build_graph
-from pipeline.preview.measure import batch_target, preview
+from pipeline.preview.measure import batch_target, places, preview
 from shards.errors import UserError
 from shards.graph import Graph, write_graph
 from shards.manifest import Manifest
 from tests.make import make_graph, make_shards
+from tests.pipeline.texts import text_shards
 from trainer.block import background
 
 VOID = {"meta", "img", "i", "line", "polyline"}
@@ -142,6 +143,20 @@ def test_texts_of_one_vector_are_on_the_page(tmp_path: Path) -> None:
     assert all(own != other for own, other in rows)
     build_graph(root, k=2)
     assert "same vector" not in preview(root, "minilm-k2").read_text()
+
+
+def test_near_classes_are_shown_beside_many_texts_of_one(tmp_path: Path) -> None:
+    """Else a matrix of classes in a wrong order would look right: the nearest are of the own class in any case."""
+    labels = [0] * 7 + [1] * 6 + [2] * 5
+    root = text_shards(tmp_path / "s", [f"{'abc'[label]}{i}" for i, label in enumerate(labels)], labels, "abc")
+    np.save(tmp_path / "m.npy", np.array([[1, 0.75, 0.25], [0.75, 1, 0.5], [0.25, 0.5, 1]]))
+    build_graph(root, kind="file", source=tmp_path / "m.npy")
+    page = preview(root).read_text()
+    found = set(re.findall(r"<b>([\d.]+)</b> <span[^>]*>(nearest \d+)</span></div><p>(\w)", page))
+    assert {("1.00", "nearest 1", "a"), ("0.75", "nearest 7", "b"), ("0.25", "nearest 13", "c")} <= found
+    assert "the first of lower similarities follow" in page
+    assert places(np.array([1, 1, 1, 0.5, 0.25], np.float16)) == [0, 1, 2, 3]
+    assert places(np.ones(9, np.float16)) == [0, 1, 2, 3]
 
 
 def test_the_batch_may_be_that_of_the_training(tmp_path: Path) -> None:
