@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from pipeline.sources.captions import MISSING, first_said
 from pipeline.sources.datasets import CAPTIONS, Dataset
 from pipeline.sources.labels import label_text
+from shards.bars import say
 from shards.errors import UserError
 
 __all__ = [
@@ -112,7 +113,12 @@ def _columns(
     )
 
 
-def taken(names: Names, table: pa.Table, unreadable: Unreadable) -> Columns:
+def taken(dataset: Dataset, where: str, names: Names, table: pa.Table, unreadable: Unreadable) -> Columns:
+    """Says which of several caption columns are not there: another table may have them, or they are misspelt."""
+    there = {name.strip().lower() for name in names.captions}
+    if names.captions and dataset.captions != CAPTIONS:
+        for lost in (name for name in dataset.captions if name.strip().lower() not in there):
+            say(f"note: {where} has no column {lost}: its captions are of {', '.join(names.captions)} alone")
     captions = _first([_whole(table[name]) for name in names.captions]) if names.captions else None
     labels = label_cells(table[names.label]) if names.label else None
     return Columns(_whole(table[names.image]), captions, labels, unreadable)

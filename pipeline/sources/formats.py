@@ -57,7 +57,7 @@ def _parquet(dataset: Dataset, path: Path) -> Columns:
     schema = pq.read_schema(path)
     names = columns(dataset, schema.names, str(path))
     table = pq.read_table(path, columns=names.wanted, partitioning=None)
-    return taken(names, table, Unreadable())._replace(classes=carried_names(schema, names.label))
+    return taken(dataset, str(path), names, table, Unreadable())._replace(classes=carried_names(schema, names.label))
 
 
 def _json_lines(dataset: Dataset, path: Path) -> Columns:

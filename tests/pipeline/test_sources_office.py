@@ -65,6 +65,22 @@ def test_of_several_caption_columns_each_row_takes_the_first_that_is_not_empty(k
     assert Manifest.load(tmp_path / "out").skipped == {}
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_caption_column_that_is_not_there_is_told(
+    kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pictures(tmp_path / "in", ["a.jpg"])
+    if kind == "csv":
+        (tmp_path / "in" / "t.csv").write_text("image,de,En\na.jpg,Katze,cat\n")
+    else:
+        pq.write_table(pa.table({"image": ["a.jpg"], "de": ["Katze"], "En": ["cat"]}), tmp_path / "in" / "t.parquet")
+    mine = data_set(tmp_path / "mine.toml", format="table", captions=["ed", "de", "en"])
+    assert texts(built(mine, tmp_path / "in", tmp_path / "out")) == {"a.jpg": "Katze"}
+    told = " ".join(capfd.readouterr().err.split())
+    assert told.count("has no column") == 1
+    assert f"t.{kind} has no column ed: its captions are of de, En alone" in told
+
+
 @pytest.mark.parametrize(
     "empty",
     ["[]", "[ ]", '"[""""]"', "['']", '" "', " " * 90, "\u3000", '"[""nan""]"', "\u00a0", " NaN", "#N/A", "?", "-1"],
