@@ -11,6 +11,7 @@ import typer
 from eval.benchmarks.registry import BENCHES
 from shards.bars import say
 from shards.command import run_cli
+from shards.config import did_you_mean
 from shards.errors import UserError
 
 if TYPE_CHECKING:
@@ -301,7 +302,7 @@ def _run(
     from eval.models.open import open_model
 
     if bench not in BENCHES:  # before anything slow
-        raise UserError(f"unknown benchmark {bench!r}: give one of {', '.join(BENCHES)}")
+        raise UserError(f"unknown benchmark {bench!r}{did_you_mean(bench, BENCHES)}: give one of {', '.join(BENCHES)}")
     if data and not data.exists():
         open_bench(bench, data, partial=settings.partial)  # which says what is missing, before weights are fetched
     if bench == "demo" and data and not any((at / "manifest.json").is_file() for at in (data, data / "demo")):

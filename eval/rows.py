@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from glob import glob
 from pathlib import Path
@@ -14,6 +14,7 @@ from eval.models.model import Model
 from eval.models.open import open_model
 from shards.errors import UserError
 from shards.mirror import local_folder
+from trainer.checkpoint import near_paths
 from trainer.described import described
 from trainer.own import is_own
 from trainer.recipe import as_table, differences, stored_recipe
@@ -75,7 +76,9 @@ def rows_of(rows: tuple[Row, ...], suite: str, place: Path, checkpoints: list[st
     missing = sorted({spec for row in placed for spec in row.specs if not _there(spec)})
     if missing:
         trained = " (`make demo` does)" if suite == "demo" else ""
-        lost = ", ".join(missing) + ("" if all(map(os.path.isabs, missing)) else f" (looked for from {Path.cwd()})")
+        named = {spec for row in placed for spec in row.specs}
+        lost = ", ".join(spec + _near(spec, named) for spec in missing)
+        lost += "" if all(map(os.path.isabs, missing)) else f" (looked for from {Path.cwd()})"
         raise UserError(
             f"the suite {suite} evaluates runs that are not there: {lost}; train them first{trained}, "
             "give --out FOLDER, or runs = 'FOLDER' in the suite, which paths are relative to, or name others with "
@@ -205,6 +208,14 @@ def _there(spec: str) -> bool:
     if is_own(code):  # FILE.py:FUNCTION@RUN
         return not run or Path(run).exists()
     return _named(spec) or is_own(spec) or Path(spec).exists()
+
+
+def _near(spec: str, named: Collection[str]) -> str:
+    """` (did you mean runs/xclr-seed0?)`, of what no row names already."""
+    code, _, run = spec.partition("@")
+    code, run = (f"{code}@", run) if run and is_own(code) else ("", spec)
+    near = [found for path in near_paths(Path(run)) if (found := code + path) not in named]
+    return f" (did you mean {' or '.join(near)}?)" if near else ""
 
 
 def _named(spec: str) -> bool:

@@ -35,7 +35,7 @@ from eval.report.titles import TITLES
 from eval.rows import Row, open_rows, recipe_of, rows_of, run_names, unalike, unfinished
 from shards.atomic import write_json
 from shards.bars import say
-from shards.config import from_table, read_toml
+from shards.config import did_you_mean, from_table, read_toml
 from shards.errors import UserError
 
 __all__ = ["Suite", "load_suite", "run_suite"]
@@ -69,7 +69,8 @@ def load_suite(name: str) -> Suite:
     path = Path(name)
     if path.suffix != ".toml":
         if name not in builtin_suites():
-            raise UserError(f"unknown suite {name!r}: give a .toml file or one of {', '.join(builtin_suites())}")
+            hint = did_you_mean(name, builtin_suites())
+            raise UserError(f"unknown suite {name!r}{hint}: give a .toml file or one of {', '.join(builtin_suites())}")
         path = Path(str(files("eval").joinpath(f"suites/{name}.toml")))
     where, table = f"suite {name}", read_toml(path)
     rows = table.get("rows", [])
@@ -284,7 +285,10 @@ def _check(suite: Suite) -> None:
     places = [_place(bench) for bench in suite.benches]
     for bench, (_, name, folder) in zip(suite.benches, places, strict=True):
         if name not in BENCHES:
-            raise UserError(f"suite {suite.name}: unknown benchmark {name!r}, known are {', '.join(BENCHES)}")
+            raise UserError(
+                f"suite {suite.name}: unknown benchmark {name!r}{did_you_mean(name, BENCHES)}, known are "
+                f"{', '.join(BENCHES)}"
+            )
         if ":" in bench and not folder:
             raise UserError(f"suite {suite.name}: {bench!r} names no folder: {name}:DIR, or {name} alone")
     if not suite.benches:
@@ -304,7 +308,10 @@ def _check(suite: Suite) -> None:
     if double := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"suite {suite.name}: two rows are called {double!r}; several runs of one method are one row's")
     if names and (lost := next((row for row in suite.against if row not in names), None)):
-        raise UserError(f"suite {suite.name}: against is the name of a row ({', '.join(names)}), not {lost!r}")
+        raise UserError(
+            f"suite {suite.name}: against is the name of a row ({', '.join(names)}), not {lost!r}"
+            f"{did_you_mean(lost, names)}"
+        )
     if not suite.methods or len(set(suite.methods)) < len(suite.methods):
         raise UserError(f"suite {suite.name}: methods is of one or both of {', '.join(METHODS)}")
 

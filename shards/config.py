@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 
 from shards.errors import UserError
 
-__all__ = ["from_table", "read_toml", "typed", "unlike_values"]
+__all__ = ["did_you_mean", "from_table", "read_toml", "typed", "unlike_values"]
 
 T = TypeVar("T")
 
@@ -28,6 +28,12 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"cannot read {path} as TOML: {error}") from None
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """` (did you mean epochs?)` behind a name that is unknown, if one that is known is nearly so; else nothing."""
+    near = get_close_matches(name, list(known), 1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
 def from_table(cls: type[T], table: dict[str, Any], where: str, around: dict[str, Any] | None = None) -> T:
     """Build a config dataclass from a TOML table, checking keys and types.
 
@@ -36,8 +42,7 @@ def from_table(cls: type[T], table: dict[str, Any], where: str, around: dict[str
     hints = get_type_hints(cls)
     unknown = set(table) - set(hints)
     if unknown:
-        near = get_close_matches(min(unknown), hints, 1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
+        hint = did_you_mean(min(unknown), hints)
         if section := _section(min(unknown), around or hints):
             hint = f" ({min(unknown)} belongs in [{section}])"
         keys = f"unknown key{'s' if len(unknown) > 1 else ''} {', '.join(map(repr, sorted(unknown)))}{hint}"
@@ -83,7 +88,9 @@ def typed(hint: Any, value: Any, where: str) -> Any:
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
             known = ", ".join(str(option) for option in get_args(hint) if option != "")
-            raise UserError(f"{where} is one of {known}{' or empty' if '' in get_args(hint) else ''}, not {value!r}")
+            near = did_you_mean(value, filter(None, get_args(hint))) if isinstance(value, str) else ""
+            empty = " or empty" if "" in get_args(hint) else ""
+            raise UserError(f"{where} is one of {known}{empty}, not {value!r}{near}")
         return value
     if get_origin(hint) in (Union, UnionType):
         return value

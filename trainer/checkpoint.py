@@ -36,6 +36,7 @@ __all__ = [
     "find_checkpoint",
     "load_backbone",
     "load_encoder",
+    "near_paths",
     "read_checkpoint",
     "run_of",
     "write_best",
@@ -110,8 +111,7 @@ def find_checkpoint(path: Path | None = None, runs: Path = Path("runs")) -> Path
     if path.is_file():
         return path
     if not path.is_dir():
-        beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        near = [str(path.with_name(name)) for name in get_close_matches(path.name, beside, 2)]
+        near = near_paths(path)
         hint = f"did you mean {' or '.join(near)}? Other" if near else "other"
         raise UserError(f"there is no checkpoint or run folder {path}: {hint} models are timm:NAME, torchvision:NAME")
     found = checkpoints(path)
@@ -125,6 +125,12 @@ def find_checkpoint(path: Path | None = None, runs: Path = Path("runs")) -> Path
         which = f"one of {', '.join(inside)}" if inside else "a run folder (runs/NAME) or a checkpoint file"
         raise UserError(f"{path} holds no checkpoints/step-*.pt: give {which}")
     return found[-1]
+
+
+def near_paths(path: Path) -> list[str]:
+    """What lies beside a path that is not there and is called nearly so: two at most, the nearest first."""
+    beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    return [str(path.with_name(name)) for name in get_close_matches(path.name, beside, 2)]
 
 
 def write_checkpoint(run: Path, step: int, state: dict[str, Any], keep: int) -> Path:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import cast
 
 from eval.benchmarks.bench import Bench, Source
+from shards.config import did_you_mean
 from shards.errors import UserError
 
 __all__ = ["BENCHES", "Entry", "benchmarks_root", "open_bench"]
@@ -87,7 +88,7 @@ def benchmarks_root() -> Path:
 def open_bench(name: str, data: Path | None = None, *, partial: bool = False, shards: Path | None = None) -> Bench:
     """A benchmark by name, in `data` or below benchmarks_root(). Raises UserError for an unknown name."""
     if name not in BENCHES:
-        raise UserError(f"unknown benchmark {name!r}: give one of {', '.join(BENCHES)}")
+        raise UserError(f"unknown benchmark {name!r}{did_you_mean(name, BENCHES)}: give one of {', '.join(BENCHES)}")
     module, function = BENCHES[name].reader.split(":")
     reader = cast(Callable[[Source], Bench], getattr(import_module(module), function))
     root = benchmarks_root()

@@ -55,7 +55,9 @@ def open_torchvision(name: str, *, untrained: bool = False) -> Model:
     from torchvision import models
 
     if name not in models.list_models(module=models):
-        raise UserError(f"torchvision has no classifier {name!r}: torchvision.models.list_models() lists them")
+        near = get_close_matches(name, models.list_models(module=models), 5)
+        hint = f"; close names: {', '.join(near)}" if near else ": torchvision.models.list_models() lists them"
+        raise UserError(f"torchvision has no classifier {name!r}{hint}")
     weights = models.get_model_weights(name).DEFAULT
     torch.manual_seed(SEED)
     try:

@@ -186,7 +186,7 @@ def test_wrong_models_are_one_line(run: Path, tmp_path: Path) -> None:
         open_model("timm:coatnet_0_224")
     with pytest.raises(UserError, match="squeezenet1_0 does not end in a linear layer"):
         open_model("torchvision:squeezenet1_0", untrained=True)
-    with pytest.raises(UserError, match="torchvision has no classifier 'resnot'"):
+    with pytest.raises(UserError, match="torchvision has no classifier 'resnot'; close names: resnet"):
         open_model("torchvision:resnot")
     with pytest.raises(UserError, match="knows no initial weights"):
         open_model(str(tmp_path), untrained=True)

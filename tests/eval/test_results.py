@@ -101,7 +101,10 @@ def test_more_neighbours_than_images_are_refused_before_features_are_extracted(
         (["--bench", "imagefolder", "--data", "nowhere"], "there is no folder nowhere: give --data DIR"),
         (["--bench", "imagefolder", "--data", "nowhere", "--checkpoint", "timm:no"], "there is no folder nowhere"),
         (["--bench", "imagefolder"], "there is no folder benchmarks/imagefolder"),
-        (["--bench", "imagefolders"], "unknown benchmark 'imagefolders': give one of demo, imagefolder"),
+        (
+            ["--bench", "imagefolders"],
+            "unknown benchmark 'imagefolders' (did you mean imagefolder?): give one of demo, imagefolder",
+        ),
         (["--bench", "demo", "--checkpoint", "nowhere"], "there is no checkpoint or run folder nowhere"),
         (["--bench", "demo"], "the benchmark demo needs the shards demo and demo-test"),
         (["--bench", "demo", "--learning-rates", "a,b"], "--learning-rates takes numbers separated by commas"),

@@ -16,8 +16,10 @@ import pytest
 import eval.suite as module
 from eval.benchmarks.bench import Source
 from eval.benchmarks.demo import VARIANTS, open_demo
+from eval.benchmarks.registry import open_bench
 from eval.heads.probe import WEIGHT_DECAYS, ProbeConfig
 from eval.report.gallery import caption_strips
+from eval.rows import Row, rows_of
 from eval.suite import load_suite
 from shards.errors import UserError
 from shards.reader import Shards
@@ -440,6 +442,38 @@ def test_wrong_suite_files_are_one_line(tmp_path: Path, text: str, message: str)
     path.write_text(text)
     with pytest.raises(UserError, match=message):
         load_suite(str(path))
+
+
+def test_misspelt_names_are_told_what_they_are_near(tmp_path: Path) -> None:
+    for name in ("xclr-seed0", "xclr-seed1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text("{}")
+
+    def lost(*specs: str) -> str:
+        with pytest.raises(UserError, match="runs that are not there") as refused:
+            rows_of((Row(method="m", checkpoints=specs),), "s", tmp_path, [])
+        return str(refused.value).replace(f"{tmp_path}/", "")
+
+    assert "not there: xlcr-seed1 (did you mean xclr-seed1 or xclr-seed0?); train" in lost("xlcr-seed1")
+    assert "not there: xclr-sed* (did you mean" in lost("xclr-sed*")
+    assert "(did you mean mine.py:net@xclr-seed0 or mine.py:net@xclr-seed1?)" in lost("mine.py:net@xclr-sed0")
+    # What has a place already is not what was meant.
+    assert "not there: xclr-seed2; train" in lost("xclr-seed0", "xclr-seed1", "xclr-seed2")
+    assert "not there: another; train" in lost("another")
+
+    row = "[[rows]]\nmethod = 'simclr'\ncheckpoint = 'a'"
+    for text, message in (
+        ("benches = ['imagent']", r"unknown benchmark 'imagent' \(did you mean imagenet\?\), known are"),
+        ("benches = ['demo']\nmethods = ['kn']", r"methods\[0\] is one of .*, not 'kn' \(did you mean knn\?\)"),
+        (f"benches = ['demo']\nagainst = 'simcrl'\n{row}", r"not 'simcrl' \(did you mean simclr\?\)"),
+    ):
+        (tmp_path / "mine.toml").write_text(text)
+        with pytest.raises(UserError, match=message):
+            load_suite(str(tmp_path / "mine.toml"))
+    with pytest.raises(UserError, match=r"unknown suite 'papr' \(did you mean paper\?\): give"):
+        load_suite("papr")
+    with pytest.raises(UserError, match=r"unknown benchmark 'objctnet' \(did you mean objectnet\?\): give"):
+        open_bench("objctnet")
 
 
 def test_missing_runs_and_shards_are_one_line(
