@@ -200,7 +200,7 @@ def split(labels: Ints, share: float, seed: int) -> tuple[Ints, Ints]:
     held = by_class[rank < np.repeat(take, counts)]
     if len(held) == 0:
         raise UserError(
-            f"{len(labels)} training images of {len(counts)} classes leave none to select on: give more "
+            f"{len(labels)} training images of {(counts > 0).sum()} classes leave none to select on: give more "
             "images a class, a larger --few-shot, or one learning rate and weight decay"
         )
     mask = np.ones(len(labels), bool)

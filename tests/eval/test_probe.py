@@ -207,8 +207,8 @@ def test_wrong_input_is_one_line(digits: tuple[Floats, Ints, Floats, Ints]) -> N
     probe = fit_probe(Bank.of(x), y, 10, ProbeConfig(min_steps=20, epochs=1))
     with pytest.raises(UserError, match="trained on 64 features an image, these have 63"):
         probe.scores(test[:, 1:])
-    with pytest.raises(UserError, match="leave none to select on"):
-        fit_probe(Bank.of(x[:2]), np.array([0, 1]), 2, ProbeConfig())
+    with pytest.raises(UserError, match="2 training images of 2 classes leave none to select on"):
+        fit_probe(Bank.of(x[:2]), np.array([0, 7]), 10, ProbeConfig())
     with pytest.raises(UserError, match="unknown kind of features 'raw'"):
         ProbeConfig(features=("raw",))  # type: ignore[arg-type]
     with pytest.raises(UserError, match="learning rates are above 0"):
