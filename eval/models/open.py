@@ -35,6 +35,8 @@ OWN = "give --checkpoint FILE.py:FUNCTION, a function that builds the network an
 
 def open_model(spec: str | None, *, untrained: bool = False) -> Model:
     """A model by what the user calls it (see above); None: the newest run. Raises UserError."""
+    if spec == "":  # of a shell's variable that is not set: the newest run would pass for the one that was meant
+        raise UserError("a checkpoint is given that has no name: leave it out for the newest run, or name one")
     from eval.models import rivals as other  # transformers and torchvision are slow to import
 
     openers: dict[str, Callable[[str], Model]] = {
