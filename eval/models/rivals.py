@@ -31,7 +31,7 @@ def open_timm(name: str, *, untrained: bool = False) -> Model:
         return open_folder(Path(name.removeprefix("local-dir:")))
     base, _, tag = name.partition(".")
     if not timm.is_model(base):
-        near = timm.list_models(f"*{name}*")[:5] or get_close_matches(name, timm.list_models(), 5)
+        near = get_close_matches(name, timm.list_models(), 5) or timm.list_models(f"*{name}*")[:5]
         raise UserError(f"timm has no model {name!r}" + (f"; close names: {', '.join(near)}" if near else ""))
     torch.manual_seed(SEED)
     try:
