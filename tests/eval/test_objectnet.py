@@ -80,6 +80,14 @@ def test_a_jpeg_copys_frame_is_found() -> None:
     assert border_width(decode(coded.tobytes())) >= 6
 
 
+@pytest.mark.parametrize("quality", [75, 90])
+def test_a_jpeg_copys_frame_is_found_whole_beside_a_busy_scene(quality: int) -> None:
+    scene = cv2.resize(noise(16, 24), (96, 64), interpolation=cv2.INTER_LINEAR)
+    whole = framed(np.asarray(scene, np.uint8), 2)[..., ::-1]
+    coded = cv2.imencode(".jpg", whole, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    assert border_width(decode(coded.tobytes())) == 2
+
+
 def test_a_picture_all_of_red_keeps_its_middle() -> None:
     red = np.full((40, 40, 3), (255, 0, 0), np.uint8)
     assert remove_border(red).shape == (24, 24, 3)
