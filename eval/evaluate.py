@@ -257,7 +257,7 @@ def _figure(column: Column, hits: Floats, features: Features, bench: Bench, sett
         raise UserError(f"{bench.name}: {column.name} counts no image")
     share = float(counted.mean(dtype=float))
     return {
-        "accuracy": round(100 * share, DIGITS),
+        "accuracy": _accuracy(counted),
         "interval": [round(100 * end, DIGITS) for end in wilson(share, len(counted))],
         "n": len(counted),
         "unreadable": unreadable,
@@ -270,16 +270,23 @@ def _figure(column: Column, hits: Floats, features: Features, bench: Bench, sett
 
 
 def is_whole(value: object) -> bool:
-    """Whether evaluate() may have left this value: nothing cut off, nothing that an earlier version did not know."""
+    """Whether evaluate() may have left this value: nothing cut off, nothing that an earlier version did not know, no
+    accuracy but that of its hits."""
     needed = {"columns", "summaries", "chosen", "partial", "pictures", "protocol", "notes", "versions"}
     if not (isinstance(value, dict) and needed <= set(value)):
         return False
     figure = {"accuracy", "interval", "n", "unreadable", "about", "marked", "hits", "counted"}
     try:
         columns = value["columns"].values()
-        return all(figure <= set(c) and len(hits_of(c)) == c["n"] for c in columns)
+        sizes = all(figure <= set(c) and len(hits_of(c)) == c["n"] for c in columns)
+        return sizes and all(_accuracy(hits_of(c)) == c["accuracy"] for c in columns)
     except (AttributeError, KeyError, TypeError, ValueError):
         return False
+
+
+def _accuracy(hits: Floats) -> float:
+    """In percent, as it is kept."""
+    return round(100 * float(hits.mean(dtype=float)), DIGITS)
 
 
 def hits_of(column: dict[str, Any]) -> Floats:

@@ -242,7 +242,7 @@ def test_own_data_has_no_published_figures_and_its_own_place(
     assert found["benches"]["other"]["root"] == str(tmp_path / "copy")  # though its evaluation is the other's
 
 
-def test_a_cut_evaluation_is_made_again(
+def test_a_cut_or_edited_evaluation_is_made_again(
     world: Path, results: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(world)
@@ -258,11 +258,14 @@ def test_a_cut_evaluation_is_made_again(
     cut["columns"]["object"]["n"] = 100
     bare = json.loads(whole[0])
     del bare["columns"]["object"]["about"]
+    edited = json.loads(whole[0])
+    edited["columns"]["object"]["accuracy"] = 99.9
     rows = json.dumps(json.loads(whole[0]) | {"columns": []})
     for text in (
         json.dumps(old),
         json.dumps(cut),
         json.dumps(bare),
+        json.dumps(edited),
         rows,
         '{"columns": {}}',
         "[]",
