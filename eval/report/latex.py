@@ -7,7 +7,7 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
-from eval.report.table import column_groups, difference_lines, heading, marks, runs_line, warnings
+from eval.report.table import column_groups, difference_lines, heading, is_turned, marks, runs_line, warnings
 from shards.atomic import write_text
 
 __all__ = ["latex", "write_latex"]
@@ -31,13 +31,31 @@ def latex(results: dict[str, Any]) -> str:
     for method in results["methods"]:
         parts += ["", f"% {heading(results, method)}"]
         parts += [f"% {line}" for line in (runs_line(results),) if line]
-        parts += ["% bold: the best of a column; italic: not surely below it"] * (len(rows) > 1)
-        parts += [f"\\begin{{tabular}}{{l{'r' * len(columns)}}}", r"\toprule", *_head(columns)]
-        parts += [r"\midrule", *(_line([_plain(row["method"]), *_cells(row, results, method)]) for row in rows)]
+        parts += ["% bold: the best by each figure; italic: not surely below it"] * (len(rows) > 1)
         images = [f"{rows[0]['details'][method][column]['n']:,}".replace(",", "{,}") for column in columns]
-        parts += [r"\midrule", _line(["images", *images]), r"\bottomrule", r"\end{tabular}"]
+        lines = [(_plain(row["method"]), _cells(row, results, method)) for row in rows]
+        made = _turned(columns, lines, images) if is_turned(columns, lines) else _upright(columns, lines, images)
+        parts += [*made, r"\bottomrule", r"\end{tabular}"]
     parts += ["", *(f"% {line}" for line in difference_lines(results))]
     return "\n".join(" ".join(line.split()) for line in parts) + "\n"  # a comment ends with its line
+
+
+def _upright(columns: Sequence[str], lines: Sequence[tuple[str, list[str]]], images: list[str]) -> list[str]:
+    parts = [f"\\begin{{tabular}}{{l{'r' * len(columns)}}}", r"\toprule", *_head(columns), r"\midrule"]
+    return [*parts, *(_line([name, *cells]) for name, cells in lines), r"\midrule", _line(["images", *images])]
+
+
+def _turned(columns: Sequence[str], lines: Sequence[tuple[str, list[str]]], images: list[str]) -> list[str]:
+    """A line for each column, below the name of its benchmark."""
+    heads = [*(name for name, _ in lines), "images"]
+    parts = [f"\\begin{{tabular}}{{l{'r' * len(heads)}}}", r"\toprule", _line(["", *heads])]
+    cells = zip(*(of for _, of in lines), images, strict=True)
+    for bench, names in column_groups(columns):
+        parts.append(r"\midrule")
+        if bench:  # nothing may stand before it
+            parts.append(f"\\multicolumn{{{len(heads) + 1}}}{{l}}{{{_plain(bench)}}} \\\\")
+        parts += [_line([_plain(name), *next(cells)]) for name in names]
+    return parts
 
 
 def _head(columns: Sequence[str]) -> list[str]:

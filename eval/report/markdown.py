@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from eval.report.compare import COMPARED, MANY, compared_columns, comparison_lines, is_sure, points
 from eval.report.otherwise import otherwise
-from eval.report.table import difference_lines, heading, marks, plus_minus, runs_line, warnings
+from eval.report.table import difference_lines, heading, is_turned, marks, plus_minus, runs_line, warnings
 from eval.report.titles import TITLES, model_parts
 from shards.atomic import write_text
 
@@ -29,14 +30,14 @@ def markdown(results: dict[str, Any]) -> str:
     for method in results["methods"]:
         runs = f"; {line}" if (line := runs_line(results)) else ""
         parts += [f"{_plain(heading(results, method))}, 95% interval (Wilson score){runs}:", ""]
-        parts += [_line(["", *map(_plain, results["columns"])]), _line(["---", *["---:"] * len(results["columns"])])]
-        parts += [_line([_plain(row["method"]), *_cells(row, results, method)]) for row in results["rows"]]
+        found = [[_plain(row["method"]), *_cells(row, results, method)] for row in results["rows"]]
         if method == "linear_probe":
-            parts += [_line([f"*{row['method']}, published*", *_quoted(row, results)]) for row in results["published"]]
+            found += [[f"*{row['method']}, published*", *_quoted(row, results)] for row in results["published"]]
         details = results["rows"][0]["details"][method]
-        parts += [_line(["*images*", *(f"{details[column]['n']:,}" for column in results["columns"])]), ""]
+        found += [["*images*", *(f"{details[column]['n']:,}" for column in results["columns"])]]
+        parts += [*_table("", results["columns"], found), ""]
     if len(results["rows"]) > 1:
-        parts += ["In bold the best of a column, in italics what is not surely below it.", ""]
+        parts += ["In bold the best by each figure, in italics what is not surely below it.", ""]
     parts += [*_settings(results), *_comparisons(results)]
     if differences := difference_lines(results):
         parts += [*(f"- {line}" for line in differences), ""]
@@ -52,6 +53,14 @@ def markdown(results: dict[str, Any]) -> str:
     protocols += [f"- but {_plain(where)}: {_words(unlike)}" for where, unlike in otherwise(results)]
     versions = ", ".join(f"{name} {number}" for name, number in sorted(results["versions"].items()))
     return "\n".join([*parts, *places, *models, *protocols, f"- {versions}", ""])
+
+
+def _table(corner: str, columns: Sequence[str], lines: Sequence[list[str]]) -> list[str]:
+    rows = [[corner, *map(_plain, columns)], *lines]
+    if is_turned(columns, lines):
+        rows = [list(cells) for cells in zip(*rows, strict=True)]
+    head, *others = rows
+    return [_line(head), _line(["---", *["---:"] * (len(head) - 1)]), *map(_line, others)]
 
 
 def _cells(row: dict[str, Any], results: dict[str, Any], method: str) -> list[str]:
@@ -82,9 +91,8 @@ def _comparisons(results: dict[str, Any]) -> list[str]:
             words = f"{len(lines)} pairs of rows are compared in report.html and results.json; `against` names one row"
             return [f"{words} to compare the others with.", ""]
         if lines:
-            parts += [_line([TITLES[method], *map(_plain, columns)])]
-            parts += [_line(["---", *["---:"] * len(columns)])]
-            parts += [_line([_plain(name), *map(_comparison, cells)]) for name, cells in lines] + [""]
+            rows = [[_plain(name), *map(_comparison, cells)] for name, cells in lines]
+            parts += [*_table(TITLES[method], columns, rows), ""]
     lost = [f"Not of the same pictures, so not compared: {_plain('; '.join(results['uncompared']))}.", ""]
     return [*([COMPARED, "", *parts] if parts else []), *(lost if results["uncompared"] else [])]
 

@@ -12,8 +12,9 @@ from typing import Any
 from eval.report.claims import verdicts
 from eval.report.compare import COMPARED, MANY, compared_columns, comparison_lines, is_sure, points
 from eval.report.gallery import GraphStrips, Neighbour, Strip
+from eval.report.grid import Line, grid
 from eval.report.otherwise import otherwise
-from eval.report.table import column_groups, difference_lines, marks, plus_minus, runs_line, warnings
+from eval.report.table import difference_lines, marks, plus_minus, runs_line, warnings
 from eval.report.titles import TITLES
 from shards.page import COLOURS, interval_chart, legend, line_chart, table, write_page
 
@@ -85,10 +86,8 @@ def _models(results: dict[str, Any]) -> str:
 
 
 def _table(results: dict[str, Any], method: str) -> str:
-    columns, rows = results["columns"], results["rows"]
-    head = _head(columns)
-    lines = []
-    for row in rows:
+    columns, lines = results["columns"], list[Line]()
+    for row in results["rows"]:
         cells, kinds = [], marks(results, row, method)
         for column in columns:
             value = row[method][column]
@@ -99,33 +98,23 @@ def _table(results: dict[str, Any], method: str) -> str:
             figure = f"{value:.1f}<small>{plus_minus(row, method, column)}</small>"
             kind = kinds[column]
             cells.append(f'<td{f" class={kind}" if kind else ""} title="{title}">{figure}</td>')
-        lines.append(f"<tr><td>{escape(row['method'])}</td>{''.join(cells)}</tr>")
+        lines.append((row["method"], cells))
     lines += [_published(row, columns) for row in results["published"]] if method == "linear_probe" else []
-    return f'<div class="scroll"><table><caption>{_title(method)}</caption>{head}{"".join(lines)}</table></div>'
-
-
-def _head(columns: Sequence[str]) -> str:
-    """Rows: of several benchmarks their names above their columns'."""
-    groups = column_groups(columns)
-    line = f"<tr><th></th>{''.join(f'<th>{escape(name)}</th>' for _, names in groups for name in names)}</tr>"
-    if [bench for bench, _ in groups] == [""]:
-        return line
-    above = (f"<th class=bench colspan={len(names)}><span>{escape(bench)}</span></th>" for bench, names in groups)
-    return f"<tr><th></th>{''.join(above)}</tr>{line}"
+    return grid(_title(method), columns, lines)
 
 
 def _title(method: str) -> str:
     return TITLES[method][0].upper() + TITLES[method][1:] if method != "knn" else TITLES[method]
 
 
-def _published(row: dict[str, Any], columns: list[str]) -> str:
-    """A row of figures from the paper, ~ before what is approximate."""
+def _published(row: dict[str, Any], columns: list[str]) -> Line:
+    """Figures from the paper, ~ before what is approximate."""
     cells = []
     for column in columns:
         value = row["linear_probe"].get(column)
         mark = "~" if column in row["approximate"] else ""
-        cells.append("<td></td>" if value is None else f"<td>{mark}{value:.1f}</td>")
-    return f'<tr class="published"><td>{escape(row["method"])}, published</td>{"".join(cells)}</tr>'
+        cells.append("<td></td>" if value is None else f"<td class=published>{mark}{value:.1f}</td>")
+    return f"{row['method']}, published", cells
 
 
 def _columns(results: dict[str, Any]) -> str:
@@ -136,8 +125,8 @@ def _columns(results: dict[str, Any]) -> str:
     words = "; ".join(f"{name}: {said}" for name, said in about)  # once, of however many benchmarks
     runs = f" {escape(line[0].upper() + line[1:])}." if (line := runs_line(results)) else ""
     return (
-        '<p class="soft">In bold the best of a column, shaded too what is not surely below it; the test pictures leave '
-        f"a figure uncertain by up to &plusmn;{widest:.1f} (95%, Wilson score; hold the pointer over one).{runs} "
+        '<p class="soft">In bold the best by each figure, shaded too what is not surely below it; the test pictures '
+        f"leave a figure uncertain by up to &plusmn;{widest:.1f} (95%, Wilson score; hold the pointer over one).{runs} "
         f"{escape(words)}.{_quotes(results)}</p>"
     )
 
@@ -171,14 +160,10 @@ def _settings(results: dict[str, Any]) -> str:
 
 
 def _comparisons(results: dict[str, Any]) -> str:
-    head = _head(compared_columns(results))
     tables, count = [], 0
     for method in results["methods"]:
-        lines = comparison_lines(results, method)
-        rows = [f"<tr><td>{escape(name)}</td>{''.join(map(_comparison, cells))}</tr>" for name, cells in lines]
-        tables.append(
-            f'<div class="scroll"><table><caption>{_title(method)}</caption>{head}{"".join(rows)}</table></div>'
-        )
+        lines = [(name, [*map(_comparison, cells)]) for name, cells in comparison_lines(results, method)]
+        tables.append(grid(_title(method), compared_columns(results), lines))
         count = max(count, len(lines))
     if not count and not results["uncompared"]:
         return ""

@@ -20,6 +20,7 @@ __all__ = [
     "difference_lines",
     "gather",
     "heading",
+    "is_turned",
     "left_out_lines",
     "marks",
     "plus_minus",
@@ -27,6 +28,7 @@ __all__ = [
     "warnings",
 ]
 
+ABREAST = 14  # columns: the paper's twelve, and of its comparisons one more
 Mark = Literal["best", "near", ""]
 Part = tuple[str, Bench]
 """(what its columns are prefixed with, benchmark): `imagenet`, `imagenet 1%`."""
@@ -175,6 +177,11 @@ def column_groups(columns: Sequence[str]) -> list[tuple[str, list[str]]]:
     """(benchmark, its columns that follow each other), for a head of two lines; all of "" where a table has but one."""
     parts = [column.rpartition("/") for column in columns]
     return [(bench, [name for *_, name in of]) for bench, of in groupby(parts, key=lambda part: part[0])]
+
+
+def is_turned(columns: Sequence[str], lines: Sequence[object]) -> bool:
+    """Whether a table has a line for each of its columns, since these are more than stand side by side on a page."""
+    return len(columns) > max(ABREAST, len(lines))
 
 
 def heading(results: dict[str, Any], method: str) -> str:

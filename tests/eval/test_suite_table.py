@@ -235,8 +235,8 @@ def test_published_figures_stand_beside_and_say_what_they_are(tmp_path: Path) ->
     assert "f" * 64 in text
     write_report(tmp_path / "report.html", table, curves={}, captions=None, images=[])
     page = (tmp_path / "report.html").read_text()
-    assert "<td>~75.6</td>" in page
-    assert "<td>74.3</td>" in page
+    assert "<td class=published>~75.6</td>" in page
+    assert "<td class=published>74.3</td>" in page
     assert ".abreast.named > .soft { overflow-wrap: anywhere; }" in page  # else long names run under the pictures
     assert "PARTIAL, not comparable" in page
     assert "LEFT OUT: mit-states: train: 7 of 1,000 pictures did not decode<" in page
@@ -356,6 +356,36 @@ def test_benchmarks_stand_above_their_columns(tmp_path: Path) -> None:
         assert columns.count("<th>") == sum(spans)
     assert "class=bench" not in page_of(simple(["a", "b"]), tmp_path)
     assert "multicolumn" not in latex(simple(["a", "b"]))
+
+
+def test_too_many_columns_for_a_page_are_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {**results(), "published": []}  # else more lines than columns
+    names = [name.rpartition("/")[2] for name in found["columns"]]
+    upright = [cells_of(page_of(found, tmp_path)), rows_of(markdown(found))]
+    monkeypatch.setattr("eval.report.table.ABREAST", len(names) - 1)
+    page, text, tex = page_of(found, tmp_path), markdown(found), latex(found)
+    for before, turned in zip(upright, (cells_of(page), rows_of(text)), strict=True):
+        assert [list(cells) for cells in zip(*before, strict=True)] == turned
+    parts = re.findall("<th class=part colspan=.>([^<]*)</th>", page)
+    assert parts[:3] == ["imagenet", "imagenet 1%", "mit-states"]
+    lines = tex[tex.index(r"\toprule") :].splitlines()
+    assert lines[2:4] == [r"\midrule", r"\multicolumn{4}{l}{imagenet} \\"]
+    assert lines[1] == rf"{{}} & {found['rows'][0]['method']} & {found['rows'][1]['method']} & images \\"
+    assert [line.split(" & ")[0] for line in lines if line[:2] == "{}"][1 : len(names) + 1] == [
+        f"{{}}{n}" for n in names
+    ]
+
+
+def cells_of(page: str) -> list[list[str]]:
+    """Of its first table, without names."""
+    rows = page[page.index("<table>") : page.index("</table>")].split("<tr>")[2:]
+    return [cells for row in rows if (cells := re.findall("<td[^>]*>(.*?)</td>", row)[1:])]
+
+
+def rows_of(text: str) -> list[list[str]]:
+    """Of the first table of Markdown, all but the rule."""
+    lines = text[text.index("\n|") :].strip().split("\n\n")[0].splitlines()
+    return [line[2:-2].split(" | ") for line in [lines[0], *lines[2:]]]
 
 
 def test_what_is_not_surely_below_the_best_is_marked_too() -> None:
