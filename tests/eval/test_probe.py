@@ -53,6 +53,19 @@ def test_lbfgs_is_logistic_regression(digits: tuple[Floats, Ints, Floats, Ints])
     np.testing.assert_allclose(scores - scores.mean(1, keepdims=True), expected, atol=0.05)
 
 
+def test_candidates_know_nothing_of_the_images_that_judge_them(digits: tuple[Floats, Ints, Floats, Ints]) -> None:
+    """Not even by mean and deviation, which a few far-off images among those would decide."""
+    x, y, _, _ = digits
+    train, held = split(y, 0.1, 0)
+    x = x.copy()
+    x[held[:5]] += 1e4
+    strong = ProbeConfig(solver="lbfgs", weight_decays=(1e-1,))
+    row = fit_probe(Bank.of(x), y, 10, ProbeConfig(solver="lbfgs", weight_decays=(1e-1, 1.0))).table[0]
+    alone = fit_probe(Bank.of(x[train]), y[train], 10, strong).scores(x[held])
+    assert row["weight_decay"] == strong.weight_decays[0]
+    assert row["held_out_accuracy"] == pytest.approx(100 * accuracy(alone, y[held]), abs=1.2)  # one of 90
+
+
 def test_a_streamed_bank_trains_as_well_as_one_in_memory(digits: tuple[Floats, Ints, Floats, Ints]) -> None:
     x, y, test, truth = digits
     config = ProbeConfig(learning_rates=(0.3, 3.0), weight_decays=(1e-2,))
