@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from eval.benchmarks.bench import Task
 from eval.features import extract
-from eval.heads.probe import ProbeConfig
+from eval.heads.probe import ProbeConfig, split
 from eval.heads.probe_views import fit_views
 from eval.inventory import look
 from tests.eval.demo_shards import make_demo
@@ -41,6 +43,21 @@ def test_a_probe_on_views_learns_several_tasks_in_one_pass(tmp_path: Path) -> No
     assert (probes["half"].trained_on, probes["half"].held_out) == (90, 10)
     again = fit_views(model, images, features, wanted, config)["hue"]
     np.testing.assert_allclose(again.scores(features.rows(rows)), scores["hue"], atol=1e-3)
+
+
+def test_a_probe_on_views_is_not_trained_on_what_judges_it(tmp_path: Path) -> None:
+    """Though other tasks are, and show it those pictures: with others in their place it has the same weights."""
+    images, model = make_set(120), make_model()
+    features, rows = extract(model, images, tmp_path), np.arange(120, dtype=np.int64)
+    hue = (rows % 10).astype(np.int64)
+    hues = Task(name="hue", images="train", labels=hue, classes=[str(i) for i in range(10)])
+    halves = Task(name="half", images="train", labels=hue // 5, classes=["low", "high"])
+    config = ProbeConfig(learning_rates=(1.0,), weight_decays=(1e-3,), epochs=4)
+    held = split(hue, config.held_out, config.seed)[1].tolist()
+    other = replace(images, read=lambda i: images.read(i - 1 if i in held else i))
+    one, two = (fit_views(model, shown, features, [(hues, rows), (halves, rows)], config) for shown in (images, other))
+    torch.testing.assert_close(one["hue"].weight, two["hue"].weight)
+    assert not torch.allclose(one["half"].weight, two["half"].weight)
 
 
 def evaluate(data: Path, tmp_path: Path, *options: str) -> dict[str, Any]:
