@@ -176,6 +176,14 @@ def test_a_single_candidate_needs_no_selection(digits: tuple[Floats, Ints, Float
     assert fit_probe(Bank.of(x[:2]), np.array([0, 1]), 2, single).trained_on == 2  # too few to hold any out
 
 
+def test_of_equal_candidates_the_first_of_the_grid_is_taken() -> None:
+    labels = np.repeat([0, 1], 20).astype(np.int64)
+    config = ProbeConfig(learning_rates=(1.0, 3.0), weight_decays=(1e-2, 1e-3), min_steps=20, epochs=1)
+    probe = fit_probe(Bank.of(np.eye(2, dtype=np.float32)[labels]), labels, 2, config)
+    assert [row["held_out_accuracy"] for row in probe.table] == [100.0] * 4
+    assert (probe.chosen.lr, probe.chosen.weight_decay) == (1.0, 1e-2)
+
+
 def test_equal_calls_give_equal_weights(digits: tuple[Floats, Ints, Floats, Ints]) -> None:
     x, y, test, _ = digits
     one, two, other = (
