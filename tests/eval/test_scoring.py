@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean, stdev
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +14,7 @@ import pytest
 import torch
 from timm.data import ImageNetInfo, RealLabelsImagenet
 
-from eval.benchmarks.bench import LEFT_OUT, Bench, Column, Task, top
+from eval.benchmarks.bench import LEFT_OUT, Bench, Column, Summary, Task, top
 from eval.benchmarks.imagenet9 import imagenet9_mapping
 from eval.benchmarks.imagenet_labels import real_labels
 from eval.benchmarks.objectnet import objectnet_classes
@@ -163,6 +165,25 @@ def test_a_head_is_asked_once_for_all_columns_of_its_images(tmp_path: Path, monk
     assert asked == [20, 40]
     assert {name: found["n"] for name, found in columns.items()} == {"top1": 20, "top3": 20, "half": 10, "seen": 40}
     assert columns["top3"]["accuracy"] >= columns["top1"]["accuracy"] > 20
+
+
+def test_summaries_are_made_of_their_columns(tmp_path: Path) -> None:
+    train, labels = make_set(40), np.arange(40) % 10
+    truths = {"all": labels, "few": np.where(labels < 4, labels, 9), "none": np.where(labels < 9, 9, 0)}
+    kinds: tuple[Literal["difference", "mean", "deviation"], ...] = ("difference", "mean", "deviation")
+    bench = Bench(
+        name="hues",
+        root=tmp_path,
+        sets=(train,),
+        tasks=(Task(name="hue", images="train", labels=labels, classes=[str(i) for i in range(10)]),),
+        columns=tuple(Column(name=name, task="hue", images="train", score=top(of)) for name, of in truths.items()),
+        summaries=tuple(Summary(name=kind, kind=kind, columns=tuple(truths)) for kind in kinds),
+    )
+    found = evaluate(make_model(), bench, "knn", Settings(features=tmp_path, knn=KNNConfig(k=1)))
+    figures = [column["accuracy"] for column in found["columns"].values()]
+    assert figures == [100, 50, 0]
+    expected = {"difference": 50, "mean": mean(figures), "deviation": stdev(figures)}
+    assert {kind: one["value"] for kind, one in found["summaries"].items()} == expected
 
 
 def test_ties_go_to_the_lower_class() -> None:
