@@ -22,7 +22,7 @@ from eval.report.markdown import markdown
 from eval.report.page import write_report
 from eval.report.published import FIGURES, published_rows
 from eval.report.show import show_rows
-from eval.report.table import gather
+from eval.report.table import gather, marks
 from eval.report.tidy import tidy_lines
 from shards.page import STYLE
 from tests.eval.make_folders import make_set
@@ -397,6 +397,9 @@ def test_what_is_not_surely_below_the_best_is_marked_too() -> None:
     assert "| b | **60.0** (" in markdown(far)
     far["comparisons"].clear()  # of other pictures: not surely below
     assert "| a | *50.0* (" in markdown(far)
+    for one in near["comparisons"]:
+        one["interval"] = [1.0, 19.0] if one["method"] == "knn" else [-1.0, 21.0]
+    assert [marks(near, near["rows"][0], method)["object"] for method in ("knn", "linear_probe")] == ["", "near"]
 
 
 def test_more_than_six_rows_are_compared_where_there_is_room(tmp_path: Path) -> None:
