@@ -60,6 +60,15 @@ def test_a_probe_on_views_is_not_trained_on_what_judges_it(tmp_path: Path) -> No
     assert not torch.allclose(one["half"].weight, two["half"].weight)
 
 
+def test_of_equal_candidates_on_views_the_first_is_taken(tmp_path: Path) -> None:
+    images, model, rows = make_set(40), make_model(), np.arange(40, dtype=np.int64)
+    task = Task(name="one", images="train", labels=np.zeros(40, np.int64), classes=["all", "none"])
+    config = ProbeConfig(learning_rates=(2e-6, 1e-6), weight_decays=(1e-3,), epochs=2)  # one way, twice as far
+    probe = fit_views(model, images, extract(model, images, tmp_path), [(task, rows)], config)["one"]
+    assert len({row["held_out_accuracy"] for row in probe.table}) == 1
+    assert probe.chosen.lr == 2e-6
+
+
 def evaluate(data: Path, tmp_path: Path, *options: str) -> dict[str, Any]:
     out = tmp_path / "out.json"
     call = [
