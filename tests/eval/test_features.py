@@ -17,7 +17,10 @@ import pytest
 import torch
 
 import eval.features as module
+from eval.benchmarks.bench import Task
 from eval.features import centre_crop, extract, feature_hash
+from eval.heads.probe import ProbeConfig
+from eval.heads.probe_file import kept_probes
 from eval.models.model import Transform
 from shards.errors import UserError
 from tests.eval.make_folders import NORMAL, make_model, make_set
@@ -84,6 +87,22 @@ def test_a_missing_part_alone_is_made_again(tmp_path: Path) -> None:
     again = extract(model, dataclasses.replace(images, read=watched), tmp_path)
     assert read == list(range(8, 16))
     np.testing.assert_array_equal(again.rows(np.arange(21)), whole.rows(np.arange(21)))
+
+
+def test_a_kept_probe_is_of_the_same_labels_and_images(tmp_path: Path) -> None:
+    images, model = make_set(20), make_model()
+    features, rows = extract(model, images, tmp_path), np.arange(20, dtype=np.int64)
+    config = ProbeConfig(learning_rates=(1.0,), weight_decays=(1e-3,), min_steps=20, epochs=1)
+
+    def weights(labels: Any, rows: Any) -> torch.Tensor:
+        task = Task(name="half", images="train", labels=labels, classes=["a", "b"])
+        return kept_probes(model, images, features, [(task, rows)], config, tmp_path, views=False)["half"].weight
+
+    first, labels = weights(rows % 2, rows), np.where(rows < 10, rows % 2, 1)
+    assert torch.equal(weights(rows % 2, rows), first)
+    assert not torch.equal(weights(labels, rows), first)
+    assert not torch.equal(weights(rows % 2, rows[2:]), weights(rows % 2, rows[:-2]))  # of equal labels
+    assert len(list(tmp_path.glob("*.npz"))) == 4
 
 
 @pytest.mark.parametrize("name", ["part-000001.npy", "ok-000001.npy"])
