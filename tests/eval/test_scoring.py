@@ -19,7 +19,7 @@ from eval.benchmarks.imagenet9 import imagenet9_mapping
 from eval.benchmarks.imagenet_labels import real_labels
 from eval.benchmarks.objectnet import objectnet_classes
 from eval.benchmarks.scoring import any_of, mapped
-from eval.evaluate import Settings, evaluate, wilson
+from eval.evaluate import Settings, evaluate, evaluation_hash, wilson
 from eval.heads.knn import KNN, KNNConfig
 from tests.eval.make_folders import make_model, make_set
 
@@ -184,6 +184,22 @@ def test_summaries_are_made_of_their_columns(tmp_path: Path) -> None:
     assert figures == [100, 50, 0]
     expected = {"difference": 50, "mean": mean(figures), "deviation": stdev(figures)}
     assert {kind: one["value"] for kind, one in found["summaries"].items()} == expected
+
+
+def test_other_labels_to_train_on_are_another_evaluation(tmp_path: Path) -> None:
+    labels = np.arange(40) % 10
+
+    def named(trained: npt.NDArray[np.int64]) -> str:
+        bench = Bench(
+            name="hues",
+            root=tmp_path,
+            sets=(make_set(40),),
+            tasks=(Task(name="hue", images="train", labels=trained, classes=[str(i) for i in range(10)]),),
+            columns=(Column(name="top1", task="hue", images="train", score=top(labels)),),
+        )
+        return evaluation_hash(make_model(), bench, "knn", Settings(features=tmp_path))
+
+    assert named(labels) == named(labels.copy()) != named(np.where(np.arange(40) < 10, 9, labels))
 
 
 def test_ties_go_to_the_lower_class() -> None:
