@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.search.neighbours import MARGIN, Ids, Vectors, rank
+from pipeline.search.products import dot_products
 from pipeline.search.tiles import column_of, product_of, ranked_keys, row_of
 from pipeline.threads import threaded
 from shards.atomic import atomic_file
@@ -149,14 +150,12 @@ class _Space(threading.local):
 
     def products(self, rows: Codes, columns: Codes) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
         """[rows, columns] dot products, and room for as many flags."""
-        import torch
-
         shape = len(rows), len(columns)
         size = shape[0] * shape[1]
         if len(self.product) < size:
             self.product, self.passed = np.empty(2 * size, np.int32), np.empty(2 * size, np.bool_)
         out = self.product[:size].reshape(shape)
-        torch._int_mm(torch.from_numpy(rows), torch.from_numpy(columns).T, out=torch.from_numpy(out))
+        dot_products(rows, columns, out)
         return out, self.passed[:size].reshape(shape)
 
 

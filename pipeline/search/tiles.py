@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from pipeline.encode.codes import principal_basis
 from pipeline.search.neighbours import Ids, Vectors, rank
+from pipeline.search.products import dot_products
 from pipeline.threads import threaded
 
 __all__ = ["ROWS", "column_of", "product_of", "quantise", "ranked_keys", "row_of", "search_rows"]
@@ -62,17 +63,12 @@ def search_rows(
 
 def _candidates(codes: Codes, rows: npt.NDArray[np.int64], keep: int) -> npt.NDArray[np.int64]:
     """[rows, keep] ids of the largest integer products."""
-    import torch
-
-    base, queries = torch.from_numpy(codes), torch.from_numpy(codes[rows])
-    best = _Best(len(rows), keep)
-    buffer = torch.empty((len(rows), COLUMNS), dtype=torch.int32)
+    queries, best = codes[rows], _Best(len(rows), keep)
+    buffer = np.empty((len(rows), COLUMNS), np.int32)
     for start in range(0, len(codes), COLUMNS):
-        columns = base[start : start + COLUMNS].T
-        if columns.shape[1] == COLUMNS:
-            products = torch._int_mm(queries, columns, out=buffer).numpy()
-        else:
-            products = torch._int_mm(queries, columns).numpy()
+        columns = codes[start : start + COLUMNS]
+        products = buffer if len(columns) == COLUMNS else np.empty((len(rows), len(columns)), np.int32)
+        dot_products(queries, columns, products)
         best.add(products, start)
     return best.ids()
 
