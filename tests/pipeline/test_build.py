@@ -22,6 +22,7 @@ from pipeline.layout import shard_bounds
 from pipeline.scan.samples import Limits
 from pipeline.sources.class_names import class_names
 from pipeline.sources.datasets import builtin_datasets, load_dataset
+from pipeline.sources.find import open_source
 from shards.class_names import names_file
 from shards.errors import UserError
 from shards.manifest import Manifest
@@ -276,6 +277,20 @@ def test_a_tar_cut_between_samples_is_torn_too(tmp_path: Path, parquet: bool) ->
     tar.write_bytes(tar.read_bytes()[: ends[15]])
     with pytest.raises(UserError, match=r"torn.*without the zero blocks.*--use-torn"):
         build("flickr8k", source, tmp_path / "out")
+
+
+def test_a_tar_that_only_its_parquet_file_is_left_of_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = img2dataset(tmp_path / "in", samples=20, tars=3)
+    (source / "cc12m.parquet").write_bytes(b"")  # the table of URLs that img2dataset was given
+    open_source(load_dataset("flickr8k"), str(source))
+    assert "warning" not in capsys.readouterr().err
+    (source / "00001.tar").unlink()
+    open_source(load_dataset("flickr8k"), str(source))
+    assert "00001.parquet is there without its tar (1 such)" in " ".join(capsys.readouterr().err.split())
+    open_source(load_dataset("flickr8k"), str(source / "00000.tar"))
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_samples_that_only_the_parquet_names_are_counted(tmp_path: Path) -> None:
