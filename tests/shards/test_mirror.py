@@ -182,10 +182,14 @@ def test_ctrl_c_does_not_wait_for_a_busy_server(
         time.sleep(0.3)
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest's workers ignore it
     threading.Thread(target=interrupt).start()
     began = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        open_shards(url)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            open_shards(url)
+    finally:
+        signal.signal(signal.SIGINT, usual)
     assert time.monotonic() - began < 8
     assert open_shards(url).texts()  # and another try waits as it should
     assert not remote.GIVEN_UP.is_set()
