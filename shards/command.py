@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -69,8 +70,7 @@ def run_cli(
             print(context.get_help() if context else error.format_message())
             sys.exit(2)
         where = f" ({context.command_path} --help shows what there is)" if context else ""
-        said = error.format_message().replace(": Value error, ", ": ")  # pydantic's words, which typer hands on
-        _end(f"{said.rstrip('.')}{where}")
+        _end(f"{_in_our_words(error.format_message())}{where}")
     if code == INTERRUPTED:
         print(f"stopped: {again} to go on", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
@@ -86,6 +86,12 @@ def _refuse_urls(arguments: Sequence[str]) -> None:
                 "lies there, or is to lie there, yourself (xclr-train --shards and xclr-shards build --source read by "
                 "URL)"
             )
+
+
+def _in_our_words(said: str) -> str:
+    """Of what pydantic found wrong with an option, which typer hands on."""
+    plain = re.sub(r": Input should be ([^,]*).*", r": it should be \1", said)
+    return plain.replace(": Value error, ", ": ").rstrip(".")
 
 
 def _end(message: str, code: int = UserError.code) -> NoReturn:

@@ -74,7 +74,7 @@ def test_codes_and_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         ("interrupt",): (130, "stopped: run the same command again to go on\n"),
         (str(file),): (2, f"error: {file}/deeper: Not a directory; a file lies where a folder is needed"),
         ("fine", "--numbr", "1"): (2, "error: No such option: --numbr"),
-        ("fine", "--number", "x"): (2, "error: Invalid value for '--number'"),
+        ("fine", "--number", "x"): (2, "error: Invalid value for '--number': it should be a valid integer ("),
         ("fine", "--kind", "c"): (2, "error: Invalid value for '--kind': 'c' is not one of 'a', 'b'"),
         (): (2, "error: Missing "),
         ("--help",): (0, ""),
