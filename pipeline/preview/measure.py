@@ -141,16 +141,16 @@ def _strips(shards: Shards, graph: Graph) -> Iterator[Strip]:
         )
 
 
-def places(similarities: npt.NDArray[np.float16]) -> list[int]:
-    """Of a list by falling similarity the places to show: the nearest.
+def places(similarities: npt.NDArray[np.float16], count: int = NEAREST) -> list[int]:
+    """Of a list by falling similarity the places to show: the `count` nearest.
 
     Where those are all equally near, as texts of one class are, the first of each similarity: else the page would say
     nothing of what a graph of classes makes of other classes, and one in a wrong order would look right.
     """
-    if len(similarities) <= NEAREST or similarities[0] != similarities[NEAREST - 1]:
-        return list(range(min(NEAREST, len(similarities))))
+    if len(similarities) <= count or similarities[0] != similarities[count - 1]:
+        return list(range(min(count, len(similarities))))
     lower = np.flatnonzero(similarities[1:] != similarities[:-1]) + 1
-    return sorted(list(dict.fromkeys([0, *lower.tolist(), *range(NEAREST)]))[:NEAREST])
+    return sorted(list(dict.fromkeys([0, *lower.tolist(), *range(count)]))[:count])
 
 
 class _Pictures:
@@ -171,9 +171,10 @@ class _Pictures:
         """A text's picture, and its nearest by each graph."""
         near = []
         for graph in graphs:
-            at = slice(int(graph.indptr[text]), min(int(graph.indptr[text + 1]), int(graph.indptr[text]) + ABREAST))
-            pairs = zip(graph.neighbours[at].tolist(), graph.similarities[at].tolist(), strict=True)
-            near.append([self.show(*pair) for pair in pairs])
+            span = slice(int(graph.indptr[text]), int(graph.indptr[text + 1]))
+            others, similarities = graph.neighbours[span], graph.similarities[span]
+            shown = places(similarities, ABREAST)
+            near.append([self.show(int(others[place]), float(similarities[place])) for place in shown])
         return self.show(text, None), near
 
 

@@ -150,7 +150,7 @@ def write_comparison(
         "<h2>Neighbours in common</h2>",
         table(["of each text's", "in both graphs %", "by chance %"], shared) if shared else "<p>None to compare.</p>",
         f'<p class="soft">{order} Equally near texts, as those of a graph of classes, are listed in any order, so that '
-        "two such graphs may name few in common.</p>",
+        "two such graphs may name few in common; of lists that begin so the pictures show lower similarities too.</p>",
         "<h2>Targets as spread out</h2>",
         table(head, matches, marked=[f"{PAPER:g}"]),
         f'<p class="soft">Encoders have scales of their own, so the same tau_s is another target: compare two graphs '

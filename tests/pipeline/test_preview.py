@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.graph.build import build_graph
-from pipeline.preview.measure import batch_target, places, preview
+from pipeline.preview.measure import batch_target, compare, places, preview
 from shards.errors import UserError
 from shards.graph import Graph, write_graph
 from shards.manifest import Manifest
@@ -155,6 +155,11 @@ def test_near_classes_are_shown_beside_many_texts_of_one(tmp_path: Path) -> None
     found = set(re.findall(r"<b>([\d.]+)</b> <span[^>]*>(nearest \d+)</span></div><p>(\w)", page))
     assert {("1.00", "nearest 1", "a"), ("0.75", "nearest 7", "b"), ("0.25", "nearest 13", "c")} <= found
     assert "the first of lower similarities follow" in page
+    build_graph(root, kind="class")
+    paired = re.findall(
+        r"<b>([\d.]+)</b> <span[^>]*>(\w+)</span></div><p>(\w)", compare(root, "m", "class").read_text()
+    )
+    assert {("1.00", "m", "a"), ("0.75", "m", "b"), ("0.25", "m", "c"), ("1.00", "class", "a")} <= set(paired)
     assert places(np.array([1, 1, 1, 0.5, 0.25], np.float16)) == [0, 1, 2, 3]
     assert places(np.ones(9, np.float16)) == [0, 1, 2, 3]
 
