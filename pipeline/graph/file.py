@@ -164,5 +164,6 @@ def edge_background(n: int) -> tuple[Matrix, Matrix]:
 def _in_range(path: Path, values: Matrix) -> Matrix:
     strange = values[~(np.abs(values) <= 1 + ROUNDING)]  # or no numbers
     if len(strange):
-        raise UserError(f"{path} has {len(strange)} similarities outside -1..1, such as {strange[0]}: scale them")
+        remedy = "scale them" if np.isfinite(strange).all() else "each is a number"
+        raise UserError(f"{path} has {len(strange)} similarities outside -1..1, such as {strange[0]}: {remedy}")
     return np.clip(values, -1, 1)
