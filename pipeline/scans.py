@@ -23,7 +23,7 @@ from pipeline.sources.datasets import Dataset
 from pipeline.sources.source import Partition, Source
 from shards.atomic import atomic_file
 from shards.bars import bar, say
-from shards.errors import OverBudget, SkipBudget
+from shards.errors import OverBudget, SkipBudget, TornTar, UserError
 from shards.remote import shown
 
 __all__ = ["first_other", "look_again", "scan_all", "scan_path"]
@@ -39,7 +39,8 @@ REMEDIES = {  # where a table leaves out most samples for one reason
 
 
 def scan_all(source: Source, settings: BuildSettings, work: Path, workers: Workers) -> dict[str, int]:
-    """Scan what is not scanned yet; returns reason -> samples left out. Raises OverBudget."""
+    """Scan what is not scanned yet; returns reason -> samples left out. Raises OverBudget, and UserError once all is
+    scanned but for torn tars."""
     _drop_other_scans(source, settings, work)
     todo = [p for p in source.partitions if not scan_path(work, p).exists()]
     if todo:
@@ -47,8 +48,14 @@ def scan_all(source: Source, settings: BuildSettings, work: Path, workers: Worke
     function = partial(_scan_one, source, settings, work)
     with bar(f"scanning {source.dataset.name}", len(source.partitions)) as advance:
         advance(len(source.partitions) - len(todo))
-        for _ in workers.ordered(function, todo):
+        torn = dict[str, str]()
+        for partition, problem in zip(todo, workers.ordered(function, todo), strict=True):
+            torn |= {partition.name: problem} if problem else {}
             advance(1)
+    if torn:
+        first, *others = torn
+        also = f"; torn too: {', '.join(others[:10])}{', ...' if len(others) > 10 else ''} ({len(torn)} in all)"
+        raise UserError(torn[first] + (also if others else ""))
     remedy = "check the source, or raise --max-skipped (max_skipped in a data set file)"
     budget, not_ours = SkipBudget(source.where, most_skipped(source, settings), remedy=remedy), 0
     captions = Counter[str]()
@@ -111,12 +118,16 @@ def _is_loose(source: Source, partition: Partition) -> bool:
     return source.dataset.format in ("table", "coco") or partition.path.is_dir()
 
 
-def _scan_one(source: Source, settings: BuildSettings, work: Path, partition: Partition) -> None:
+def _scan_one(source: Source, settings: BuildSettings, work: Path, partition: Partition) -> str:
+    """What is wrong with a torn tar; nothing where the scan is written."""
     path = scan_path(work.absolute(), partition)  # a stopped build may go on from another folder
     here = replace(partition, path=partition.path.absolute())
     in_place = settings.layout == "in-place"
     spool = path.with_name(f"{path.stem}-{_scanned(source, partition)[:8]}.tar")  # of a file once fetched, no other
-    found = scan(source, here, settings.limits, spool, in_place=in_place)
+    try:
+        found = scan(source, here, settings.limits, spool, in_place=in_place)
+    except TornTar as error:
+        return str(error)
     table = found.table()
     counts = {"rows": table.num_rows, **found.skipped}
     meta = {
@@ -128,6 +139,7 @@ def _scan_one(source: Source, settings: BuildSettings, work: Path, partition: Pa
     meta |= {reason: str(count) for reason, count in counts.items()}
     with atomic_file(path) as file:
         pq.write_table(table.replace_schema_metadata(meta), file, compression="zstd")
+    return ""
 
 
 def _drop_other_scans(source: Source, settings: BuildSettings, work: Path) -> None:

@@ -232,5 +232,5 @@ def _torn(partition: Partition, found: Scan, limits: Limits) -> Iterator[None]:
     except TornTar as error:
         if not limits.use_torn:
             where = f"{shown(partition.url)}: " if partition.url else ""
-            raise UserError(f"{where}{error}. Replace the file, or give --use-torn to take what is whole") from None
+            raise TornTar(f"{where}{error}. Replace the file, or give --use-torn to take what is whole") from None
         found.skipped[TORN] += 1

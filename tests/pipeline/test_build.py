@@ -262,6 +262,13 @@ def test_a_torn_tar_is_refused_and_replaced(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "out", tmp_path / "taken")
     assert (tmp_path / "taken" / ".work" / "scan" / "000000.parquet").exists()
     assert contents(build("flickr8k", source, tmp_path / "taken", limits=Limits(use_torn=True))) == contents(kept)
+    other = source / "00000.tar"
+    other.rename(tmp_path / "kept.tar")
+    other.write_bytes((tmp_path / "kept.tar").read_bytes()[:20_000])
+    with pytest.raises(UserError, match=r"00000\.tar is torn.*--use-torn.*; torn too: 00001\.tar \(2 in all\)$"):
+        build("flickr8k", source, tmp_path / "two")
+    assert (tmp_path / "two" / ".work" / "scan" / "000002.parquet").exists()
+    (tmp_path / "kept.tar").rename(other)
     torn.write_bytes(whole)
     assert len(by_key(build("flickr8k", source, tmp_path / "out"))) == 18
     fresh = build("flickr8k", source, tmp_path / "fresh")
