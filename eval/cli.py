@@ -41,7 +41,12 @@ Checkpoint = Annotated[
     ),
 ]
 Untrained = Annotated[bool, typer.Option("--untrained", help="The initial weights of that run, or of a model by name.")]
-Out = Annotated[Path | None, typer.Option(help="JSON file of the result. Default: RUN/eval/NAME.json.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="JSON file of the result. Default: RUN/eval/NAME.json; without a run, runs/eval/MODEL/NAME.json."
+    ),
+]
 Partial = Annotated[
     bool, typer.Option("--partial", help="Score an incomplete copy of a benchmark; the result is marked so.")
 ]
@@ -74,7 +79,8 @@ def linear_probe(
         ),
     ] = None,
     weight_decays: Annotated[
-        str | None, typer.Option(help="Candidates, separated by commas. Default: 0.001,0.01,0.1.")
+        str | None,
+        typer.Option(help="Candidates, separated by commas. Default: 0.001,0.01,0.1; of lbfgs eight, 1e-5 to 1."),
     ] = None,
     kinds: Annotated[
         str | None,
@@ -89,7 +95,7 @@ def linear_probe(
         int | None, typer.Option(help="Passes over the training features. Default: 40, and at least 500 steps.")
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Images of a step. Default: 512, and at most an eighth.")
+        int | None, typer.Option(help="Images of a step, at most an eighth of all. Default: 512.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Held-out part and order of the training features.")] = 0,
 ) -> None:
@@ -240,8 +246,9 @@ def similarity(
     xclr-eval similarity --data data/mine-test       and on pictures new to it
     xclr-eval similarity --checkpoint runs/A --checkpoint runs/B --untrained
 
-    Test shards go by the graph of the training shards beside them that a model was trained with, if it has most of
-    their texts, or if they have none of their own.
+    Test shards go by the graph of the training shards beside them that a
+    model was trained with, if it has most of their texts, or if they have
+    none of their own.
     """
     from eval.features import features_root
     from eval.models.model import tell_of_other_data

@@ -120,8 +120,9 @@ def build(
     xclr-shards build mine.toml --source DIR       data of your own
     xclr-shards build mine.toml --source DIR --held-out   its held_out = 0.1
 
-    Unusable samples (no image, no caption, cut files) are counted and skipped. A stopped build goes on with the same
-    command; a finished one returns at once. --dry-run first says what it will cost.
+    Unusable samples (no image, no caption, cut files) are counted and skipped.
+    A stopped build goes on with the same command; a finished one returns at
+    once. --dry-run says beforehand what it will cost.
     """
     from pipeline.build import build_shards, is_built
     from pipeline.built import say_built, say_left_out

@@ -97,13 +97,15 @@ def command(
         float | None,
         typer.Option(help="Room for tars of shards that are read by URL. 0, the default: most of the free disk."),
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Loader processes a rank; -1: one a core.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Loader processes a rank; -1: one a core, shared between the ranks.")
+    ] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
     log_every: Annotated[int | None, typer.Option(help="Steps between lines of metrics.")] = None,
     track: Annotated[
         str | None, typer.Option(help="Send the metrics to wandb or mlflow as well, where that is installed.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     ranks: Annotated[
         int | None,
         typer.Option(help="Processes of this machine that share each batch; 0: one for each GPU."),
