@@ -36,9 +36,8 @@ Checkpoint = Annotated[
     list[str] | None,
     typer.Option(
         help="A run folder or checkpoint file, an exported folder, a folder in transformers' format, timm:NAME, "
-        "torchvision:NAME or FILE.py:FUNCTION, which gives a network (FILE.py:FUNCTION@RUN: with a run's weights); several "
-        "are scored one after the other. "
-        "Default: the newest run below runs/."
+        "torchvision:NAME or FILE.py:FUNCTION, which gives a network (FILE.py:FUNCTION@RUN: with a run's weights); "
+        "several are scored one after the other. Default: the newest run below runs/."
     ),
 ]
 Untrained = Annotated[bool, typer.Option("--untrained", help="The initial weights of that run, or of a model by name.")]
