@@ -160,10 +160,10 @@ def _settings(results: dict[str, Any]) -> str:
 
 
 def _comparisons(results: dict[str, Any]) -> str:
-    tables, count = [], 0
+    tables, count = list[str](), 0
     for method in results["methods"]:
         lines = [(name, [*map(_comparison, cells)]) for name, cells in comparison_lines(results, method)]
-        tables.append(grid(_title(method), compared_columns(results), lines))
+        tables += [grid(_title(method), compared_columns(results), lines)] if lines else []
         count = max(count, len(lines))
     if not count and not results["uncompared"]:
         return ""

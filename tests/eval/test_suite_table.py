@@ -374,6 +374,9 @@ def test_too_many_columns_for_a_page_are_lines(tmp_path: Path, monkeypatch: pyte
     assert [line.split(" & ")[0] for line in lines if line[:2] == "{}"][1 : len(names) + 1] == [
         f"{{}}{n}" for n in names
     ]
+    alone = page_of({**found, "rows": found["rows"][:1], "comparisons": []}, tmp_path)
+    assert [len(cells) for cells in cells_of(alone)] == [1] * len(names)
+    assert "Row against row" not in alone
 
 
 def cells_of(page: str) -> list[list[str]]:
