@@ -45,7 +45,7 @@ CONNECT, STALLED = 20, 60  # seconds without an answer, without a byte
 SOURCE = "give SOURCE= (--source) a local folder of the data"
 PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 LOGIN = re.compile(r"//[^/\s]*@")
-PASSWORD = re.compile(r"//[^/\s:@]*:[^/\s]*@")  # a name alone is part of the address: abfs://CONTAINER@ACCOUNT...
+PASSWORD = re.compile(r"//[^/\s:]*:[^/\s]*@")  # a name alone is part of the address: abfs://CONTAINER@ACCOUNT...
 QUERY = re.compile(r"(https?://[^\s?]*)\?.*")
 # Never the connection's fault. Network libraries raise whatever they like, many of it plain Exception.
 FATAL = (ImportError, MemoryError, TypeError, AttributeError, NameError, AssertionError)

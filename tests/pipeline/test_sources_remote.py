@@ -128,6 +128,8 @@ def test_a_single_tar_keeps_its_secrets(tmp_path: Path, served: str) -> None:
 
 def test_secrets_stay_out_of_what_libraries_say(tmp_path: Path, handler: type[Files], served: str) -> None:
     assert remote.shown("ftp://user:secret@host/a.tar") == "ftp://host/a.tar"
+    assert remote.shown("ftp://me@mail.net:secret@host/a.tar") == "ftp://host/a.tar"
+    assert remote.shown("abfs://box@account.net:443/a@b") == "abfs://box@account.net:443/a@b"
     assert remote.shown("abfs://box@account.net/a") == "abfs://box@account.net/a"  # a container
     assert remote.shown("s3://bucket/a@b/c?d.tar") == "s3://bucket/a@b/c?d.tar"
     url = f"{served}/00000.tar?sig=a%2Fb%7Esecret"
