@@ -116,9 +116,8 @@ def _tars(dataset: Dataset, path: Path) -> Source:
 
 def _tell_lost(tars: Sequence[Path]) -> None:
     """img2dataset writes NUMBER.parquet beside each tar: one that stands alone is of a tar that was lost on the way."""
-    there = {tar.with_suffix("") for tar in tars}
     beside = (file for folder in {tar.parent for tar in tars} for file in folder.glob("*.parquet"))
-    lone = sorted(file for file in beside if file.stem.isdecimal() and file.with_suffix("") not in there)
+    lone = sorted(file for file in beside if file.stem.isdecimal() and not file.with_suffix(".tar").exists())
     if lone:
         say(
             f"warning: {lone[0]} is there without its tar ({len(lone)} such): if it was lost on the way, fetch it "
