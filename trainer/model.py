@@ -40,6 +40,8 @@ __all__ = [
 
 
 TIMM = "timm"  # as a place to start from: timm's weights of the backbone
+# The hub's lines of a try that failed; others say that no token is given, say, and nothing is wrong.
+FAILED_TRY = ("thrown while requesting", "Error while downloading")
 
 
 class Encoder(nn.Module):
@@ -145,7 +147,7 @@ def build_backbone(name: str, image_size: int, *, pretrained: bool = False) -> n
 
 @contextmanager
 def patient_hub(what: str) -> Iterator[None]:
-    """One line of ours, at the hub's first, for its own: two of each of a dozen tries, within a minute."""
+    """One line of ours, at the first try that fails, for the hub's: two of each of a dozen tries, within a minute."""
     logger, ours = logging.getLogger("huggingface_hub"), _Waiting(what)
     theirs, logger.handlers = logger.handlers, [ours]
     try:
@@ -160,10 +162,10 @@ class _Waiting(logging.Handler):
         self.what: str | None = what
 
     def emit(self, record: logging.LogRecord) -> None:
-        if self.what:
-            why = record.getMessage().partition("\n")[0]
-            say(f"the hub does not give {self.what} yet; trying for a minute ({why})")
-        self.what = None
+        said = record.getMessage()
+        if self.what and any(words in said for words in FAILED_TRY):
+            say(f"the hub does not give {self.what} yet; trying for a minute ({said.splitlines()[0]})")
+            self.what = None
 
 
 def _own(name: str, image_size: int) -> nn.Module:

@@ -310,8 +310,10 @@ def test_a_hub_out_of_reach_is_told_once(monkeypatch: pytest.MonkeyPatch, capsys
     handlers = [*getLogger("huggingface_hub").handlers]
 
     def unreachable(*_: object, **options: object) -> None:
+        getLogger("huggingface_hub.utils._http").warning("You are sending unauthenticated requests to the HF Hub.")
         for _ in range(3):  # its lines for each of its tries
-            getLogger("huggingface_hub.utils._http").warning("no %s\nRetrying", "name")
+            getLogger("huggingface_hub.utils._http").warning("'no %s' thrown while requesting HEAD\nor so", "name")
+            getLogger("huggingface_hub.utils._http").warning("Retrying in 1s")
         raise FileNotFoundError("the hub cannot be reached")
 
     monkeypatch.setattr("timm.create_model", unreachable)
@@ -320,7 +322,7 @@ def test_a_hub_out_of_reach_is_told_once(monkeypatch: pytest.MonkeyPatch, capsys
     with pytest.raises(UserError, match=r"weights of resnet10t cannot be had .the hub cannot be reached.: check"):
         open_model("timm:resnet10t")
     told = [line.partition(" yet; ")[::2] for line in capsys.readouterr().err.splitlines()]
-    waiting = "trying for a minute (no name)"
+    waiting = "trying for a minute ('no name' thrown while requesting HEAD)"
     assert told == [
         (f"the hub does not give timm's weights of {name}", waiting) for name in ("test_resnet", "resnet10t")
     ]
