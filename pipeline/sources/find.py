@@ -179,7 +179,8 @@ def _folders(dataset: Dataset, path: Path) -> Source:
 def _check_height(only: Path) -> None:
     """Raises UserError for a sole class whose images lie deeper: all that follows would be of one class."""
     below = sorted(entry.name for entry in only.iterdir() if entry.is_dir() and entry.name[0] != ".")
-    if below and not any(is_image(entry.name) for entry in only.iterdir()):
+    several = len(below) > 1 or set(below) <= SPLITS  # CLASS/images/ is a class of its own
+    if below and several and not any(is_image(entry.name) for entry in only.iterdir()):
         raise UserError(
             f"{only.parent} holds one folder, {only.name}, whose images lie in folders of their own "
             f"({', '.join(below[:3])}{', ...' if len(below) > 3 else ''}): if these are the classes, or train and val, "

@@ -25,6 +25,7 @@ from tests.pipeline.sources import img2dataset, write_tar
         ("tiny-imagenet-100", lambda path: path.mkdir(), "holds no class folders"),
         ("tiny-imagenet-100", lambda path: (path / "train" / "a").mkdir(parents=True), "holds no usable sample"),
         ("tiny-imagenet-100", lambda path: (path / "a" / "train").mkdir(parents=True), r"\(train\).* give .*/in/a$"),
+        ("tiny-imagenet-100", lambda path: (path / "a" / "images").mkdir(parents=True), "holds no usable sample"),
         ("flickr8k", lambda path: write_tar(path / "0.tar", []), "holds no usable sample"),
         ("flickr8k", lambda path: None, "there is no .*in: give the folder"),
     ],
