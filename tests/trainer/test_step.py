@@ -22,14 +22,17 @@ from shards.reader import Shards
 from tests.make import make_shards
 from tests.trainer.small import ALONE, recipe
 from trainer import setup
+from trainer.block import SimilarityBlock
 from trainer.cli import _bench, _objective_line
 from trainer.clip import clip_loss
-from trainer.data import Batch, make_loader, to_views
+from trainer.data import Batch, batches_of, make_loader, to_views
+from trainer.loss import contrastive_loss
 from trainer.model import build_encoder
 from trainer.monitor import Monitor, _rankme
 from trainer.optim import make_optimiser
 from trainer.recipe import ModelConfig, OptimiserConfig, Recipe, TextConfig
 from trainer.step import Outcome, Stepper, synchronised
+from trainer.table import TextTable
 from trainer.text import BEGIN, END, FIRST_WORD, PAD, Captions, TextTower, vocabulary
 
 
@@ -50,6 +53,28 @@ def steps(chosen: Recipe, count: int = 3) -> Stepper:
     for step, batch in enumerate(loader):
         stepper.step(batch, step, 20)
     return stepper
+
+
+def first_batch(chosen: Recipe) -> Batch:
+    shards = Shards.open(Path(chosen.data.shards))
+    loader = make_loader(shards, setup.make_plan(chosen, shards), chosen.augment, ALONE, start=0, stop=1, workers=0)
+    return next(batches_of(loader))
+
+
+def test_a_step_is_of_the_recipes_temperatures_rate_and_precision(shards: Path) -> None:
+    """Half of the ten steps of an epoch are warm-up."""
+    rate = {"optimiser__lr": 0.32, "optimiser__lr_scaling": "linear", "optimiser__name": "sgd"}
+    chosen = recipe(shards, objective__tau=0.3, objective__tau_s=0.2, **rate)
+    stepper, batch = steps(chosen, count=0), first_batch(chosen)
+    outcome = stepper.step(batch, 0, 20)
+    table = TextTable.from_graph(Shards.open(shards).graph(), ALONE.device)
+    block = SimilarityBlock.of_texts(batch.texts, table, tau_s=0.2, world=ALONE)
+    expected = contrastive_loss(outcome.z, block, tau=0.3, implementation="dense")
+    assert float(outcome.loss) == pytest.approx(float(expected), rel=1e-6)
+    assert [group["lr"] for group in stepper.optimiser.param_groups] == pytest.approx([0.32 * 8 / 256 / 5] * 2)
+    assert outcome.z.dtype == torch.float32
+    narrow = recipe(shards, precision="bfloat16", augment__image_size=32)
+    assert steps(narrow, count=0).step(first_batch(narrow), 0, 20).z.dtype == torch.bfloat16
 
 
 def test_siblings_are_no_sign_of_a_collapse() -> None:
