@@ -261,6 +261,34 @@ def test_dropout_is_another_in_each_step_piece_rank_and_run() -> None:
     assert len(masks) == len(places)
 
 
+class Drawing(torch.nn.Module):
+    """Notes a random number at each pass, as dropout draws some."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn: list[float] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.drawn.append(float(torch.rand(())))
+        return x
+
+
+def test_what_a_step_draws_is_its_own_and_the_same_when_gone_on_with(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And both passes of a piece drop the same units."""
+    append(monkeypatch, Drawing)
+    whole = steps(recipe(shards)).encoder.projector[-1].drawn  # type: ignore[index, union-attr]
+    assert len(set(whole)) == len(whole) == 3
+    later = steps(recipe(shards), count=0)
+    torch.manual_seed(99)
+    later.step(first_batch(recipe(shards)), 2, 20)
+    assert later.encoder.projector[-1].drawn == whole[2:]  # type: ignore[index, union-attr]
+    pieces = np.reshape(steps(recipe(shards, data__chunk=4)).encoder.projector[-1].drawn, (3, 2, 2))  # type: ignore[index, union-attr]
+    assert (pieces[:, 0] == pieces[:, 1]).all()
+    assert len(np.unique(pieces)) == 6
+
+
 def test_a_piece_must_divide_the_share_of_a_rank(shards: Path) -> None:
     with pytest.raises(UserError, match=r"data\.chunk 3 does not divide the 8 samples"):
         steps(recipe(shards, data__chunk=3))
