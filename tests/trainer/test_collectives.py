@@ -13,6 +13,7 @@ from tests.trainer.ranks import Ranks
 from tests.trainer.reference import ALONE, Samples, build, random_graph, random_samples, targets, value_and_gradient
 from trainer import loss as loss_module
 from trainer.block import Objective
+from trainer.clip import clip_loss
 from trainer.collectives import gather, gather_with_gradient
 from trainer.loss import Implementation, contrastive_loss
 from trainer.table import Tail
@@ -107,3 +108,25 @@ def test_loss_and_gradient_of_ranks_are_those_of_the_whole_batch(
         error = 1e-6 if how == "fused" else 1e-7  # in float32
         assert np.mean([share for share, _ in shares]) == pytest.approx(value, abs=error)
         np.testing.assert_allclose(np.concatenate([g for _, g in shares], 1), gradient.numpy(), atol=error)
+
+
+def share_of_clip(world: World) -> Any:
+    """Loss, and gradients of this rank's views [2, b, dim] and captions [b, dim], averaged."""
+    generator = torch.Generator().manual_seed(0)
+    z, text = torch.randn(2, 12, 6, generator=generator), 7 * torch.randn(12, 6, generator=generator)
+    mine = slice(world.rank * 12 // world.size, (world.rank + 1) * 12 // world.size)
+    z, text = (x.clone().requires_grad_() for x in (z[:, mine], text[mine]))
+    value = clip_loss(z.flatten(0, 1), text, world)
+    value.backward()  # type: ignore[no-untyped-call]
+    assert z.grad is not None
+    assert text.grad is not None
+    return float(value.detach()), (z.grad / world.size).numpy(), (text.grad / world.size).numpy()
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_clips_loss_and_gradient_of_ranks_are_those_of_the_whole_batch(ranks: Ranks, size: int) -> None:
+    value, views, captions = share_of_clip(ALONE)
+    shares = ranks(size, share_of_clip)
+    assert np.mean([share for share, _, _ in shares]) == pytest.approx(value, abs=1e-5)
+    np.testing.assert_allclose(np.concatenate([z for _, z, _ in shares], 1), views, atol=1e-6)
+    np.testing.assert_allclose(np.concatenate([text for _, _, text in shares]), captions, atol=1e-6)

@@ -417,6 +417,27 @@ def test_momentum_is_the_recipes(name: Any) -> None:
     assert np.diff(places) == pytest.approx([-1, -1.25], abs=1e-5)
 
 
+def test_a_step_of_clip_ends_within_its_bound_and_gives_captions_their_turn(shards: Path) -> None:
+    """One an epoch, which has ten steps."""
+    chosen = recipe(shards, objective__name="clip")
+    stepper, asked = steps(chosen, count=0), []
+    assert stepper.captions is not None
+    assert stepper.encoder.text is not None
+    tokens = stepper.captions.tokens
+
+    def noted(texts: torch.Tensor, samples: torch.Tensor, epoch: int) -> torch.Tensor:
+        asked.append(epoch)
+        return tokens(texts, samples, epoch)
+
+    stepper.captions = SimpleNamespace(tokens=noted)  # type: ignore[assignment]
+    with torch.no_grad():
+        stepper.encoder.text.log_scale.fill_(9.0)
+    for step in (0, 9, 10, 19):
+        stepper.step(first_batch(chosen), step, 20)
+        assert float(stepper.encoder.text.log_scale.detach().exp()) <= 100.001
+    assert asked == [0, 0, 1, 1]
+
+
 def test_clips_temperature_comes_back_from_its_bound() -> None:
     tower = TextTower(TextConfig(width=32, layers=1, heads=2), 4, 8, 0.001)
     assert float(tower.log_scale.detach().exp()) == pytest.approx(100)
@@ -445,17 +466,24 @@ def test_encoders_are_channels_last(shards: Path) -> None:
     assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
 
 
-def test_clip_loss_is_its_definition() -> None:
+def test_clip_loss_and_its_gradient_are_by_definition() -> None:
     generator = torch.Generator().manual_seed(0)
-    z, text = torch.randn(10, 4, generator=generator), 7 * torch.randn(5, 4, generator=generator)
-    total = 0.0
-    for view in (z[:5].double(), z[5:].double()):
+    given = torch.randn(10, 4, generator=generator), 7 * torch.randn(5, 4, generator=generator)
+    z, text = (x.double().requires_grad_() for x in given)
+    total = torch.zeros((), dtype=torch.float64)
+    for view in (z[:5], z[5:]):
         for i in range(5):
-            logits = [float(functional.normalize(view[i], dim=0) @ text[j].double()) for j in range(5)]
-            back = [float(functional.normalize(view[j], dim=0) @ text[i].double()) for j in range(5)]
+            logits = [functional.normalize(view[i], dim=0) @ text[j] for j in range(5)]
+            back = [functional.normalize(view[j], dim=0) @ text[i] for j in range(5)]
             for row in (logits, back):
-                total -= float(torch.tensor(row).log_softmax(0)[i]) / (4 * 5)
-    assert float(clip_loss(z, text, ALONE)) == pytest.approx(total, abs=1e-5)
+                total = total - torch.stack(row).log_softmax(0)[i] / (4 * 5)
+    total.backward()  # type: ignore[no-untyped-call]
+    ours = [x.clone().requires_grad_() for x in given]
+    found = clip_loss(*ours, ALONE)
+    found.backward()  # type: ignore[no-untyped-call]
+    assert found.item() == pytest.approx(total.item(), abs=1e-5)
+    for x, expected in zip(ours, (z, text), strict=True):
+        torch.testing.assert_close(x.grad, expected.grad.float(), atol=1e-6, rtol=1e-5)  # type: ignore[union-attr]
 
 
 def test_the_text_tower_learns_its_temperature_and_reads_to_the_end() -> None:
@@ -482,5 +510,7 @@ def test_captions_become_words_and_unknown_words_bytes() -> None:
     first, second = (captions.tokens(torch.tensor([0]), torch.tensor([4]), epoch) for epoch in (0, 1))
     assert first[0].tolist() == captions.encode("a red star")
     assert second[0].tolist() == captions.encode("a star, red")
+    other = captions.tokens(torch.tensor([0]), torch.tensor([5]), 0)  # another sample of the text
+    assert other[0].tolist() == second[0].tolist()
     both = captions.tokens(torch.tensor([0, 1]), torch.tensor([0, 0]), 0)
     assert (both[0] == PAD).sum() == len(captions.encode("a Blue star")) - len(captions.encode("a red star"))
