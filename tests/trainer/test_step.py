@@ -144,6 +144,16 @@ def test_the_online_knn_is_the_vote_and_the_captions_of_the_nearest(tmp_path: Pa
         assert found["knn_similarity"] == pytest.approx(near - random, abs=1e-6)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_watching_leaves_the_encoder_as_it_was(shards: Path, training: bool) -> None:
+    """In its mode, and with its running statistics."""
+    encoder = build_encoder(ModelConfig(backbone="test_resnet"), 32, 0).train(training)
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    Monitor(Shards.open(shards), None, 32, 0).measure(encoder, torch.device("cpu"))
+    assert {module.training for module in encoder.modules()} == {training}
+    assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
+
+
 def test_of_large_images_the_monitor_looks_at_fewer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shards = Shards.open(make_shards(tmp_path / "made", (40,), classes=5))
     monkeypatch.setattr("trainer.monitor.BYTES", 7 * 3 * 32**2)
