@@ -31,6 +31,7 @@ from trainer.cli import app
 from trainer.dryrun import estimate
 from trainer.loop import Stopped, train
 from trainer.model import Encoder, _backbone_state
+from trainer.monitor import Monitor
 from trainer.run_folder import contents_id
 from trainer.step import Stepper
 
@@ -207,6 +208,21 @@ def test_features_that_are_not_finite_cost_the_online_knn_alone(
     assert not (tmp_path / "run" / "checkpoints" / "best.pt").exists()
 
 
+def test_a_run_that_goes_on_keeps_its_best_encoder(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worse one of later does not take its place."""
+    figures = iter((0.9, 0.1))
+    monkeypatch.setattr(Monitor, "measure", lambda *_: {"knn": next(figures)})
+    with monkeypatch.context() as patch:
+        stop_at(patch, 12)
+        with pytest.raises(Stopped):
+            train(recipe(shards), tmp_path / "run", ALONE)
+    train(recipe(shards), tmp_path / "run", ALONE, resume=True)
+    assert not list(figures)
+    assert read_checkpoint(tmp_path / "run" / "checkpoints" / "best.pt")["step"] == 10
+
+
 def test_a_torn_checkpoint_does_not_stay_the_newest(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -286,6 +302,16 @@ def test_settings_that_change_nothing_are_no_other_recipe(shards: Path, tmp_path
     assert train(now, tmp_path / "run", ALONE, resume=True).already_done
     with pytest.raises(UserError, match=r"another recipe \(objective.tau: 0.1, not 0.2\)"):
         train(recipe(shards, objective__name=objective, objective__tau=0.2, epochs=1), tmp_path / "run", ALONE)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"), [({"tau_s": 0.2}, "tau_s: 0.1, not 0.2"), ({"tail": "none"}, "tail: 'code', not 'none'")]
+)
+def test_a_run_keeps_its_target(shards: Path, tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    train(recipe(shards, epochs=1), tmp_path / "run", ALONE)
+    other = recipe(shards, epochs=1, **{f"objective__{name}": value for name, value in change.items()})
+    with pytest.raises(UserError, match=rf"another recipe \(objective\.{said}\)"):
+        train(other, tmp_path / "run", ALONE, resume=True)
 
 
 def test_a_dry_run_of_a_begun_run_keeps_its_graph(shards: Path, tmp_path: Path) -> None:
