@@ -26,6 +26,7 @@ from tests.trainer.small import ALONE, SIZES, command, lines_of, losses, recipe,
 from trainer.checkpoint import checkpoints, find_checkpoint, load_backbone, read_checkpoint
 from trainer.cli import main
 from trainer.loop import Stopped, train
+from trainer.model import build_encoder
 from trainer.run_folder import alone, set_status, status_of
 from trainer.step import Stepper
 from trainer.world import LoaderGone
@@ -93,6 +94,18 @@ def test_backbone_of_a_checkpoint(shards: Path, tmp_path: Path) -> None:
     assert (info.objective, info.step, before.objective, before.step) == ("xclr", 10, "untrained", 0)
     again, _ = load_backbone(path, untrained=True)
     assert torch.equal(fresh(images), again(images))
+
+
+def test_a_backbone_is_fed_as_its_run_says(shards: Path, tmp_path: Path) -> None:
+    """And untrained it has the weights that very run began with."""
+    ways: dict[str, Any] = {"eval_crop": 0.95, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    chosen = recipe(shards, epochs=1, seed=3, **{f"model__{key}": value for key, value in ways.items()})
+    train(chosen, tmp_path / "run", ALONE)
+    path = checkpoints(tmp_path / "run")[-1]
+    _, info = load_backbone(path)
+    assert (info.image_size, info.crop_pct, [*info.mean], [*info.std]) == (16, *ways.values())
+    first, began = load_backbone(path, untrained=True)[0].state_dict(), build_encoder(chosen.model, 16, 3).backbone
+    assert all(torch.equal(first[name], value) for name, value in began.state_dict().items())
 
 
 def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_again(
