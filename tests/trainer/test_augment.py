@@ -178,6 +178,13 @@ def test_every_kind_of_image_becomes_rgb(mode: str) -> None:
     assert decode(buffer.getvalue()).shape == (10, 20, 3)
 
 
+def test_a_picture_is_not_turned_by_what_its_camera_says() -> None:
+    turned, buffer = Image.Exif(), BytesIO()
+    turned[0x0112] = 6  # orientation
+    Image.new("RGB", (20, 10)).save(buffer, "JPEG", exif=turned)
+    assert decode(buffer.getvalue()).shape == (10, 20, 3)
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_alpha_of_a_tiff_is_dropped_too(mode: str) -> None:
     """OpenCV would multiply the colours by it."""

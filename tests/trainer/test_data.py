@@ -15,7 +15,7 @@ from shards.reader import Shards
 from tests.make import make_shards
 from tests.trainer.ranks import Ranks
 from trainer import data
-from trainer.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig
+from trainer.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, decode, sample_rng, two_views
 from trainer.data import Batch, batches_of, make_loader, to_views
 from trainer.plan import BatchPlan
 from trainer.world import World
@@ -73,6 +73,14 @@ def test_a_worker_s_own_error_stays_its_own() -> None:
     with pytest.raises(ConnectionError, match="Caught"):
         next(batches_of(handed()))
     assert list(batches_of([])) == []
+
+
+def test_views_are_drawn_by_seed_epoch_and_sample(tmp_path: Path) -> None:
+    shards, config = Shards.open(make_shards(tmp_path)), AugmentConfig(image_size=16)
+    for step, batch in enumerate(batches(tmp_path, 0)):  # an epoch has four steps
+        for views, sample in zip(batch.views, batch.samples.tolist(), strict=True):
+            expected = two_views(decode(shards.image(sample)), config, sample_rng(5, step // 4, sample))
+            assert torch.equal(views, torch.from_numpy(expected))
 
 
 def test_ranks_and_resuming_give_the_same_views(tmp_path: Path) -> None:
