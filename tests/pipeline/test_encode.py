@@ -176,6 +176,12 @@ def test_a_stop_costs_one_chunk(
     monkeypatch.setattr(pipeline.encode.embed, "load_encoder", other.load)
     encode_texts(texts[1:], source, tmp_path / "stopped")
     assert set(other.seen) == {c for text in texts[1:] for c in text.split("\n")}
+    first = replace(source, sha256="1")
+    for another in (first, replace(first, config_sha256="1")):  # nor of another encoder
+        again = Counting()
+        monkeypatch.setattr(pipeline.encode.embed, "load_encoder", again.load)
+        encode_texts(texts[1:], another, tmp_path / "stopped")
+        assert set(again.seen) == set(other.seen)
 
 
 def test_half_precision_is_within_its_bound(

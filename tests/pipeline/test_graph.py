@@ -157,11 +157,16 @@ def test_another_encoder_fewer_dimensions(tmp_path: Path) -> None:
     basis = np.load(folder / "basis.npy")
     assert basis.shape == (384, 16)
     np.testing.assert_allclose(basis.T @ basis, np.eye(16), atol=1e-5)
+    assert (np.take_along_axis(basis, np.abs(basis).argmax(axis=0)[None], axis=0) > 0).all()  # the sign is fixed
     rows = graph.codes * graph.code_scale[:, None]
     listed = np.repeat(np.arange(len(graph)), np.diff(graph.indptr))
     coded = (rows[listed] * rows[graph.neighbours]).sum(axis=1)
     assert np.abs(coded - graph.similarities).max() < 0.1  # 36 texts of three varying words: 16 dimensions hold most
     assert np.corrcoef(coded, graph.similarities)[0, 1] > 0.9
+    settings = tmp_path / "My Encoder" / "config.json"
+    settings.write_text(settings.read_text() + "\n")
+    with pytest.raises(UserError, match="my-encoder-k4 was made with encoder_config_sha256"):
+        build_graph(root, encoder=str(tmp_path / "My Encoder"), k=4, code_dim=16)
 
 
 def test_class_graph_is_one_within_a_class(tmp_path: Path) -> None:
@@ -182,6 +187,15 @@ def test_class_graph_is_one_within_a_class(tmp_path: Path) -> None:
     np.testing.assert_allclose(graph.background_std, others.std(axis=1), rtol=1e-6)
     assert graph.meta["fidelity"]["code"]["kl"] == 0
     assert graph.meta["audit"]["recall"] == 1
+
+
+def test_a_graph_of_former_labels_is_not_taken_for_that_of_the_new_ones(tmp_path: Path) -> None:
+    """Of the same texts."""
+    root = text_shards(tmp_path, list("abcd"), [0, 0, 1, 1], ["x", "y"])
+    build_graph(root, kind="class")
+    text_shards(root, list("abcd"), [0, 1, 0, 1], ["x", "y"])
+    with pytest.raises(UserError, match="was made with texts_sha256"):
+        build_graph(root, kind="class")
 
 
 def test_graphs_of_too_many_classes_are_refused_before_their_matrix_is_made(

@@ -173,6 +173,15 @@ def test_matrix_of_classes_or_of_texts(tmp_path: Path, capsys: pytest.CaptureFix
     assert sorted(Shards.open(root).graph_names()) == ["by-class", "texts"]
 
 
+def test_a_file_that_was_edited_is_another_graph(tmp_path: Path) -> None:
+    root, path = text_shards(tmp_path / "s", ["a", "b"]), tmp_path / "m.npy"
+    np.save(path, np.array([[1, 0.5], [0.5, 1]]))
+    assert build_graph(root, kind="file", source=path) == build_graph(root, kind="file", source=path)
+    np.save(path, np.array([[1, 0.25], [0.25, 1]]))
+    with pytest.raises(UserError, match="m was made with source_sha256"):
+        build_graph(root, kind="file", source=path)
+
+
 @pytest.mark.parametrize("labels", [[0, 1, 2, 2], [0, 1, 2, 3]])
 def test_distances_in_place_of_similarities_are_told(
     labels: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
