@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.parquet as pq
 import pytest
 from sentence_transformers import SentenceTransformer
 
@@ -187,6 +188,18 @@ def test_class_graph_is_one_within_a_class(tmp_path: Path) -> None:
     np.testing.assert_allclose(graph.background_std, others.std(axis=1), rtol=1e-6)
     assert graph.meta["fidelity"]["code"]["kl"] == 0
     assert graph.meta["audit"]["recall"] == 1
+
+
+def test_of_equally_frequent_classes_a_text_has_the_smaller(tmp_path: Path) -> None:
+    root = text_shards(tmp_path, ["a", "b"], [2, 1, 0], ["x", "y", "z"], samples=[0, 0, 1])
+    assert classes.text_classes(Shards.open(root)).tolist() == [1, 0]
+
+
+def test_a_text_lies_with_the_shard_in_which_it_comes_first(tmp_path: Path) -> None:
+    root = text_shards(tmp_path, list("abc"), [0, 1, 0, 1], ["x", "y"], samples=[0, 1, 2, 0])
+    folder = build_graph(root, kind="random")
+    names = [shard.name for shard in Shards.open(root).manifest.shards]
+    assert [pq.read_table(folder / f"{name}.parquet")["text_id"].to_pylist() for name in names] == [[0, 1], [2]]
 
 
 def test_a_graph_of_former_labels_is_not_taken_for_that_of_the_new_ones(tmp_path: Path) -> None:

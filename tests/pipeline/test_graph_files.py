@@ -16,7 +16,7 @@ import pipeline.graph.file
 from pipeline.build import build_shards
 from pipeline.graph.build import build_graph
 from pipeline.graph.estimate import lines
-from pipeline.graph.wordnet import find_wordnet, read_nouns, synset_of, wu_palmer
+from pipeline.graph.wordnet import Nouns, find_wordnet, read_nouns, synset_of, wu_palmer
 from pipeline.settings import BuildSettings
 from pipeline.sources.datasets import load_dataset
 from pipeline.sources.find import open_source
@@ -84,6 +84,14 @@ def test_wu_palmer_by_hand(wordnet: Path) -> None:
         [1, dog_cat, dog_crane, dog_animal, 1],
     ]
     np.testing.assert_allclose(matrix, expected, rtol=1e-6)
+
+
+def test_depth_is_that_of_the_longest_way_up() -> None:
+    """As NLTK has it: to 4 ways of three and of four lead, and its lemma comes before that of 3, which is as deep."""
+    up = {1: (), 2: (1,), 3: (2,), 4: (2, 3), 5: (4,), 6: (4,)}
+    lemmas = {synset: ("a" if synset == 4 else f"b{synset}",) for synset in up}
+    nouns = Nouns(hypernyms=up, lemmas=lemmas, instances=frozenset(), senses={})
+    assert wu_palmer([5, 6], nouns)[0, 1] == pytest.approx(2 * 4 / (2 * 4 + 1 + 1))
 
 
 def test_class_names_to_synsets(wordnet: Path) -> None:
