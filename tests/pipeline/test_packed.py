@@ -87,6 +87,15 @@ def test_clusters_become_groups() -> None:
     assert not np.array_equal(sequence, neighbour_groups(*lists, ones, 16, 1))
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_of_what_a_text_lists_the_nearest_comes_first(seed: int) -> None:
+    """0 is near 3, 1 near 2, and 0 and 1 are further apart."""
+    indptr, neighbours = np.array([0, 2, 4, 5, 6]), np.array([3, 1, 2, 0, 1, 0])
+    similarities = np.array([0.9, 0.3, 0.9, 0.3, 0.9, 0.9], np.float16)
+    sequence = neighbour_groups(indptr, neighbours, similarities, np.ones(4, np.int64), 2, seed)
+    assert sorted(map(sorted, sequence.reshape(2, 2).tolist())) == [[0, 3], [1, 2]]
+
+
 def test_copies_of_a_text_go_to_different_groups() -> None:
     lists = planted(6, 10, np.random.default_rng(0))
     assert repeats(neighbour_groups(*lists, np.full(60, 20), 10, 0), 10) < 0.02 * 1200
