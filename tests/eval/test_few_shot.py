@@ -33,6 +33,8 @@ def test_every_class_keeps_its_share() -> None:
     assert np.bincount(made.tasks[0].labels[made.tasks[0].labels >= 0]).tolist() == [20, 9, 1]  # half of one: one
     assert (made.tasks[0].labels[295:] == LEFT_OUT).all()
     assert made.notes["few_shot"]["class"]["images"] == 30
+    three = few_shot(bench(list(range(300))), 3).tasks[0].labels
+    assert np.bincount(three[three >= 0]).tolist() == [6, 3, 1]  # of 90 images 2.7
 
 
 def test_subsets_are_fixed_and_nested() -> None:
@@ -40,6 +42,7 @@ def test_subsets_are_fixed_and_nested() -> None:
     straight, mixed = bench(list(range(300))), bench(rng.permutation(300).tolist())
     one, five, ten = (kept(few_shot(straight, percent)) for percent in (1, 5, 10))
     assert one < five < ten
+    assert one == {"195.jpg", "138.jpg", "246.jpg", "291.jpg"}  # as everywhere
     assert kept(few_shot(mixed, 5)) == five
     assert len(few_shot(straight, 5).notes["few_shot"]["class"]["sha256"]) == 64
 
