@@ -67,11 +67,24 @@ def test_other_weights_pictures_or_transforms_are_other_features() -> None:
     others = [
         feature_hash(make_model(sha="1" * 64), images),
         feature_hash(make_model(size=8), images),
+        *(
+            feature_hash(dataclasses.replace(model, transform=dataclasses.replace(model.transform, **change)), images)
+            for change in ({"crop_pct": 0.5}, {"mean": (0.5, 0.5, 0.4)}, {"std": (0.5, 0.5, 0.4)})
+        ),
         feature_hash(model, make_set(5, seed=1)),
         feature_hash(model, dataclasses.replace(images, prepare=lambda image: image)),
     ]
-    assert len({feature_hash(model, images), *others}) == 5
+    assert len({feature_hash(model, images), *others}) == 8
     assert feature_hash(make_model(), make_set(5)) == feature_hash(model, images)
+
+
+def test_many_features_are_kept_in_half_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, model, rows = make_set(21), make_model(), np.arange(21)
+    whole = extract(model, images, tmp_path / "whole")
+    monkeypatch.setattr(module, "HALF_ABOVE", 21 * 12 * 4 - 1)
+    half = extract(model, images, tmp_path / "half")
+    assert [part.dtype for part in (whole.parts[0], half.parts[0])] == [np.float32, np.float16]
+    np.testing.assert_allclose(half.rows(rows), whole.rows(rows), atol=1e-3)
 
 
 def test_a_missing_part_alone_is_made_again(tmp_path: Path) -> None:
