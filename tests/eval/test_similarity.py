@@ -20,7 +20,7 @@ from eval.features import Features, extract
 from eval.models.model import Model
 from eval.models.open import open_model
 from eval.report.similarity import figures, notes
-from eval.similarity.compare import Compared, compare_models
+from eval.similarity.compare import Compared, compare_models, similarity_hash
 from eval.similarity.pictures import GraphPictures, open_pictures
 from eval.similarity.rank import Doubles, correlation, curve, difference, ranks
 from eval.similarity.table import as_table
@@ -129,6 +129,9 @@ def test_a_model_that_knows_the_texts_follows_the_graph(monkeypatch: pytest.Monk
     curve = np.array(knows.curve["features"])
     assert (np.diff(curve, axis=0) > 0).all()
     assert len(curve) > 10
+    g = some_pictures(vectors, inverse).similarity[inverse[:, None] != inverse]
+    np.testing.assert_allclose(curve[:, 1], (curve[:, 0] - g.mean()) / g.std(), atol=1e-5)  # in deviations
+    assert knows.same["features"] == pytest.approx((1 - g.mean()) / g.std(), abs=1e-5)
     assert found.pairs == 180 * 179 // 2 - 60 * 3
 
 
@@ -179,6 +182,20 @@ def test_means_of_texts_want_several_pictures_of_most(monkeypatch: pytest.Monkey
     across = np.mean([features[i] @ features[j] for i in (3, 12, 13) for j in (5, 14)])
     other = shown.shown.tolist().index(5)
     assert shown.models[0].shown["features"][place, other] == pytest.approx(across, abs=1e-6)
+
+
+def test_another_model_other_pictures_or_another_graph_is_another_result() -> None:
+    """Which has a file of its own."""
+    pictures, models = some_pictures(unit(np.random.default_rng(11), 6), np.arange(6)), {"m": make_model()}
+    found = [
+        similarity_hash(models, pictures),
+        similarity_hash({"n": make_model()}, pictures),
+        similarity_hash({"m": make_model(sha="1" * 64)}, pictures),
+        similarity_hash(models, replace(pictures, images=replace(pictures.images, fingerprint="y"))),
+        similarity_hash(models, replace(pictures, similarity=pictures.similarity / 2)),
+    ]
+    assert len(set(found)) == 5
+    assert similarity_hash({"m": make_model()}, pictures) == found[0]
 
 
 def test_few_different_similarities_are_a_bin_each() -> None:
