@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from eval.benchmarks.registry import BENCHES
+from eval.benchmarks.registry import BENCHES, check_bench
 from shards.bars import say
 from shards.command import run_cli
-from shards.config import did_you_mean
 from shards.errors import UserError
 
 if TYPE_CHECKING:
@@ -308,8 +307,7 @@ def _run(
     from eval.benchmarks.registry import open_bench
     from eval.models.open import open_model
 
-    if bench not in BENCHES:  # before anything slow
-        raise UserError(f"unknown benchmark {bench!r}{did_you_mean(bench, BENCHES)}: give one of {', '.join(BENCHES)}")
+    check_bench(bench)  # before anything slow
     if data and not data.exists():
         open_bench(bench, data, partial=settings.partial)  # which says what is missing, before weights are fetched
     if bench == "demo" and data and not any((at / "manifest.json").is_file() for at in (data, data / "demo")):

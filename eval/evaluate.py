@@ -278,10 +278,13 @@ def is_whole(value: object) -> bool:
     figure = {"accuracy", "interval", "n", "unreadable", "about", "marked", "hits", "counted"}
     try:
         columns = value["columns"].values()
-        sizes = all(figure <= set(c) and len(hits_of(c)) == c["n"] for c in columns)
-        return sizes and all(_accuracy(hits_of(c)) == c["accuracy"] for c in columns)
+        return all(figure <= set(c) and _is_of(c, hits_of(c)) for c in columns)
     except (AttributeError, KeyError, TypeError, ValueError):
         return False
+
+
+def _is_of(figure: dict[str, Any], hits: Floats) -> bool:
+    return bool(len(hits) == figure["n"] and _accuracy(hits) == figure["accuracy"])
 
 
 def _accuracy(hits: Floats) -> float:

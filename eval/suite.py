@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.benchmarks.bench import Bench
-from eval.benchmarks.registry import BENCHES, open_bench
+from eval.benchmarks.registry import BENCHES, check_bench, open_bench
 from eval.evaluate import METHODS, Method, Settings, evaluate, evaluation_hash, is_whole, prepared
 from eval.heads.knn import KNNConfig
 from eval.heads.probe import ProbeConfig
@@ -284,11 +284,7 @@ def _evaluate_row(
 def _check(suite: Suite) -> None:
     places = [_place(bench) for bench in suite.benches]
     for bench, (_, name, folder) in zip(suite.benches, places, strict=True):
-        if name not in BENCHES:
-            raise UserError(
-                f"suite {suite.name}: unknown benchmark {name!r}{did_you_mean(name, BENCHES)}, known are "
-                f"{', '.join(BENCHES)}"
-            )
+        check_bench(name, f"suite {suite.name}: ")
         if ":" in bench and not folder:
             raise UserError(f"suite {suite.name}: {bench!r} names no folder: {name}:DIR, or {name} alone")
     if not suite.benches:

@@ -50,7 +50,8 @@ def scan_all(source: Source, settings: BuildSettings, work: Path, workers: Worke
         advance(len(source.partitions) - len(todo))
         torn = dict[str, str]()
         for partition, problem in zip(todo, workers.ordered(function, todo), strict=True):
-            torn |= {partition.name: problem} if problem else {}
+            if problem:
+                torn[partition.name] = problem
             advance(1)
     if torn:
         first, *others = torn

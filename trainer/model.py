@@ -33,6 +33,7 @@ __all__ = [
     "build_encoder",
     "feature_dim",
     "load_weights",
+    "no_model",
     "patient_hub",
     "statistics_of_run",
     "with_statistics",
@@ -127,9 +128,7 @@ def build_backbone(name: str, image_size: int, *, pretrained: bool = False) -> n
             raise UserError(f"timm has no weights of {name}: leave out --start timm")
         return _own(name, image_size)
     if not timm.is_model(name):
-        near = get_close_matches(name, timm.list_models(), 5) or timm.list_models(f"*{name}*")[:5]
-        hint = f"; close names: {', '.join(near)}" if near else "; `timm.list_models()` lists them"
-        raise UserError(f"timm has no model {name!r}{hint}")
+        raise UserError(no_model(name))
     fixed = getattr(get_pretrained_cfg(name), "fixed_input_size", False)
     options = {"img_size": image_size} if fixed else {}
     try:
@@ -143,6 +142,13 @@ def build_backbone(name: str, image_size: int, *, pretrained: bool = False) -> n
         raise UserError(f"{name} gives no pooled features: choose another backbone")
     backbone: nn.Module = model
     return backbone
+
+
+def no_model(name: str) -> str:
+    """That timm has no such model, and which are called nearly so."""
+    near = get_close_matches(name, timm.list_models(), 5) or timm.list_models(f"*{name}*")[:5]
+    hint = f"; close names: {', '.join(near)}" if near else "; `timm.list_models()` lists them"
+    return f"timm has no model {name!r}{hint}"
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from eval.benchmarks.bench import Bench, Source
 from shards.config import did_you_mean
 from shards.errors import UserError
 
-__all__ = ["BENCHES", "Entry", "benchmarks_root", "open_bench"]
+__all__ = ["BENCHES", "Entry", "benchmarks_root", "check_bench", "open_bench"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,10 +85,16 @@ def benchmarks_root() -> Path:
     return Path(os.environ.get("XCLR_BENCHMARKS") or "data/benchmarks")
 
 
+def check_bench(name: str, where: str = "") -> None:
+    """Raises UserError, that begins with `where`, for an unknown name."""
+    if name not in BENCHES:
+        hint = did_you_mean(name, BENCHES)
+        raise UserError(f"{where}unknown benchmark {name!r}{hint}: give one of {', '.join(BENCHES)}")
+
+
 def open_bench(name: str, data: Path | None = None, *, partial: bool = False, shards: Path | None = None) -> Bench:
     """A benchmark by name, in `data` or below benchmarks_root(). Raises UserError for an unknown name."""
-    if name not in BENCHES:
-        raise UserError(f"unknown benchmark {name!r}{did_you_mean(name, BENCHES)}: give one of {', '.join(BENCHES)}")
+    check_bench(name)
     module, function = BENCHES[name].reader.split(":")
     reader = cast(Callable[[Source], Bench], getattr(import_module(module), function))
     root = benchmarks_root()

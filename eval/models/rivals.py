@@ -16,7 +16,7 @@ from eval.models.model import Model, Transform, model_of
 from shards.bars import say
 from shards.errors import UserError, first_line
 from trainer.augment import IMAGENET_MEAN, IMAGENET_STD
-from trainer.model import patient_hub
+from trainer.model import no_model, patient_hub
 
 __all__ = ["open_folder", "open_timm", "open_torchvision"]
 
@@ -31,8 +31,7 @@ def open_timm(name: str, *, untrained: bool = False) -> Model:
         return open_folder(Path(name.removeprefix("local-dir:")))
     base, _, tag = name.partition(".")
     if not timm.is_model(base):
-        near = get_close_matches(name, timm.list_models(), 5) or timm.list_models(f"*{name}*")[:5]
-        raise UserError(f"timm has no model {name!r}" + (f"; close names: {', '.join(near)}" if near else ""))
+        raise UserError(no_model(name))
     torch.manual_seed(SEED)
     try:
         with patient_hub(f"timm's weights of {name}"):

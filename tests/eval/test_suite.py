@@ -466,7 +466,7 @@ def test_misspelt_names_are_told_what_they_are_near(tmp_path: Path) -> None:
 
     row = "[[rows]]\nmethod = 'simclr'\ncheckpoint = 'a'"
     for text, message in (
-        ("benches = ['imagent']", r"unknown benchmark 'imagent' \(did you mean imagenet\?\), known are"),
+        ("benches = ['imagent']", r"unknown benchmark 'imagent' \(did you mean imagenet\?\): give one of"),
         ("benches = ['demo']\nmethods = ['kn']", r"methods\[0\] is one of .*, not 'kn' \(did you mean knn\?\)"),
         (f"benches = ['demo']\nagainst = 'simcrl'\n{row}", r"not 'simcrl' \(did you mean simclr\?\)"),
     ):
