@@ -247,8 +247,12 @@ def _settle(vectors: Vectors, work: Path, wanted: dict[str, Any], memory: int | 
     if state.exists():
         found = json.loads(state.read_text(encoding="utf-8"))
         if {key: found.get(key) for key in wanted} == wanted:
-            return Plan(**found["plan"])
-    shutil.rmtree(work, ignore_errors=True)
+            plan = Plan(**found["plan"])
+            if plan.method != "gpu" or has_room(*vectors.shape):
+                return plan
+            say("note: this search began on a GPU, which now is not here or is full: it goes on by another method")
+        else:
+            shutil.rmtree(work, ignore_errors=True)
     plan = plan_search(vectors, wanted["k"], target=wanted["target"], memory=memory, seed=wanted["seed"])
     write_json(state, wanted | {"plan": asdict(plan)})
     return plan

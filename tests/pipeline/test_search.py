@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -214,6 +215,38 @@ def test_nearest_resumes_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert searched == [0, 300, 600, 900]
     np.testing.assert_array_equal(again, ids)
     np.testing.assert_array_equal(near, similarities)
+    assert true_recall(vectors, ids, 10) >= 0.999
+
+
+@pytest.mark.usefixtures("everything_is_large")
+def test_a_search_that_began_on_a_gpu_goes_on_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vectors, plan = clustered(1000), pipeline.search.plan
+    plans = [plan.Plan(method=method, margin=8, seconds=1, bytes=1) for method in ("gpu", "tiles")]
+    monkeypatch.setattr(plan, "plan_search", lambda *args, **kwargs: plans.pop(0))
+    here = [True]
+    monkeypatch.setattr(plan, "has_room", lambda *args: here[0])
+
+    def taken_away(vectors: Vectors, device: str) -> Callable[[npt.NDArray[np.int64], int], npt.NDArray[np.int64]]:
+        find = torch_tiles(vectors, "cpu")
+
+        def once(rows: npt.NDArray[np.int64], keep: int) -> npt.NDArray[np.int64]:
+            if rows[0]:
+                raise KeyboardInterrupt
+            return find(rows, keep)
+
+        return once
+
+    monkeypatch.setattr(plan, "gpu_search", taken_away)
+    with pytest.raises(KeyboardInterrupt):
+        nearest(vectors, 10, tmp_path)
+    first = (tmp_path / "neighbours-000000.npy").stat().st_mtime_ns
+    here[0] = False
+    ids, _, record = nearest(vectors, 10, tmp_path)
+    assert record["method"] == "tiles"
+    assert "began on a GPU, which now is not here or is full" in capsys.readouterr().err
+    assert (tmp_path / "neighbours-000000.npy").stat().st_mtime_ns == first  # what was found is kept
     assert true_recall(vectors, ids, 10) >= 0.999
 
 
