@@ -62,10 +62,14 @@ def table() -> TextTable:
     vectors = rng.standard_normal((TEXTS, CODE), np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     scale = np.abs(vectors).max(1) / 127
+    # Of each text a run of others with a stride of its own: distinct, and never itself, as a graph's lists are.
+    stride = rng.integers(1, (TEXTS - 1) // LISTED, (TEXTS, 1))
+    places = (rng.integers(0, TEXTS - 1, (TEXTS, 1)) + stride * np.arange(LISTED)) % (TEXTS - 1)
+    neighbours = (np.arange(TEXTS)[:, None] + 1 + places) % TEXTS
     graph = Graph(
         meta={},
         indptr=np.arange(TEXTS + 1, dtype=np.int64) * LISTED,
-        neighbours=rng.integers(0, TEXTS, TEXTS * LISTED, np.int32),
+        neighbours=neighbours.ravel().astype(np.int32),
         similarities=np.sort(rng.uniform(0.4, 0.9, (TEXTS, LISTED)), axis=1)[:, ::-1].ravel().astype(np.float16),
         background_mean=np.zeros(TEXTS, np.float32),
         background_std=np.full(TEXTS, 0.05, np.float32),

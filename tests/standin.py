@@ -115,6 +115,7 @@ def stand_in_gpu() -> Iterator[list[str]]:
         with (
             mock.patch.object(torch.cuda, "_lazy_init"),
             mock.patch.object(torch.cuda, "mem_get_info", return_value=(1 << 33, 1 << 33)),
+            mock.patch.object(torch.cuda, "get_device_capability", return_value=(8, 0)),
             mock.patch.object(torch, "tensor", tensor),
             mock.patch.object(torch.Tensor, "pin_memory", lambda self: self),  # needs a driver
             mock.patch.object(torch.cuda, "Stream", Stream),

@@ -48,6 +48,27 @@ class Pairs:
         return self.row[part] - start, self.column[part], self.value[part]
 
 
+@dataclass(slots=True, kw_only=True, eq=False)
+class Codes:
+    """Vectors whose dot products are similarities; of a graph's, what they are made of as well."""
+
+    quantised: torch.Tensor | None = None
+    """[n, dim] int8."""
+    scale: torch.Tensor | None = None
+    """[n] float32: quantised times scale is the vector."""
+    made: torch.Tensor | None = None
+
+    @property
+    @torch.no_grad()
+    def vectors(self) -> torch.Tensor:
+        """[n, dim] float32, made when it is first asked for: the fused loss does not need them."""
+        if self.made is None:
+            assert self.quantised is not None
+            assert self.scale is not None
+            self.made = self.quantised.float().mul_(self.scale[:, None])
+        return self.made
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
     """exp((G - its row's largest) / tau_s) of a slice of rows; over `total` it is the target."""
@@ -79,10 +100,10 @@ class SimilarityBlock:
     """[B] int64."""
     listed: Pairs | None = None
     """Listed pairs, in no pair of equal key."""
-    row_code: torch.Tensor | None = None
-    """[b, dim] float32: codes, dequantised, or a caller's own vectors."""
-    column_code: torch.Tensor | None = None
-    """[B, dim] float32."""
+    row_code: Codes | None = None
+    """Of [b] samples: a graph's codes, or a caller's own vectors."""
+    column_code: Codes | None = None
+    """Of [B]; the same as row_code on one rank."""
     row_tail: torch.Tensor | None = None
     """[b] float64: the constant of a row (tail `background`)."""
     matrix: torch.Tensor | None = None
@@ -106,11 +127,9 @@ class SimilarityBlock:
         row_code = column_code = row_tail = None
         if table.codes is not None and table.code_scale is not None:
             code, scale = _send(table.codes[ids], device), _send(table.code_scale[ids], device)
-            row_code = code.float().mul_(scale[:, None])
-            # int8 over the wire: a quarter of the bytes
-            column_code = row_code if world.size == 1 else gather(code, world).float()
-            if world.size > 1:
-                column_code.mul_(gather(scale, world)[:, None])
+            row_code = column_code = Codes(quantised=code, scale=scale)
+            if world.size > 1:  # int8 over the wire: a quarter of the bytes
+                column_code = Codes(quantised=gather(code, world), scale=gather(scale, world))
         elif table.tail == "background":
             row_tail = _send(background(table.background_mean[ids], table.background_std[ids], tau_s), device)
         return cls(
@@ -136,8 +155,10 @@ class SimilarityBlock:
         world = world or this_world(vectors.device)
         rows = functional.normalize(vectors.double(), dim=1, eps=1e-300).float()  # float32's squares would overflow
         key, columns = _places(len(rows), world, rows.device)
-        column_code = gather(rows, world)
-        return cls(world=world, tau_s=tau_s, row_key=key, column_key=columns, row_code=rows, column_code=column_code)
+        row_code, column_code = Codes(made=rows), Codes(made=gather(rows, world))
+        return cls(
+            world=world, tau_s=tau_s, row_key=key, column_key=columns, row_code=row_code, column_code=column_code
+        )
 
     @classmethod
     @torch.no_grad()
@@ -237,7 +258,8 @@ class SimilarityBlock:
         if self.matrix is not None:
             out.copy_(self.matrix[start:stop][:, self.column_key])
         elif self.row_code is not None and self.column_code is not None:
-            torch.mm(self.row_code[start:stop].to(out.dtype), self.column_code.to(out.dtype).T, out=out)
+            row, column = self.row_code.vectors[start:stop], self.column_code.vectors
+            torch.mm(row.to(out.dtype), column.to(out.dtype).T, out=out)
         elif self.row_tail is not None:
             out.copy_(self.row_tail[start:stop, None].expand_as(out))
         else:

@@ -10,11 +10,9 @@ On one rank rows are columns and l is symmetric, so P z + P'z comes out of the s
 and the first makes lse alone: three products in all, as in `tiled`; four on several ranks. Neither uses atomics: the
 same input gives the same bits.
 
-Products have float32's precision: features are cut into three bfloat16 parts beforehand, x = x0 + x1 + x2, each with
-the next 8 bits, and six products of parts make one, the smallest first (as Triton's bf16x6, which cuts a tile each time
-it is read). What torch.set_float32_matmul_precision("high") allows, they do with two parts and three products. Tensor
-cores round towards zero each time they add to a sum, so a tile's sum starts at zero and is added to the others in
-float32: over 65,536 columns in one chain the gradient was off by 2e-4 of its largest entry.
+Products have float32's precision, as sums of products of bfloat16 parts (parts.py). Tensor cores round towards zero
+each time they add to a sum, so a tile's sum starts at zero and is added to the others in float32: over 65,536 columns
+in one chain the gradient was off by 2e-4 of its largest entry. The targets' half is in fused_targets.py.
 """
 
 from __future__ import annotations
@@ -28,8 +26,9 @@ import triton
 import triton.language as tl
 
 from shards.errors import UserError, first_line
+from trainer.parts import cut, dot, load, number_of_parts, split
 
-__all__ = ["check", "repel", "tiles_for"]
+__all__ = ["Tiles", "check", "repel", "shared_memory", "takes", "tiles_for"]
 
 LARGEST_DIM = 128  # a tile of features lies in shared memory whole
 
@@ -56,9 +55,14 @@ def tiles_for(shared_memory: int, parts: int) -> Tiles:
     return Tiles(32 if parts == 3 else 64, 32, 4, 2)
 
 
+def takes(rows: torch.Tensor) -> bool:
+    """Whether the kernels are for rows of this type and length."""
+    return rows.dtype == torch.float32 and rows.shape[1] <= LARGEST_DIM
+
+
 def check(rows: torch.Tensor) -> None:
     """Raises UserError where the kernels do not take these rows, or not on their device."""
-    if rows.dtype != torch.float32 or rows.shape[1] > LARGEST_DIM:
+    if not takes(rows):
         found = f"{rows.shape[1]} of {str(rows.dtype).removeprefix('torch.')}"
         raise UserError(f"the fused loss takes up to {LARGEST_DIM} dimensions of float32, not {found}: use tiled")
     if not _has_kernels(rows):
@@ -83,14 +87,14 @@ def repel(
     assert row_gradient.is_contiguous()
     assert column_gradient.is_contiguous()
     lse = rows.new_empty(n)
-    parts = _parts()
-    tiles = tiles_for(_shared_memory(rows), parts)
-    cut = _cut(rows, parts)
-    cuts = cut, cut if alone else _cut(columns, parts)
+    parts = number_of_parts()
+    tiles = tiles_for(shared_memory(rows), parts)
+    row_parts = cut(rows, parts)
+    cuts = row_parts, row_parts if alone else cut(columns, parts)
     inputs = n, m, first, math.log2(math.e) / tau
     fixed = {
         "DIM": dim,
-        "WIDTH": cut.shape[-1],
+        "WIDTH": row_parts.shape[-1],
         "HELD": tiles.held,
         "PASSING": tiles.passing,
         "PARTS": parts,
@@ -118,22 +122,7 @@ def _has_kernels(rows: torch.Tensor) -> bool:
     return rows.is_cuda and not torch.version.hip and torch.cuda.get_device_capability(rows.device) >= (8, 0)
 
 
-def _parts() -> int:
-    """How many bfloat16 make a float32."""
-    return 3 if torch.get_float32_matmul_precision() == "highest" else 2
-
-
-def _cut(x: torch.Tensor, parts: int) -> torch.Tensor:
-    """x [n, dim] -> [parts, n, width] bfloat16 whose sum is x; the width that kernels read, beyond dim 0."""
-    n, dim = x.shape
-    found = x.new_zeros(parts, n, max(16, triton.next_power_of_2(dim)), dtype=torch.bfloat16)
-    for part in found[:, :, :dim]:
-        part.copy_(x)
-        x = x - part
-    return found
-
-
-def _shared_memory(rows: torch.Tensor) -> int:
+def shared_memory(rows: torch.Tensor) -> int:
     """Bytes that a block may have, of the card; 0 in Triton's interpreter."""
     if not rows.is_cuda:
         return 0
@@ -141,49 +130,10 @@ def _shared_memory(rows: torch.Tensor) -> int:
 
 
 @triton.jit
-def _load(x, count, i, WIDTH: tl.constexpr, PARTS: tl.constexpr):
-    """Rows i of x [PARTS, count, WIDTH], a tile a part; 0 beyond the last."""
-    at = x + i.to(tl.int64)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
-    part, inside = count.to(tl.int64) * WIDTH, (i < count)[:, None]
-    x0 = tl.load(at, mask=inside, other=0.0)
-    x1 = tl.load(at + part, mask=inside, other=0.0)
-    x2 = x1
-    if PARTS > 2:
-        x2 = tl.load(at + 2 * part, mask=inside, other=0.0)
-    return x0, x1, x2
-
-
-@triton.jit
-def _split(x, PARTS: tl.constexpr):
-    """What `_cut` does, in registers."""
-    x0 = x.to(tl.bfloat16)
-    x1 = (x - x0.to(tl.float32)).to(tl.bfloat16)
-    x2 = x1
-    if PARTS > 2:
-        x2 = (x - x0.to(tl.float32) - x1.to(tl.float32)).to(tl.bfloat16)
-    return x0, x1, x2
-
-
-@triton.jit
-def _dot(a, b, PARTS: tl.constexpr):
-    """a b, of parts; products of parts that lie below float32's precision are left out."""
-    a0, a1, a2 = a
-    b0, b1, b2 = b
-    total = tl.zeros([a0.shape[0], b0.shape[1]], tl.float32)
-    if PARTS > 2:
-        total = tl.dot(a2, b0, total)
-        total = tl.dot(a0, b2, total)
-        total = tl.dot(a1, b1, total)
-    total = tl.dot(a1, b0, total)
-    total = tl.dot(a0, b1, total)
-    return tl.dot(a0, b0, total)
-
-
-@triton.jit
 def _logits(a, b, PARTS: tl.constexpr):
     """a b' [a's rows, b's rows]"""
     b0, b1, b2 = b
-    return _dot(a, (tl.trans(b0), tl.trans(b1), tl.trans(b2)), PARTS)
+    return dot(a, (tl.trans(b0), tl.trans(b1), tl.trans(b2)), PARTS)
 
 
 @triton.jit
@@ -193,13 +143,13 @@ def _by_rows(
     PARTS: tl.constexpr, VALUES: tl.constexpr,
 ):  # fmt: skip
     i, d = tl.program_id(0) * HELD + tl.arange(0, HELD), tl.arange(0, WIDTH)
-    z = _load(rows, n, i, WIDTH, PARTS)
+    z = load(rows, n, i, WIDTH, PARTS)
     largest = tl.full([HELD], -float("inf"), tl.float32)
     mass = tl.zeros([HELD], tl.float32)
     total = tl.zeros([HELD, WIDTH], tl.float32)
     for start in range(0, m, PASSING):
         j = start + tl.arange(0, PASSING)
-        other = _load(columns, m, j, WIDTH, PARTS)
+        other = load(columns, m, j, WIDTH, PARTS)
         logit = _logits(z, other, PARTS)
         logit = tl.where((j < m)[None, :] & (j[None, :] != i[:, None] + first), logit, -float("inf"))
         # The first tile holds two columns at least, so the maximum is finite from there on.
@@ -208,7 +158,7 @@ def _by_rows(
         fade = tl.exp2((largest - larger) * scale)
         mass = mass * fade + tl.sum(weight, 1)
         if VALUES:
-            total = total * fade[:, None] + _dot(_split(weight, PARTS), other, PARTS)
+            total = total * fade[:, None] + dot(split(weight, PARTS), other, PARTS)
         largest = larger
     tl.store(lse + i, largest * scale + tl.log2(mass), mask=i < n)
     if VALUES:
@@ -224,20 +174,20 @@ def _by_columns(
     PARTS: tl.constexpr, ALONE: tl.constexpr,
 ):  # fmt: skip
     j, d = tl.program_id(0) * HELD + tl.arange(0, HELD), tl.arange(0, WIDTH)
-    z = _load(columns, m, j, WIDTH, PARTS)
+    z = load(columns, m, j, WIDTH, PARTS)
     total = tl.zeros([HELD, WIDTH], tl.float32)
     if ALONE:
         own = tl.load(lse + j, mask=j < m, other=0.0)
     for start in range(0, n, PASSING):
         i = start + tl.arange(0, PASSING)
-        other = _load(rows, n, i, WIDTH, PARTS)
+        other = load(rows, n, i, WIDTH, PARTS)
         logit = _logits(z, other, PARTS) * scale
         counts = (i < n)[None, :] & (j < m)[:, None] & (j[:, None] != i[None, :] + first)
         logit = tl.where(counts, logit, -float("inf"))
         weight = tl.exp2(logit - tl.load(lse + i, mask=i < n, other=0.0)[None, :])
         if ALONE:
             weight += tl.exp2(logit - own[:, None])
-        total += _dot(_split(weight, PARTS), other, PARTS)
+        total += dot(split(weight, PARTS), other, PARTS)
     at = gradient + j.to(tl.int64)[:, None] * DIM + d[None, :]
     inside = (j < m)[:, None] & (d < DIM)[None, :]
     tl.store(at, total + tl.load(at, mask=inside), mask=inside)

@@ -6,13 +6,14 @@
 Since the s_ij of a row sum to 1, L_i = logsumexp_j(l_ij) - sum_j s_ij l_ij with l = z z' / tau, and its gradient with
 respect to l_ij is p_ij - s_ij. `dense` lets autograd find that out and holds several 2b x 2B matrices. `tiled` walks
 over tiles of fixed memory and, because the loss is a scalar, collects the gradient of z in the same sweep: a tile's
-logits and targets are made once, used for value and gradient, and dropped. `fused` is the same with the logits' half
-in two GPU kernels (fused.py). docs/loss.md derives it.
+logits and targets are made once, used for value and gradient, and dropped. `fused` is the same in GPU kernels, whose
+tiles never leave the chip (fused.py, fused_targets.py). docs/loss.md derives it.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal, cast, get_args
 
@@ -28,9 +29,16 @@ Implementation = Literal["auto", "dense", "tiled", "fused"]
 
 # (rows [n, dim], columns [m, dim], the column that is row 0, tau, gradients of both to add to) -> sum of lse, float64.
 Repel = Callable[[torch.Tensor, torch.Tensor, int, float, torch.Tensor, torch.Tensor], torch.Tensor]
+# (rows, columns, block, gradients of both to take from) -> sum of the picked logits times tau, float64.
+Attract = Callable[[torch.Tensor, torch.Tensor, SimilarityBlock, torch.Tensor, torch.Tensor], torch.Tensor]
 
 # Entries of a tile of logits. CPU: 8 MB of float32, which stays near the caches. GPU: 64 MB, enough to fill the device.
 TILE_ENTRIES = {"cpu": 1 << 21, "cuda": 1 << 24}
+
+# Where `fused` was measured beside `tiled` and was the quicker (docs/loss.md): compute capability 9.0 (H100 and H200),
+# and from so many pairs of a rank's rows and the batch's on; of fewer the time is that of starting kernels.
+FUSED_WINS = ((9, 0),)
+FUSED_PAIRS = 1 << 25
 
 
 def contrastive_loss(
@@ -44,11 +52,11 @@ def contrastive_loss(
 
     z: [2b, dim] projections of any float type, first views then second views; they are normalised here (a row of zeros
     stays one). All is computed in float32 (float64 if z is), under autocast too. Every rank calls it: features are
-    gathered, with gradient, over the ranks of `block.world`. implementation: `auto` is `tiled`, which was slower than
-    `dense` at no size from 1,024 rows on (docs/loss.md); `dense` is to be read, and differentiated twice; `fused`
-    raises UserError where its kernels do not run. Raises ValueError where z does not hold two views of each of the
-    block's samples, and for a tau that is not above 0; TypeError for what is no block, tensor or number; RuntimeError
-    in a backward pass with create_graph=True.
+    gathered, with gradient, over the ranks of `block.world`. implementation: `auto` is `fused` for large batches of up
+    to 128 dimensions on H100 and H200, else `tiled`, which on a CPU was slower than `dense` at no size from 1,024 rows
+    on (docs/loss.md); `dense` is to be read, and differentiated twice; `fused` raises UserError where its kernels do
+    not run. Raises ValueError where z does not hold two views of each of the block's samples, and for a tau that is not
+    above 0; TypeError for what is no block, tensor or number; RuntimeError in a backward pass with create_graph=True.
     """
     check_temperature("tau", tau)
     if implementation not in get_args(Implementation):
@@ -80,12 +88,13 @@ def contrastive_loss(
         columns = gather_with_gradient(rows, block.world)
         if implementation == "dense":
             return _dense(rows, columns, block, tau)
-        repel = _fused(rows) if implementation == "fused" else _repel
+        choose = {"auto": _quickest, "fused": _fused}.get(implementation)
+        halves = choose(rows, block) if choose else (_repel, _attract)
         # Not the same tensor twice: of two arguments that are one, torch.compile of PyTorch 2.11 loses the gradient.
         others = None if columns is rows else columns
         learnt = tau if isinstance(tau, torch.Tensor) else None
         number = float(tau if learnt is None else learnt.detach())
-        return cast(torch.Tensor, _Sweep.apply(rows, others, learnt, block, number, repel))
+        return cast(torch.Tensor, _Sweep.apply(rows, others, learnt, block, number, *halves))
 
 
 def _unit(z: torch.Tensor) -> torch.Tensor:
@@ -121,13 +130,14 @@ class _Sweep(torch.autograd.Function):
         block: SimilarityBlock,
         tau: float,
         repel: Repel,
+        attract: Attract,
     ) -> torch.Tensor:
         columns = rows if others is None else others
         row_gradient = torch.zeros_like(rows)
         # One rank: rows and columns are the same tensor, and so are their gradients.
         column_gradient = row_gradient if columns is rows else torch.zeros_like(columns)
         normalisers = repel(rows, columns, 2 * block.offset, tau, row_gradient, column_gradient)
-        picked = _attract(rows, columns, block, row_gradient, column_gradient)
+        picked = attract(rows, columns, block, row_gradient, column_gradient)
         for gradient in (row_gradient,) if columns is rows else (row_gradient, column_gradient):
             gradient.mul_(1 / (len(rows) * tau))
         # tau divides all logits: its gradient is -sum_ij l_ij dL/dl_ij / tau, and that sum z_i.dL/dR_i, or z_j.dL/dC_j.
@@ -144,7 +154,7 @@ class _Sweep(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True: what it led to would lack the loss's own second derivative
             raise RuntimeError("this loss is differentiable once: use implementation='dense' for second derivatives")
         row, column, temperature = (None if saved is None else saved * gradients[0] for saved in ctx.saved_tensors)
-        return row, column, temperature, None, None, None
+        return row, column, temperature, None, None, None, None
 
 
 def _attract(
@@ -211,11 +221,29 @@ def _height(rows: int, columns: int, device: torch.device) -> int:
     return min(rows, max(1, TILE_ENTRIES.get(device.type, TILE_ENTRIES["cuda"]) // columns))
 
 
-def _fused(rows: torch.Tensor) -> Repel:
-    """Triton comes with PyTorch for Linux; nothing else here needs it."""
+def _quickest(rows: torch.Tensor, block: SimilarityBlock) -> tuple[Repel, Attract]:
+    tiles = _repel, _attract
+    pairs = 2 * len(rows) * len(block.column_key)
+    if not rows.is_cuda or pairs < FUSED_PAIRS or torch.compiler.is_compiling():
+        return tiles
+    if torch.version.hip or torch.cuda.get_device_capability(rows.device) not in FUSED_WINS:
+        return tiles
     try:
         from trainer import fused
+
+        return _fused(rows, block) if fused.takes(rows) else tiles
+    except ImportError:
+        return tiles
+    except UserError as error:  # no compiler, which can be mended
+        warnings.warn(str(error).replace(": use tiled", ", so it is computed in tiles"), RuntimeWarning, stacklevel=3)
+        return tiles
+
+
+def _fused(rows: torch.Tensor, block: SimilarityBlock) -> tuple[Repel, Attract]:
+    """Triton comes with PyTorch for Linux; nothing else here needs it."""
+    try:
+        from trainer import fused, fused_targets
     except ImportError:
         raise UserError("the fused loss needs Triton, which is not installed: use tiled") from None
     fused.check(rows)
-    return fused.repel
+    return fused.repel, fused_targets.attract if fused_targets.takes(block) else _attract

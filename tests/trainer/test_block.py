@@ -170,7 +170,7 @@ def test_text_similarities_never_receive_gradient(how: block_module.Objective) -
     assert z.grad is not None
     assert len(learnt) == 4
     assert block.row_code is not None
-    assert not block.row_code.requires_grad
+    assert not block.row_code.vectors.requires_grad
     assert all(value.grad is None for value in learnt.values())
 
 

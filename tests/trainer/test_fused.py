@@ -20,14 +20,15 @@ from hypothesis import strategies as st
 from shards.errors import UserError
 from tests.trainer.interpreted import DEVICE, INTERPRETED, TRITON
 from tests.trainer.reference import build, random_graph, random_samples, targets, value_and_gradient
-from trainer.block import Objective
-from trainer.loss import _repel, contrastive_loss
+from trainer.block import Objective, SimilarityBlock
+from trainer.loss import _attract, _quickest, _repel, contrastive_loss
 from trainer.table import Tail
 from trainer.world import World
 
 pytestmark = pytest.mark.skipif(not TRITON, reason="PyTorch brings Triton on Linux only")
 if TRITON:
-    from trainer import fused
+    from trainer import fused, fused_targets
+    from trainer.parts import cut
 
 
 @settings(max_examples=60 if INTERPRETED else 15, deadline=None, derandomize=True)  # on a GPU each compiles anew
@@ -61,7 +62,7 @@ def test_equals_the_tiled_half_in_float64(
         tiles = fused.Tiles(held, passing, 4, 2)
         with (
             mock.patch.object(fused, "tiles_for", return_value=tiles),
-            mock.patch.object(fused, "_parts", return_value=parts),
+            mock.patch.object(fused, "number_of_parts", return_value=parts),
         ):
             lse = repel(rows, columns, first, tau, row_gradient, column_gradient)
         assert lse.dtype == torch.float64
@@ -195,17 +196,20 @@ def test_without_a_gpu_the_error_says_what_to_use() -> None:
 @pytest.mark.parametrize(("parts", "allowed"), [(2, 2.0**-16), (3, 0.0)])
 def test_parts_of_features_add_up_to_them(parts: int, allowed: float) -> None:
     x = torch.randn(7, 40, generator=torch.Generator().manual_seed(0))
-    cut = fused._cut(x, parts)
-    assert (cut.dtype, cut.shape) == (torch.bfloat16, (parts, 7, 64))
-    assert not cut[:, :, 40:].any()
-    error = (cut[:, :, :40].double().sum(0) - x).abs() / x.abs()
+    found = cut(x, parts)
+    assert (found.dtype, found.shape) == (torch.bfloat16, (parts, 7, 64))
+    assert not found[:, :, 40:].any()
+    error = (found[:, :, :40].double().sum(0) - x).abs() / x.abs()
     assert error.max() <= allowed
 
 
 class Rows:
     """Of a tensor on a GPU what is asked before the kernels run."""
 
-    is_cuda, device, dtype, shape = True, torch.device("cuda:0"), torch.float32, (4, 128)
+    is_cuda, device, dtype, shape = True, torch.device("cuda:0"), torch.float32, (8192, 128)
+
+    def __len__(self) -> int:
+        return self.shape[0]
 
 
 def test_kernels_that_cannot_be_built_are_tried_once_and_the_error_says_why() -> None:
@@ -220,6 +224,34 @@ def test_kernels_that_cannot_be_built_are_tried_once_and_the_error_says_why() ->
                 fused.check(Rows())  # type: ignore[arg-type]
         assert fused.repel.call_count == 1  # type: ignore[attr-defined]
     fused._obstacle.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("capability", "rows", "chosen"),
+    [((9, 0), {}, True), ((8, 9), {}, False), ((10, 0), {}, False), ((9, 0), {"shape": (8192, 129)}, False),
+     ((9, 0), {"shape": (4096, 128)}, False), ((9, 0), {"dtype": torch.float64}, False),
+     ((9, 0), {"is_cuda": False}, False)],
+)  # fmt: skip
+def test_auto_is_fused_where_that_was_measured_to_win(
+    capability: tuple[int, int], rows: dict[str, object], chosen: bool
+) -> None:
+    block = SimilarityBlock.of_samples(2048, DEVICE)
+    with (
+        mock.patch.object(torch.cuda, "get_device_capability", return_value=capability),
+        mock.patch.object(fused, "_obstacle", return_value=""),
+    ):
+        given = type("Given", (Rows,), rows)()
+        assert _quickest(given, block) == ((fused.repel, fused_targets.attract) if chosen else (_repel, _attract))
+
+
+def test_auto_says_what_keeps_it_from_the_kernels_and_goes_on() -> None:
+    block = SimilarityBlock.of_samples(2048, DEVICE)
+    with (
+        mock.patch.object(torch.cuda, "get_device_capability", return_value=(9, 0)),
+        mock.patch.object(fused, "_obstacle", return_value="no C compiler"),
+        pytest.warns(RuntimeWarning, match=r"built here \(no C compiler\), so it is computed in tiles"),
+    ):
+        assert _quickest(Rows(), block) == (_repel, _attract)  # type: ignore[arg-type]
 
 
 def test_without_triton_the_error_says_what_to_use(monkeypatch: pytest.MonkeyPatch) -> None:

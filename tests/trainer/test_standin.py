@@ -97,7 +97,7 @@ def test_a_graph_of_lists_leaves_the_gpus_memory_alone(made: Path) -> None:
         table = TextTable.from_graph(graph, GPU)
         block = SimilarityBlock.of_texts(torch.arange(6), table, world=World(device=GPU))
     assert not any(isinstance(getattr(table, field.name), StandIn) for field in fields(table))
-    assert isinstance(block.row_code, StandIn)
+    assert isinstance(block.row_code.quantised, StandIn)
     assert block.listed is not None
     assert isinstance(block.listed.value, StandIn)
 
