@@ -115,22 +115,29 @@ def border_width(image: Pixels) -> int:
 
     A frame is closed: a red wall at one side is part of the scene.
     """
-    blurred = image[..., 0].astype(np.int16) - image[..., 1:].max(-1) >= BLURRED_LEAST
-    pure = (image[..., 0] >= RED_LEAST) & (image[..., 1:] <= OTHERS_MOST).all(-1)
     height, width = image.shape[:2]
     limit: int = min(MAX_BORDER, (min(height, width) - 1) // 2)
     for depth in range(limit):
         bottom, right = height - 1 - depth, width - 1 - depth
-        red = blurred if 0 < depth < OFFICIAL else pure
         sides = (
-            red[depth, depth : right + 1],
-            red[bottom, depth : right + 1],
-            red[depth : bottom + 1, depth],
-            red[depth : bottom + 1, right],
+            image[depth, depth : right + 1],
+            image[bottom, depth : right + 1],
+            image[depth : bottom + 1, depth],
+            image[depth : bottom + 1, right],
         )
-        if any(side.mean() < RED_SHARE for side in sides):
+        red = _blurred_red if 0 < depth < OFFICIAL else _pure_red
+        if any(red(side) < RED_SHARE for side in sides):
             return depth
     return limit
+
+
+def _pure_red(side: Pixels) -> float:
+    """Share of a side's pixels [length, RGB] that are."""
+    return float(((side[:, 0] >= RED_LEAST) & (side[:, 1:] <= OTHERS_MOST).all(1)).mean())
+
+
+def _blurred_red(side: Pixels) -> float:
+    return float((side[:, 0].astype(np.int16) - side[:, 1:].max(1) >= BLURRED_LEAST).mean())
 
 
 def remove_border(image: Pixels) -> Pixels:

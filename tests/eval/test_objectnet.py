@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,6 +87,15 @@ def test_a_jpeg_copys_frame_is_found_whole_beside_a_busy_scene(quality: int) -> 
     whole = framed(np.asarray(scene, np.uint8), 2)[..., ::-1]
     coded = cv2.imencode(".jpg", whole, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
     assert border_width(decode(coded.tobytes())) == 2
+
+
+def test_the_frame_is_looked_for_at_the_edge_alone() -> None:
+    image = framed(np.zeros((1000, 1000, 3), np.uint8), 2)
+    tracemalloc.start()
+    assert border_width(image) == 2
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < image.nbytes / 50  # of the whole picture it took longer than decoding
 
 
 def test_a_picture_all_of_red_keeps_its_middle() -> None:
