@@ -25,6 +25,7 @@ __all__ = [
     "label_cells",
     "shown",
     "taken",
+    "tell_lost",
 ]
 
 IMAGE_NAMES = ("image", "path", "filepath", "file_path", "file_name", "filename", "image_path", "image_name", "img")
@@ -50,6 +51,8 @@ class Columns(NamedTuple):
     unreadable: Unreadable = Unreadable()
     classes: tuple[str, ...] = ()
     """Names of labels 0, 1, ..., where the table carries them."""
+    captions_of: tuple[str, ...] = ()
+    """The columns of the captions, where columns have names."""
 
 
 class Names(NamedTuple):
@@ -113,15 +116,26 @@ def _columns(
     )
 
 
-def taken(dataset: Dataset, where: str, names: Names, table: pa.Table, unreadable: Unreadable) -> Columns:
-    """Says which of several caption columns are not there: another table may have them, or they are misspelt."""
-    there = {name.strip().lower() for name in names.captions}
-    if names.captions and dataset.captions != CAPTIONS:
-        for lost in (name for name in dataset.captions if name.strip().lower() not in there):
-            say(f"note: {where} has no column {lost}: its captions are of {', '.join(names.captions)} alone")
+def tell_lost(dataset: Dataset, tables: Sequence[tuple[str, Sequence[str]]]) -> None:
+    """Of several caption columns, those that tables lack, whichever others have: they may be misspelt.
+
+    tables: (where it lies, columns of its captions); nothing is said of tables without such columns.
+    """
+    if dataset.captions == CAPTIONS:
+        return
+    for name in dataset.captions:
+        alike = name.strip().lower()
+        lacking = [(where, has) for where, has in tables if has and alike not in [one.strip().lower() for one in has]]
+        if lacking:
+            where, has = lacking[0]
+            count = f" ({len(lacking)} of {len(tables)} tables)" if len(lacking) > 1 else ""
+            say(f"note: {where} has no column {name}{count}: its captions are of {', '.join(has)} alone")
+
+
+def taken(names: Names, table: pa.Table, unreadable: Unreadable) -> Columns:
     captions = _first([_whole(table[name]) for name in names.captions]) if names.captions else None
     labels = label_cells(table[names.label]) if names.label else None
-    return Columns(_whole(table[names.image]), captions, labels, unreadable)
+    return Columns(_whole(table[names.image]), captions, labels, unreadable, captions_of=names.captions)
 
 
 def _first(columns: Sequence[pa.Array]) -> pa.Array:

@@ -48,7 +48,7 @@ def read_delimited(dataset: Dataset, path: Path) -> Columns:
                     f"{path}: a quote is opened and not closed in {_line(path, place)}, so {lost} lines were taken for "
                     'parts of other rows: double the quotes within a cell (""), or save the table as JSON lines'
                 )
-    return taken(dataset, str(path), names, table, bad)
+    return taken(names, table, bad)
 
 
 def _top(dataset: Dataset, path: Path) -> tuple[int, str, bytes]:

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.sources.class_names import ClassName, class_names, tell_numbers, tell_twins
-from pipeline.sources.columns import columns, holds_images
+from pipeline.sources.columns import columns, holds_images, tell_lost
 from pipeline.sources.datasets import Dataset
 from pipeline.sources.remote import RemoteFile, find
 from pipeline.sources.source import Partition, Source, check_unpacked, refuse_unread
@@ -260,7 +260,11 @@ def _image_roots(dataset: Dataset, tables: Sequence[Path], root: Path) -> tuple[
 def _holds_images(dataset: Dataset, found: Sequence[Path]) -> bool:
     with _reading(found[0]):
         schema = pq.read_schema(found[0])
-    return holds_images(schema.field(columns(dataset, schema.names, str(found[0])).image).type)
+    names = columns(dataset, schema.names, str(found[0]))
+    inside = holds_images(schema.field(names.image).type)
+    if inside:  # of others all are read
+        tell_lost(dataset, [(str(found[0]), names.captions)])
+    return inside
 
 
 def _row_groups(found: Sequence[Path], root: Path) -> tuple[Partition, ...]:

@@ -57,7 +57,7 @@ def _parquet(dataset: Dataset, path: Path) -> Columns:
     schema = pq.read_schema(path)
     names = columns(dataset, schema.names, str(path))
     table = pq.read_table(path, columns=names.wanted, partitioning=None)
-    return taken(dataset, str(path), names, table, Unreadable())._replace(classes=carried_names(schema, names.label))
+    return taken(names, table, Unreadable())._replace(classes=carried_names(schema, names.label))
 
 
 def _json_lines(dataset: Dataset, path: Path) -> Columns:
@@ -152,6 +152,10 @@ class _Rows:
         self.dataset, self.path = dataset, path
         self.known: dict[str, None] = {}
         self.names: Names | None = None
+        self.captions: tuple[str, ...] = ()
+        """In the order in which they are asked for: also those that only later rows may have."""
+        self.met: dict[str, None] = {}
+        """Columns of captions that rows have."""
         self.early: list[dict[str, Any]] = []
         """Rows from before all columns were seen: a row may lack what it has no value for."""
         self.chunks: list[pa.Table] = []
@@ -168,15 +172,22 @@ class _Rows:
                 if len(self.early) > EARLY:
                     raise
                 return
+            self.captions = self._ordered(self.names.captions)
             for earlier in self.early[:-1]:
                 self._add(earlier, self.names)
         self._add(row, self.names)
 
+    def _ordered(self, found: tuple[str, ...]) -> tuple[str, ...]:
+        if not found or self.dataset.captions == CAPTIONS:
+            return found
+        alike = {name.strip().lower(): name for name in found}
+        wanted = (name if name in found else alike.get(name.strip().lower(), name) for name in self.dataset.captions)
+        return tuple(dict.fromkeys(wanted))
+
     def _add(self, row: dict[str, Any], names: Names) -> None:
         image, labels = row.get(names.image), row.get(names.label)
-        given = self.dataset.captions if self.dataset.captions != CAPTIONS else ()  # later rows may have more of them
-        wanted = dict.fromkeys((*names.captions, *given))
-        said = first_said([row.get(name) for name in wanted])
+        self.met |= dict.fromkeys(name for name in self.captions if name in row)
+        said = first_said([row.get(name) for name in self.captions])
         texts = said if isinstance(said, list) else [said]
         classes = (labels if isinstance(labels, list) else [labels]) if names.label else []
         self.rows.append(
@@ -194,7 +205,8 @@ class _Rows:
             columns(self.dataset, list(self.known), str(self.path))
         self._flush()
         images, captions, labels = (column.combine_chunks() for column in pa.concat_tables(self.chunks))
-        return Columns(images, captions, labels if self.dataset.label else None, unreadable)
+        labelled = labels if self.dataset.label else None
+        return Columns(images, captions, labelled, unreadable, captions_of=tuple(self.met))
 
     def _flush(self) -> None:
         columns = zip(*self.rows, strict=True) if self.rows else ([], [], [])

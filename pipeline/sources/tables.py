@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.arrow import open_table, write_table
-from pipeline.sources.columns import Columns, Unreadable
+from pipeline.sources.columns import Columns, Unreadable, tell_lost
 from pipeline.sources.formats import read_columns
 from pipeline.sources.source import Source
 from shards.errors import UserError
@@ -44,7 +44,10 @@ def grouped_rows(
     if not cache.exists():
         with _alone(cache.with_suffix(".lock")):
             if not cache.exists():
-                write_table(cache, _grouped([read_columns(source.dataset, path) for path in source.tables], source))
+                read = [read_columns(source.dataset, path) for path in source.tables]
+                has = [table.captions_of for table in read]
+                tell_lost(source.dataset, list(zip(map(str, source.tables), has, strict=True)))
+                write_table(cache, _grouped(read, source))
     table = open_table(cache)
     first, last = (table.num_rows * i // parts for i in (part, part + 1))
     meta = table.schema.metadata

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from pipeline.sources.captions import MISSING, first_said, joined, normalise, notes
 from pipeline.sources.columns import Names, Unreadable, taken
-from pipeline.sources.datasets import Dataset
 
 
 def test_the_rule() -> None:
@@ -50,9 +49,7 @@ def test_of_several_columns_arrow_chooses_as_the_rule_does(rows: list[tuple[str,
     """Of which the first cell says something; where none does, the first."""
     cells = [tuple(cell.encode() for cell in row) for row in rows]
     table = pa.table({name: [row[i] for row in cells] for i, name in enumerate("abc")} | {"i": [b"x"] * len(rows)})
-    found = taken(
-        Dataset(name="mine", format="table"), "t", Names("i", ("a", "b", "c"), ""), table, Unreadable()
-    ).captions
+    found = taken(Names("i", ("a", "b", "c"), ""), table, Unreadable()).captions
     assert found is not None
     assert found.to_pylist() == [first_said(row) for row in cells]
     for row in cells:

@@ -65,20 +65,49 @@ def test_of_several_caption_columns_each_row_takes_the_first_that_is_not_empty(k
     assert Manifest.load(tmp_path / "out").skipped == {}
 
 
-@pytest.mark.parametrize("kind", ["csv", "parquet"])
+@pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl", "inside.parquet"])
 def test_a_caption_column_that_is_not_there_is_told(
     kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    pictures(tmp_path / "in", ["a.jpg"])
+    made = pictures(tmp_path / "in", ["a.jpg"])
+    table, rows = tmp_path / "in" / f"t.{kind}", [{"image": "a.jpg", "de": "Katze", "En": "cat"}]
     if kind == "csv":
-        (tmp_path / "in" / "t.csv").write_text("image,de,En\na.jpg,Katze,cat\n")
+        table.write_text("image,de,En\na.jpg,Katze,cat\n")
+    elif kind == "jsonl":
+        table.write_text("".join(json.dumps(row) + "\n" for row in rows))
     else:
-        pq.write_table(pa.table({"image": ["a.jpg"], "de": ["Katze"], "En": ["cat"]}), tmp_path / "in" / "t.parquet")
+        images = [{"bytes": made["a.jpg"], "path": "a.jpg"}] if kind == "inside.parquet" else ["a.jpg"]
+        pq.write_table(pa.table({"image": images, "de": ["Katze"], "En": ["cat"]}), table)
     mine = data_set(tmp_path / "mine.toml", format="table", captions=["ed", "de", "en"])
-    assert texts(built(mine, tmp_path / "in", tmp_path / "out")) == {"a.jpg": "Katze"}
+    assert texts(built(mine, tmp_path / "in", tmp_path / "out"))["a.jpg"] == "Katze"
     told = " ".join(capfd.readouterr().err.split())
     assert told.count("has no column") == 1
     assert f"t.{kind} has no column ed: its captions are of de, En alone" in told
+
+
+def test_the_order_of_caption_columns_is_not_that_of_their_first_rows(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pictures(tmp_path / "in", ["a.jpg", "b.jpg"])
+    rows = [{"image": "a.jpg", "En": "cat"}, {"image": "b.jpg", "En": "dog", "de": "Hund"}]
+    (tmp_path / "in" / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mine = data_set(tmp_path / "mine.toml", format="table", captions=["de", "en"])
+    assert texts(built(mine, tmp_path / "in", tmp_path / "out")) == {"a.jpg": "cat", "b.jpg": "Hund"}
+    assert "has no column" not in capfd.readouterr().err
+
+
+def test_a_caption_column_that_many_tables_lack_is_told_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pictures(tmp_path / "in", [f"{number}.jpg" for number in range(4)])
+    for number in range(4):
+        (tmp_path / "in" / f"{number}.csv").write_text(
+            f"image,{'de' if number else 'en'}\n{number}.jpg,{number} cats\n"
+        )
+    mine = data_set(tmp_path / "mine.toml", format="table", files=["*.csv"], captions=["de", "en"])
+    assert len(texts(built(mine, tmp_path / "in", tmp_path / "out"))) == 4
+    told = " ".join(capfd.readouterr().err.split())
+    assert told.count("has no column") == 2
+    assert "0.csv has no column de: its captions are of en alone" in told
+    assert "1.csv has no column en (3 of 4 tables): its captions are of de alone" in told
 
 
 @pytest.mark.parametrize(
