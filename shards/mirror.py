@@ -28,7 +28,7 @@ from shards.graph import Graph
 from shards.machine import lock_file
 from shards.manifest import FileEntry, Manifest
 from shards.reader import Shards
-from shards.remote import below, fetch, fetchers, is_remote, lists_nothing, read, retried, shown, system_of
+from shards.remote import below, cause_of, fetch, fetchers, is_remote, lists_nothing, read, retried, shown, system_of
 
 __all__ = ["THREADS", "RemoteShards", "cache_folder", "local_folder", "open_shards"]
 
@@ -155,7 +155,7 @@ class RemoteShards(Shards):
 
     def fetch_graph(self, name: str | None = None) -> None:
         name = self.graph_name(name)
-        meta = self._graph_meta(name)
+        meta = self._graph_meta(name, listed=True)
         if not meta:
             raise UserError(f"{shown(self.url)} has no graph {name!r} any more: choose another --graph")
         try:
@@ -174,8 +174,8 @@ class RemoteShards(Shards):
             with atomic_file(folder / "graph.json") as file:
                 file.write(meta)
 
-    def _graph_meta(self, name: str) -> bytes:
-        """graph.json; empty without one."""
+    def _graph_meta(self, name: str, *, listed: bool = False) -> bytes:
+        """graph.json; empty without one. listed: the server, or the folder here, says that there is one."""
         if not _inside(name) or "/" in name:
             return b""
 
@@ -184,11 +184,12 @@ class RemoteShards(Shards):
             try:
                 return bytes(system.cat_file(where))
             except Exception as error:
-                if lists_nothing(error):  # by 403, too, which S3 says of a missing file to who may not list
+                # By 403, too, which S3 says of a missing file to who may not list.
+                if isinstance(cause_of(error), FileNotFoundError) or (not listed and lists_nothing(error)):
                     return b""
                 raise
 
-        return retried(self.url, ask, INSTEAD)
+        return retried(below(self.url, f"graphs/{name}/graph.json"), ask, INSTEAD)
 
     def _entry(self, shard: int) -> FileEntry:
         return self.manifest.files[self.manifest.shards[shard].tar]

@@ -276,6 +276,13 @@ def test_a_graph_without_a_name_is_one_listing(url: str, handler: type[Files]) -
     assert asked(handler, "/graphs/") == 2 * before
 
 
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_graph_that_is_listed_and_refused_is_not_gone(url: str, handler: type[Files], status: int) -> None:
+    handler.statuses["/made/graph.json"] = [status] * 50
+    with pytest.raises(UserError, match=rf"made/graph\.json: access is refused \(status {status}\)"):
+        open_shards(url).graph("made")
+
+
 def test_servers_that_refuse_what_they_have_not_name_what_is_there(url: str, handler: type[Files]) -> None:
     """S3 says so to who may not list."""
     handler.statuses["/other/graph.json"] = [403] * 50
