@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.models.model import Model
-from eval.models.open import open_model
+from eval.models.open import NAMELESS, open_model
 from shards.errors import UserError
 from shards.mirror import local_folder
 from trainer.checkpoint import near_paths
@@ -64,6 +64,8 @@ def rows_of(rows: tuple[Row, ...], suite: str, place: Path, checkpoints: list[st
     place: the folder that paths in `rows` are relative to. checkpoints: of the command line, instead of `rows`.
     """
     if checkpoints:
+        if "" in checkpoints:
+            raise UserError(NAMELESS)
         if len(set(checkpoints)) < len(checkpoints):
             raise UserError("--checkpoint names a model twice")
         names = [Path(spec).name for spec in checkpoints]

@@ -26,17 +26,17 @@ from shards.reader import is_finished
 from trainer.checkpoint import BackboneInfo, NotRead, checkpoints, find_checkpoint, load_encoder, run_of
 from trainer.own import is_own
 
-__all__ = ["open_checkpoint", "open_model", "open_models"]
-
+__all__ = ["NAMELESS", "open_checkpoint", "open_model", "open_models"]
 
 OWN = "give --checkpoint FILE.py:FUNCTION, a function that builds the network and loads them (docs/evaluation.md)"
 """What to do about weights that do not say of what network they are."""
+NAMELESS = "a checkpoint is given that has no name: leave it out, or name one"
 
 
 def open_model(spec: str | None, *, untrained: bool = False) -> Model:
     """A model by what the user calls it (see above); None: the newest run. Raises UserError."""
     if spec == "":  # of a shell's variable that is not set: the newest run would pass for the one that was meant
-        raise UserError("a checkpoint is given that has no name: leave it out for the newest run, or name one")
+        raise UserError(NAMELESS)
     from eval.models import rivals as other  # transformers and torchvision are slow to import
 
     openers: dict[str, Callable[[str], Model]] = {

@@ -182,7 +182,7 @@ def test_wrong_models_are_one_line(run: Path, tmp_path: Path) -> None:
         open_model("timm:resnot")
     with pytest.raises(UserError, match=r"timm has no model 'resnet5'; close names: .*resnet50"):
         open_model("timm:resnet5")
-    with pytest.raises(UserError, match="has no name: leave it out for the newest run"):
+    with pytest.raises(UserError, match="has no name: leave it out, or name one"):
         open_model("")
     with pytest.raises(UserError, match=r"resnet10t has no weights 'foo': give one of resnet10t.c3_in1k$"):
         open_model("timm:resnet10t.foo", untrained=True)

@@ -371,6 +371,8 @@ def test_results_of_another_suite_are_not_replaced(
     assert "| supcon - xclr |" in (tmp_path / "out/results.md").read_text()
     assert run_eval([*call, "--checkpoint", "runs/demo/xclr"]) == 2
     assert "--checkpoint names a model twice" in capsys.readouterr().err
+    assert run_eval([*call, "--checkpoint", ""]) == 2
+    assert "a checkpoint is given that has no name" in capsys.readouterr().err
 
 
 def test_results_do_not_go_into_a_run(
