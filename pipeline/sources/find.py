@@ -184,7 +184,7 @@ def _check_height(only: Path) -> None:
         raise UserError(
             f"{only.parent} holds one folder, {only.name}, whose images lie in folders of their own "
             f"({', '.join(below[:3])}{', ...' if len(below) > 3 else ''}): if these are the classes, or train and val, "
-            f"give {only}"
+            f"give {only}; if all are of one class, move them into {only / 'images'}"
         )
 
 

@@ -14,8 +14,10 @@ from pipeline.settings import BuildSettings
 from pipeline.sources.datasets import load_dataset
 from pipeline.sources.find import open_source
 from shards.errors import UserError
+from shards.manifest import Manifest
+from shards.reader import Shards
 from tests.pipeline.building import build, contents
-from tests.pipeline.sources import img2dataset, write_tar
+from tests.pipeline.sources import img2dataset, pictures, write_tar
 
 
 @pytest.mark.parametrize(
@@ -24,7 +26,7 @@ from tests.pipeline.sources import img2dataset, write_tar
         ("flickr8k", lambda path: path.mkdir(), r"holds no file like \*\.tar"),
         ("tiny-imagenet-100", lambda path: path.mkdir(), "holds no class folders"),
         ("tiny-imagenet-100", lambda path: (path / "train" / "a").mkdir(parents=True), "holds no usable sample"),
-        ("tiny-imagenet-100", lambda path: (path / "a" / "train").mkdir(parents=True), r"\(train\).* give .*/in/a$"),
+        ("tiny-imagenet-100", lambda path: (path / "a" / "train").mkdir(parents=True), r"\(train\).* give .*/in/a;"),
         ("tiny-imagenet-100", lambda path: (path / "a" / "images").mkdir(parents=True), "holds no usable sample"),
         ("flickr8k", lambda path: write_tar(path / "0.tar", []), "holds no usable sample"),
         ("flickr8k", lambda path: None, "there is no .*in: give the folder"),
@@ -103,6 +105,20 @@ def test_a_build_that_is_there_needs_no_lock(tmp_path: Path) -> None:
     finally:
         out.chmod(0o755)
     assert contents(out) == before
+
+
+def test_pictures_of_one_class_in_several_folders_are_built_as_the_refusal_says(tmp_path: Path) -> None:
+    folder = tmp_path / "in" / "cats"
+    for year in ("2019", "2020"):
+        pictures(folder / year, [f"{year}.jpg"])
+    with pytest.raises(UserError, match=r"of one class, move them into .*/in/cats/images$"):
+        build("tiny-imagenet-100", tmp_path / "in", tmp_path / "out")
+    for year in ("2019", "2020"):
+        (folder / "images").mkdir(exist_ok=True)
+        (folder / year).rename(folder / "images" / year)
+    out = build("tiny-imagenet-100", tmp_path / "in", tmp_path / "out")
+    assert Manifest.load(out).classes == ("cats",)
+    assert len(Shards.open(out)) == 2
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
