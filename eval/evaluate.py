@@ -255,10 +255,8 @@ def _figure(column: Column, hits: Floats, features: Features, bench: Bench, sett
         )
     if not len(counted):
         raise UserError(f"{bench.name}: {column.name} counts no image")
-    share = float(counted.mean(dtype=float))
     return {
-        "accuracy": _accuracy(counted),
-        "interval": [round(100 * end, DIGITS) for end in wilson(share, len(counted))],
+        **_of_hits(counted),
         "n": len(counted),
         "unreadable": unreadable,
         "expected": column.expected,
@@ -271,7 +269,7 @@ def _figure(column: Column, hits: Floats, features: Features, bench: Bench, sett
 
 def is_whole(value: object) -> bool:
     """Whether evaluate() may have left this value: nothing cut off, nothing that an earlier version did not know, no
-    accuracy but that of its hits."""
+    accuracy or interval but that of its hits."""
     needed = {"columns", "summaries", "chosen", "partial", "pictures", "protocol", "notes", "versions"}
     if not (isinstance(value, dict) and needed <= set(value)):
         return False
@@ -284,12 +282,14 @@ def is_whole(value: object) -> bool:
 
 
 def _is_of(figure: dict[str, Any], hits: Floats) -> bool:
-    return bool(len(hits) == figure["n"] and _accuracy(hits) == figure["accuracy"])
+    return bool(0 < len(hits) == figure["n"] and _of_hits(hits).items() <= figure.items())
 
 
-def _accuracy(hits: Floats) -> float:
-    """In percent, as it is kept."""
-    return round(100 * float(hits.mean(dtype=float)), DIGITS)
+def _of_hits(hits: Floats) -> dict[str, Any]:
+    """Accuracy and interval, in percent, as they are kept."""
+    share = float(hits.mean(dtype=float))
+    ends = [round(100 * end, DIGITS) for end in wilson(share, len(hits))]
+    return {"accuracy": round(100 * share, DIGITS), "interval": ends}
 
 
 def hits_of(column: dict[str, Any]) -> Floats:

@@ -260,8 +260,14 @@ def test_a_cut_or_edited_evaluation_is_made_again(
     del bare["columns"]["object"]["about"]
     edited = json.loads(whole[0])
     edited["columns"]["object"]["accuracy"] = 99.9
+    surer = json.loads(whole[0])
+    surer["columns"]["object"]["interval"] = [surer["columns"]["object"]["accuracy"]] * 2
+    none = json.loads(whole[0])
+    none["columns"]["object"] |= {"n": 0, "hits": ""}
     rows = json.dumps(json.loads(whole[0]) | {"columns": []})
     for text in (
+        json.dumps(surer),
+        json.dumps(none),
         json.dumps(old),
         json.dumps(cut),
         json.dumps(bare),
