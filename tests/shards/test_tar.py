@@ -15,7 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from shards.errors import TornTar
-from shards.tar import Member, TarWriter, _header, groups, samples, scan, split_key
+from shards.tar import Member, TarWriter, _header, class_images, groups, samples, scan, split_key
 
 NAMES = st.text(
     st.characters(codec="utf-8", exclude_characters="\0\n/", exclude_categories=["Cs"]), min_size=1, max_size=150
@@ -195,3 +195,65 @@ def test_hard_links_hidden_members_and_folders_of_a_size() -> None:
     with tarfile.open(fileobj=io.BytesIO(with_folder)) as tar:
         assert [member.name for member in tar if member.isfile()] == plain
     assert [member.name for member in scan(io.BytesIO(with_folder))] == plain
+
+
+def test_names_of_two_fields_are_read_from_both() -> None:
+    """Ustar splits a long name at a slash; the old GNU format keeps times where its first part would be."""
+    long = f"{'folder/' * 20}{'x' * 90}.jpg"
+    content = archive([("a.jpg", b"a"), (long, b"long"), ("b.jpg", b"b")], tarfile.USTAR_FORMAT)
+    assert [member.name for member in scan(io.BytesIO(content))] == ["a.jpg", long, "b.jpg"]
+    assert_scanned_alike(content)
+    times = bytearray(archive([("c.jpg", b"c")], tarfile.GNU_FORMAT))
+    times[345:357] = b"%011o\0" % 1_700_000_000
+    content = summed(times)
+    assert [member.name for member in scan(io.BytesIO(content))] == ["c.jpg"]
+    assert_scanned_alike(content)
+
+
+def test_a_size_in_binary_is_read() -> None:
+    """As GNU tar writes it from 8 GiB on, and others always."""
+    content = bytearray(archive([("a.jpg", b"x" * 600), ("b.jpg", b"y")], tarfile.GNU_FORMAT))
+    content[124:136] = b"\x80" + (600).to_bytes(11, "big")
+    binary = summed(content)
+    assert [(member.offset, member.size) for member in scan(io.BytesIO(binary))] == [(512, 600), (2048, 1)]
+    assert_scanned_alike(binary)
+
+
+def summed(content: bytearray) -> bytes:
+    """With the right checksum in the first header."""
+    content[148:156] = b" " * 8
+    content[148:156] = b"%06o\0 " % sum(content[:512])
+    return bytes(content)
+
+
+@pytest.mark.parametrize("size", [0, 1, 7680, 8192, 8193, 8704, 9216, 10240])
+def test_an_archive_is_closed_as_tarfile_closes_it(size: int) -> None:
+    """Two zero blocks at least, then up to a whole record."""
+    file = io.BytesIO()
+    writer = TarWriter(file)
+    writer.add("a.jpg", b"x" * size)
+    writer.close()
+    info = tarfile.TarInfo("a.jpg")
+    info.size, info.mode, info.mtime = size, 0o644, 0
+    expected = io.BytesIO()
+    with tarfile.open(fileobj=expected, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(info, io.BytesIO(b"x" * size))
+    assert file.getvalue() == expected.getvalue()
+
+
+def test_a_sample_has_no_part_of_the_one_before() -> None:
+    content = archive([("a.jpg", b"a"), ("a.txt", b"of a"), ("b.jpg", b"b"), ("c.txt", b"c")], tarfile.GNU_FORMAT)
+    found = list(groups(io.BytesIO(content)))
+    assert [(key, list(parts)) for key, parts in found] == [("a", ["jpg", "txt"]), ("b", ["jpg"]), ("c", ["txt"])]
+
+
+def test_a_folder_over_all_class_folders_is_taken_off_and_no_other() -> None:
+    def names(*members: str) -> list[str]:
+        return [name for name, _ in class_images(Member(name, 0, 1) for name in members)]
+
+    assert names("train/cat/1.jpg", "train/dog/2.jpg", "train/readme.txt") == ["cat/1.jpg", "dog/2.jpg"]
+    assert names("./cat/1.jpg", "./dog/2.jpg") == ["cat/1.jpg", "dog/2.jpg"]
+    assert names("./train/cat/1.jpg", "./train/dog/2.jpg") == ["cat/1.jpg", "dog/2.jpg"]
+    assert names("cat/1.jpg", "cat/2.jpg") == ["cat/1.jpg", "cat/2.jpg"]  # the only class
+    assert names("cat/1.jpg", "cat/young/2.jpg") == ["cat/1.jpg", "cat/young/2.jpg"]
+    assert names("cat/1.jpg", "2.jpg") == ["cat/1.jpg"]
