@@ -9,7 +9,9 @@ import pickle
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.atomic import TEMPORARY, atomic_file, write_array, write_json, write_text
+from shards.atomic import TEMPORARY, atomic_file, json_bytes, write_array, write_json, write_text
 from shards.errors import OverBudget, SkipBudget, UserError
 from shards.graph import Graph, read_graph, write_graph
 from shards.index import ROWS, write_texts
@@ -45,6 +47,23 @@ def test_random_access_equals_sequential_reading(tmp_path: Path) -> None:
     assert shards.index.key.to_pylist() == [s.key for s in sequential]
     again = pickle.loads(pickle.dumps(shards))
     assert again.image(5) == shards.image(5)
+
+
+def test_a_tar_that_was_cut_or_went_is_told(tmp_path: Path) -> None:
+    """By the image that is not whole, and by the sizes of all files before a run begins."""
+    shards = Shards.open(make_shards(tmp_path / "made", (5,)))
+    shards.check_sizes()
+    path = tmp_path / "made" / "train-000000.tar"
+    whole, end = path.read_bytes(), int(shards.index.offset[4] + shards.index.size[4])
+    path.write_bytes(whole[: end - 1])
+    assert shards.image(3)
+    with pytest.raises(UserError, match=rf"train-000000\.tar ends before byte {end}: run `xclr-shards verify"):
+        shards.image(4)
+    with pytest.raises(UserError, match=rf"train-000000\.tar has {end - 1:,} bytes, not {len(whole):,}: run"):
+        shards.check_sizes()
+    path.unlink()
+    with pytest.raises(UserError, match=r"train-000000\.tar is missing: run"):
+        shards.check_sizes()
 
 
 def test_shards_and_graphs_print_as_what_they_hold(tmp_path: Path) -> None:
@@ -102,6 +121,40 @@ def test_graph_round_trip_with_texts_in_any_shard(
     for shard in range(shards):
         held = pq.read_table(folder / f"train-{shard:06d}.parquet")["text_id"].to_pylist()
         assert held == np.flatnonzero(home == shard).tolist()
+    again = write_graph(root, "again", back, np.zeros_like(home), ["train-000000"])
+    assert list(read_graph(again).meta["files"]) == ["train-000000.parquet"]  # its own
+
+
+@pytest.mark.parametrize(
+    ("column", "change", "message"),
+    [
+        ("text_id", lambda ids: [ids[0], ids[0]], "do not name each of 4 texts once"),
+        ("text_id", lambda ids: [0, ids[1]], "do not name each of 4 texts once"),  # of the other shard
+        ("text_id", lambda ids: [ids[0], 4], "do not name each of 4 texts once"),
+        ("text_id", lambda ids: [-1, ids[1]], "do not name each of 4 texts once"),
+        ("neighbours", lambda lists: [lists[0], [*lists[1][:-1], 4]], r"a neighbour id lies outside 0\.\.3"),
+        ("neighbours", lambda lists: [lists[0], [*lists[1][:-1], -1]], r"a neighbour id lies outside 0\.\.3"),
+        ("similarities", lambda lists: [lists[0], lists[1][:-1]], "neighbours and similarities differ in length"),
+        ("code", lambda codes: [codes[0], None], "1 of 2 texts have no code"),
+        ("code", lambda codes: [None, None], "2 of 4 texts have no code"),
+        ("code", lambda codes: [codes[0], codes[1][:-1]], "codes differ in length"),
+        (None, lambda table: table.slice(1), "name 3 of 4 texts"),
+    ],
+)
+def test_rows_that_are_no_graph_are_refused(
+    tmp_path: Path, column: str | None, change: Callable[[Any], Any], message: str
+) -> None:
+    folder = write_graph(tmp_path, "g", make_graph(4), np.array([0, 0, 1, 1], np.int32), ["a", "b"])
+    table = pq.read_table(folder / "b.parquet")
+    if column is None:
+        table = change(table)
+    else:
+        at = table.schema.get_field_index(column)
+        field = table.schema.field(at)
+        table = table.set_column(at, field, pa.array(change(table[column].to_pylist()), field.type))
+    pq.write_table(table, folder / "b.parquet", store_schema=False)
+    with pytest.raises(UserError, match=rf"is damaged \(.*{message}.*run `xclr-shards graph` again"):
+        read_graph(folder)
 
 
 def test_more_texts_than_one_arrow_array_can_hold(tmp_path: Path) -> None:
@@ -154,6 +207,27 @@ def test_atomic_file_leaves_nothing_behind_on_failure(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a power cut could leave the name of a whole file on an empty one."""
+    done = list[object]()
+    sync, replace = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        found = os.fstat(descriptor)
+        done.append("folder" if stat.S_ISDIR(found.st_mode) else found.st_size)
+        sync(descriptor)
+
+    def replaced(old: Path, new: Path) -> None:
+        done.append("named")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    with atomic_file(tmp_path / "a") as file:
+        file.write(b"whole")
+    assert done == [5, "named", "folder"]
+
+
 def test_files_are_as_readable_as_the_umask_says_which_nobody_touches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +243,10 @@ def test_files_are_as_readable_as_the_umask_says_which_nobody_touches(
         monkeypatch.undo()
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == 0o640
+
+
+def test_equal_values_are_equal_bytes() -> None:
+    assert json_bytes({"b": 1, "a": {"d": 2, "c": 3}}) == json_bytes({"a": {"c": 3, "d": 2}, "b": 1})
 
 
 def test_paths_of_any_bytes_are_kept(tmp_path: Path) -> None:
@@ -203,3 +281,9 @@ def test_latest_shards_ignores_test_splits(tmp_path: Path) -> None:
     train = make_shards(tmp_path / "one")
     make_shards(tmp_path / "two", split="test")
     assert latest_shards(tmp_path) == train
+    other = make_shards(tmp_path / "three")
+    for name, built in (("one", 1), ("two", 3), ("three", 2)):
+        os.utime(tmp_path / name / "manifest.json", (built, built))
+    assert latest_shards(tmp_path) == other
+    os.utime(train / "manifest.json", (4, 4))
+    assert latest_shards(tmp_path) == train  # built again
