@@ -153,6 +153,15 @@ def test_wrong_counts_are_found(sound: Path, tmp_path: Path) -> None:
         reseal(root, samples=6, shards=shards)
 
 
+@pytest.mark.parametrize("name", ["train-000001.tar", "index/train-000001.parquet", "texts.parquet"])
+def test_a_file_that_the_manifest_forgot_is_told(sound: Path, tmp_path: Path, name: str) -> None:
+    """Or nothing would say what its bytes should be."""
+    root = shutil.copytree(sound, tmp_path / "copy")
+    manifest = Manifest.load(root)
+    dataclasses.replace(manifest, files={n: entry for n, entry in manifest.files.items() if n != name}).save(root)
+    assert f"the manifest has no checksum of {name}" in problems(root)
+
+
 def test_groups_of_a_packed_layout(sound: Path, tmp_path: Path) -> None:
     root = shutil.copytree(sound, tmp_path / "copy")
     reseal(root, layout="packed")
@@ -197,6 +206,7 @@ def rewritten(root: Path, graph: Graph, block: int) -> list[str]:
     [
         ([(0, 1, 0.5), (1, 0, 0.5), (2, 2, 0.5)], "its own neighbour"),
         ([(0, 1, 0.5), (0, 2, 0.75), (1, 0, 0.5), (2, 0, 0.75)], "not sorted by falling similarity"),
+        ([(0, 1, 0.5), (0, 2, 0.5005), (1, 0, 0.5), (2, 0, 0.5005)], "not sorted"),  # by the least step
         ([(0, 1, 0.5), (0, 1, 0.5), (1, 0, 0.5), (1, 0, 0.5)], "twice in one list"),
         ([(0, 1, 0.5)], "does not list alike"),
         ([(0, 1, 0.5), (1, 0, 0.5)], ""),
