@@ -122,7 +122,7 @@ def test_a_tar_that_is_not_the_manifests_is_refused(made: Path, url: str) -> Non
     assert shards.here() == []
 
 
-@pytest.mark.parametrize("name", ["../evil.parquet", "/etc/evil", "index/../../evil"])
+@pytest.mark.parametrize("name", ["../evil.parquet", "/etc/evil", "index/../../evil", ".fetching/evil"])
 def test_files_outside_the_folder_are_refused(made: Path, url: str, name: str) -> None:
     path = made / "manifest.json"
     manifest = json.loads(path.read_text())
@@ -145,6 +145,15 @@ def test_shards_without_tars_of_their_own_are_refused(made: Path, url: str, tmp_
         shard["tar"] = tar
     path.write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"mine/train-00000\d\.tar; layout in-place.*--layout shuffled"):
+        open_shards(url)
+
+
+def test_a_tar_without_a_checksum_is_refused(made: Path, url: str) -> None:
+    path = made / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["files"]["train-000001.tar"]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"names tars elsewhere \(train-000001\.tar"):
         open_shards(url)
 
 
