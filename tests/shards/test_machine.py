@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -100,6 +102,21 @@ def test_free_memory_of_the_first_version_of_control_groups(monkeypatch: pytest.
     for name, path in (("MEMORY", "meminfo"), ("GROUPS", "own"), ("CONTROL", "control")):
         monkeypatch.setattr(machine, name, str(tmp_path / path))
     assert machine.free_memory() == 4 << 30
+
+
+def test_bytes_are_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the shared memory, which the system counts in blocks, and of the most that was held, in kilobytes."""
+    found = SimpleNamespace(f_bavail=3, f_bfree=5, f_frsize=4096)
+    monkeypatch.setattr(machine.os, "statvfs", lambda path: found)
+    assert machine.free_shared_memory() == 3 * 4096
+    assert 1 << 24 < machine.peak_memory() < 1 << 40
+
+
+def test_a_lock_keeps_others_out(tmp_path: Path) -> None:
+    with (tmp_path / "lock").open("w") as mine, (tmp_path / "lock").open("w") as other:
+        machine.lock_file(mine)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
 def test_a_system_that_says_nothing_of_its_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
