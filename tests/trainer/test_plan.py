@@ -107,6 +107,14 @@ def test_epochs_and_seeds_differ_and_the_order_is_uniform() -> None:
     assert ((counts - 200) ** 2 / 200).sum() < 50
 
 
+def test_the_order_is_that_of_earlier_versions() -> None:
+    """A run that was stopped under one version may go on under another."""
+    plan = BatchPlan(shard_sizes=[5, 4, 3], batch_size=4, seed=5, window=2)
+    assert plan.order(2).tolist() == [3, 7, 5, 0, 2, 8, 4, 1, 6, 9, 10, 11]
+    orders = [replace(plan, seed=seed).order(epoch).tolist() for seed in range(4) for epoch in range(4)]
+    assert len(set(map(tuple, orders))) == 16  # none of another seed's epochs comes again
+
+
 def test_wrong_sizes_are_refused() -> None:
     with pytest.raises(UserError, match="5 samples do not fill one batch of 6: lower --batch-size"):
         BatchPlan(shard_sizes=[2, 3], batch_size=6, seed=0)
@@ -114,5 +122,8 @@ def test_wrong_sizes_are_refused() -> None:
         StepSampler(BatchPlan(shard_sizes=[9], batch_size=4, seed=0), rank=0, size=3, start=0, stop=1)
     with pytest.raises(UserError, match=r"0\.5 needs neighbour groups, and these shards name none"):
         BatchPlan(shard_sizes=[9], batch_size=4, seed=0, grouped=0.5, groups=np.full(9, -1, np.int32))
+    for name in ("window", "batch_size"):
+        with pytest.raises(UserError, match=f"{name} must be at least 1.*, not 0"):
+            BatchPlan(**{"shard_sizes": [9], "batch_size": 4, "seed": 0, name: 0})  # type: ignore[arg-type]
     with pytest.raises(UserError, match="share of the batch, 0 to 1, not 2"):
         BatchPlan(shard_sizes=[9], batch_size=4, seed=0, grouped=2.0)
