@@ -16,7 +16,7 @@ from tests.make import make_shards
 from tests.trainer.ranks import Ranks
 from trainer import data
 from trainer.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, decode, sample_rng, two_views
-from trainer.data import Batch, batches_of, make_loader, to_views
+from trainer.data import Batch, ViewDataset, batches_of, make_loader, to_views
 from trainer.plan import BatchPlan
 from trainer.world import World
 
@@ -113,9 +113,25 @@ def test_texts_and_labels_belong_to_the_samples(tmp_path: Path) -> None:
         assert batch.labels.tolist() == shards.index.label[batch.samples].tolist()
 
 
+def test_a_batch_is_read_in_the_order_of_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Disks, and the servers behind them, are fast at that alone; the batch keeps the order of the plan."""
+    shards = Shards.open(make_shards(tmp_path))
+    read, image = list[int](), shards.image
+
+    def noted(sample: int) -> bytes:
+        read.append(sample)
+        return image(sample)
+
+    monkeypatch.setattr(shards, "image", noted)
+    batch = ViewDataset(shards, AugmentConfig(image_size=16), 0).batch([(0, 9), (0, 30), (0, 2)])
+    assert read == [2, 9, 30]
+    assert batch.samples.tolist() == [9, 30, 2]
+
+
 def test_undecodable_images_are_counted_and_grey(tmp_path: Path) -> None:
     root = make_shards(tmp_path, bad=(3, 20))
     found = [batch for batch in batches(root, 0) if batch.bad]
+    assert {sample for batch in found for sample in batch.bad} <= {3, 20}
     assert sum(len(batch.bad) for batch in batches(root, 0)[:4]) <= 2
     assert found
     assert all((batch.views[(batch.samples == 3) | (batch.samples == 20)] == 128).all() for batch in found)
@@ -140,6 +156,9 @@ def test_views_are_normalised_with_first_views_first(tmp_path: Path) -> None:
     pixel = batch.views[2, 1, 4, 5].float() / 255
     expected = (pixel - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)
     torch.testing.assert_close(views[8 + 2, :, 4, 5], expected)
+    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    own = to_views(batch, CPU, (mean, std))
+    torch.testing.assert_close(own[8 + 2, :, 4, 5], (pixel - torch.tensor(mean)) / torch.tensor(std))
 
 
 def test_too_little_shared_memory_is_said_before_a_worker_dies_of_it(
@@ -151,11 +170,43 @@ def test_too_little_shared_memory_is_said_before_a_worker_dies_of_it(
     assert len(batches(tmp_path, 0)) == 6
 
 
+def test_a_batch_of_a_rank_is_two_views_of_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which each worker of each rank of the machine may hold in the shared memory; of bytes, 6,144 here."""
+    shards = Shards.open(make_shards(tmp_path, (32,)))
+    plan = BatchPlan(shard_sizes=[32], batch_size=8, seed=0)
+    world, config = World(size=2, local_size=2, device=CPU), AugmentConfig(image_size=16)
+
+    def ahead(free: int, most: int = 4) -> int | None:
+        monkeypatch.setattr(data, "free_shared_memory", lambda: free)
+        made = make_loader(shards, plan, config, world, start=0, stop=2, workers=2, most_ahead=most)
+        return made.prefetch_factor
+
+    assert ahead(4 * 6144) == 1
+    with pytest.raises(UserError, match="4 loader processes"):
+        ahead(4 * 6144 - 2)
+    assert ahead(1 << 30) == 4
+    assert ahead(1 << 30, most=1) == 1
+
+
 def loader_of(world: World, shards: Path, workers: list[int]) -> int:
     opened = Shards.open(shards)
     plan = BatchPlan(shard_sizes=[shard.samples for shard in opened.manifest.shards], batch_size=4, seed=0)
     config = AugmentConfig(image_size=16)
     return make_loader(opened, plan, config, world, start=0, stop=2, workers=workers[world.rank]).num_workers
+
+
+def ahead_of(world: World, shards: Path, free: list[int]) -> int | None:
+    opened = Shards.open(shards)
+    plan = BatchPlan(shard_sizes=[12], batch_size=4, seed=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "free_shared_memory", lambda: free[world.rank])
+        made = make_loader(opened, plan, AugmentConfig(image_size=16), world, start=0, stop=2, workers=1)
+    return made.prefetch_factor
+
+
+def test_ranks_go_by_the_least_shared_memory_of_all(tmp_path: Path, ranks: Ranks) -> None:
+    shards = make_shards(tmp_path / "shards", sizes=(12,), classes=3)
+    assert ranks(2, ahead_of, shards, [1 << 40, 2 * 3072]) == [1, 1]  # two batches of 3,072 bytes
 
 
 def test_ranks_may_have_workers_or_none(tmp_path: Path, ranks: Ranks) -> None:
