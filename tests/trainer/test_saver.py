@@ -28,14 +28,14 @@ def test_saving_does_not_wait_and_keeps_the_values_of_its_step() -> None:
 
     def write(state: dict[str, Any]) -> None:
         gate.wait(5)
-        seen.append(state["encoder"]["w"].tolist())
+        seen.append([state["encoder"]["w"].tolist(), state["optimiser"]["state"][0].tolist()])
 
     with Saver() as saver:
         saver.save({"encoder": {"w": weight}, "optimiser": {"state": [weight]}}, write)
         weight += 1  # the next step, while the file is being written
         assert seen == []
         gate.set()
-    assert seen == [[0, 0]]
+    assert seen == [[[0, 0], [0, 0]]]
 
 
 def test_a_failed_write_is_raised() -> None:
@@ -44,6 +44,22 @@ def test_a_failed_write_is_raised() -> None:
 
     with pytest.raises(OSError, match="disk full"), Saver() as saver:
         saver.save({}, fail)
+
+
+def test_a_failed_write_is_raised_before_the_end() -> None:
+    """As soon as it is asked for, and by the next one: a run of days is not told at its end."""
+
+    def fail(state: dict[str, Any]) -> None:
+        raise OSError("disk full")
+
+    for told in (lambda saver: saver.check(), lambda saver: saver.save({}, lambda state: None)):
+        with Saver() as saver:
+            saver.save({}, fail)
+            assert saver.running
+            saver.running.exception(5)
+            with pytest.raises(OSError, match="disk full"):
+                told(saver)
+            saver.running = None
 
 
 def train_slowly(world: World, shards: Path, run: Path, minutes: float) -> None:
