@@ -62,6 +62,10 @@ def opened_late(opened: Callable[[Any], Graph], seconds: float, offer: Any) -> G
     return opened(offer)
 
 
+def other_token(offer: share._Offer) -> share._Offer:
+    return offer._replace(token=offer.token + 1)
+
+
 def seen(world: World, local: int, coded: bool, listed: bool, broken: str) -> dict[str, Any]:
     """What a rank of machines of `local` ranks reads, and how."""
     world = replace(world, local_rank=world.rank % local, local_size=local)
@@ -83,6 +87,9 @@ def seen(world: World, local: int, coded: bool, listed: bool, broken: str) -> di
             patch.setattr(os, "getpid", lambda: 2**22)
         if broken == "pipe":  # whoever reads from it waits for ever
             patch.setattr(share, "_offered", lambda graph: share._Offer(os.getpid(), os.pipe()[0], 1))
+        if broken == "token":  # another container's process of that number, which has shared a graph as well
+            offered = share._offered
+            patch.setattr(share, "_offered", lambda graph: other_token(offered(graph)))
         if broken == "late":
             patch.setattr(share, "gather", Later)
             patch.setattr(share, "_opened", partial(opened_late, share._opened, 0.5 * world.rank))
@@ -92,9 +99,11 @@ def seen(world: World, local: int, coded: bool, listed: bool, broken: str) -> di
             graph = read_for_all(read, world)
         except UserError as error:
             return {"reads": reads, "error": str(error), "open": len(os.listdir("/proc/self/fd")) - before}
+    maps = [line for line in Path("/proc/self/maps").read_text().splitlines() if NAME in line]
     return {
         "reads": reads,
-        "mapped": Path("/proc/self/maps").read_text().count(NAME),
+        "mapped": len(maps),
+        "file": {line.split()[4] for line in maps},  # its number
         "open": len(os.listdir("/proc/self/fd")) - before,
         "values": {f.name: np.array(getattr(graph, f.name)) if f.name != "meta" else graph.meta for f in fields(Graph)},
     }
@@ -103,7 +112,10 @@ def seen(world: World, local: int, coded: bool, listed: bool, broken: str) -> di
 @pytest.mark.parametrize(("coded", "listed"), [(True, True), (False, True), (True, False)])
 def test_the_first_rank_of_a_machine_reads_and_all_map_what_it_read(ranks: Ranks, coded: bool, listed: bool) -> None:
     expected = example(coded=coded, listed=listed)
-    for rank, found in enumerate(ranks(4, seen, 2, coded, listed, "")):
+    all_found = ranks(4, seen, 2, coded, listed, "")
+    files = [found["file"] for found in all_found]
+    assert files[0] == files[1] != files[2] == files[3]  # each machine's own
+    for rank, found in enumerate(all_found):
         assert found["reads"] == (rank % 2 == 0)
         assert found["mapped"] == 1
         assert found["open"] <= 1  # Python's map may hold the file by a descriptor of its own
@@ -141,7 +153,7 @@ def test_a_complete_graph_is_let_go(ranks: Ranks) -> None:
     assert ranks(2, complete) == [0, 0]
 
 
-@pytest.mark.parametrize("broken", ["memory", "container", "system", "pipe"])
+@pytest.mark.parametrize("broken", ["memory", "container", "system", "pipe", "token"])
 def test_where_none_can_be_shared_each_rank_reads_its_own(ranks: Ranks, broken: str) -> None:
     expected = example(coded=True, listed=True)
     for found in ranks(2, seen, 2, True, True, broken):
