@@ -90,6 +90,7 @@ def test_backbone_of_a_checkpoint(shards: Path, tmp_path: Path) -> None:
     trained, info = load_backbone(path)
     fresh, before = load_backbone(path, untrained=True)
     assert trained(images).shape == (3, info.feature_dim)
+    assert not any(module.training for network in (trained, fresh) for module in network.modules())
     assert not torch.allclose(trained(images), fresh(images))
     assert (info.objective, info.step, before.objective, before.step) == ("xclr", 10, "untrained", 0)
     again, _ = load_backbone(path, untrained=True)
