@@ -18,7 +18,7 @@ import torch
 
 import eval.features as module
 from eval.benchmarks.bench import Task
-from eval.features import centre_crop, extract, feature_hash
+from eval.features import centre_crop, extract, feature_hash, normalise
 from eval.heads.probe import ProbeConfig
 from eval.heads.probe_file import kept_probes
 from eval.models.model import Transform
@@ -43,8 +43,8 @@ def test_features_are_those_of_the_network(tmp_path: Path) -> None:
         pixels = torch.from_numpy(decode(images.read(i)).copy()).permute(2, 0, 1)[None] / 255
         expected = model.network((pixels - 0.5) / 0.5)[0].detach().numpy()
         np.testing.assert_allclose(features.rows(np.array([i]))[0], expected, atol=1e-5)
-    order = np.array([20, 3, 3, 11])
-    np.testing.assert_array_equal(features.rows(order)[1], features.rows(order)[2])
+    order = np.array([20, 3, 1, 11, 3])
+    np.testing.assert_array_equal(features.rows(order), features.rows(np.arange(21))[order])
     blocks = list(features.blocks(5))
     assert np.concatenate([rows for rows, _ in blocks]).tolist() == list(range(21))
     np.testing.assert_array_equal(np.concatenate([x for _, x in blocks]), features.rows(np.arange(21)))
@@ -62,7 +62,7 @@ def test_a_second_call_reads_what_the_first_left(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.rows(np.arange(21)), first.rows(np.arange(21)))
 
 
-def test_other_weights_pictures_or_transforms_are_other_features() -> None:
+def test_other_weights_pictures_or_transforms_are_other_features(monkeypatch: pytest.MonkeyPatch) -> None:
     images, model = make_set(5), make_model()
     others = [
         feature_hash(make_model(sha="1" * 64), images),
@@ -73,9 +73,13 @@ def test_other_weights_pictures_or_transforms_are_other_features() -> None:
         ),
         feature_hash(model, make_set(5, seed=1)),
         feature_hash(model, dataclasses.replace(images, prepare=lambda image: image)),
+        feature_hash(dataclasses.replace(model, name="another"), images),
     ]
-    assert len({feature_hash(model, images), *others}) == 8
+    assert len({feature_hash(model, images), *others}) == 9
     assert feature_hash(make_model(), make_set(5)) == feature_hash(model, images)
+    before = feature_hash(model, images)
+    monkeypatch.setattr(module, "VERSION", module.VERSION + 1)
+    assert feature_hash(model, images) != before
 
 
 def test_many_features_are_kept_in_half_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,6 +137,21 @@ def test_a_damaged_part_alone_is_made_again(
     np.testing.assert_array_equal(again.rows(np.arange(21)), kept)
 
 
+@pytest.mark.parametrize("part", [np.ones((7, 12), np.float32), np.ones((8, 12)), np.ones((12, 8), np.float32).T])
+def test_a_part_of_another_kind_is_made_again(tmp_path: Path, part: np.ndarray) -> None:
+    """Of too few rows, or of numbers that are kept otherwise."""
+    images, model = make_set(21), make_model()
+    whole = extract(model, images, tmp_path)
+    kept, folder = whole.rows(np.arange(21)), tmp_path / whole.hash
+    del whole
+    for name, array in (("part", part), ("ok", np.ones(len(part), bool))):
+        (folder / f"{name}-000001.npy").unlink()
+        np.save(folder / f"{name}-000001.npy", array)
+    again = extract(model, images, tmp_path)
+    assert not again.reused
+    np.testing.assert_array_equal(again.rows(np.arange(21)), kept)
+
+
 SLOW = """
 import time, dataclasses
 from pathlib import Path
@@ -170,15 +189,25 @@ def test_a_kill_loses_one_part(tmp_path: Path) -> None:
     )
 
 
-def test_what_does_not_decode_is_left_out_and_counted(tmp_path: Path) -> None:
+def test_what_does_not_decode_is_left_out_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     features = extract(make_model(), make_set(30, bad=(3, 9)), tmp_path)
+    assert "train: 2 of 30 pictures do not decode and are left out" in " ".join(capsys.readouterr().err.split())
     assert np.flatnonzero(~features.ok).tolist() == [3, 9]
+    assert not features.rows(np.array([3, 9])).any()
     assert 3 not in np.concatenate([rows for rows, _ in features.blocks()])
     for count, bad, most in ((300, 11, 10), (30, 4, 3), (12, 2, 1)):
-        message = rf"more than {most} of {count} pictures do not decode \(the last was .*check the data"
+        message = rf"more than {most} of {count} pictures do not decode \(the last was {bad - 1}\.jpg\): check the data"
         with pytest.raises(UserError, match=message):
             extract(make_model(), make_set(count, bad=tuple(range(bad))), tmp_path)
         extract(make_model(), make_set(count, bad=tuple(range(most))), tmp_path)
+
+
+def test_bad_pictures_of_an_earlier_call_count_too(tmp_path: Path) -> None:
+    some, more = make_set(24, bad=(0, 9)), make_set(24, bad=(0, 9, 16))
+    features = extract(make_model(), some, tmp_path)
+    (tmp_path / features.hash / "part-000002.npy").unlink()
+    with pytest.raises(UserError, match="3 of 24 pictures do not decode: check the data"):
+        extract(make_model(), dataclasses.replace(more, fingerprint=some.fingerprint), tmp_path)
 
 
 def test_bad_pictures_may_all_lie_at_the_front(tmp_path: Path) -> None:
@@ -211,6 +240,25 @@ def test_features_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="colours gives features of train that are no numbers"):
         extract(model, make_set(30), tmp_path)
     assert not list(tmp_path.rglob("part-*"))
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")
+def test_features_too_large_for_half_precision_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HALF_ABOVE", 0)
+    model = make_model()
+    with torch.no_grad():
+        model.network.scale.fill_(1e7)
+    with pytest.raises(UserError, match="no numbers, or too large to be kept"):
+        extract(model, make_set(30), tmp_path)
+
+
+def test_pixels_are_normalised_by_mean_and_deviation_of_each_channel() -> None:
+    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    pixels = torch.arange(24, dtype=torch.uint8).reshape(1, 4, 2, 3) * 10
+    found = normalise(pixels, Transform(image_size=4, crop_pct=1.0, mean=mean, std=std))
+    assert found.shape == (1, 3, 4, 2)
+    expected = (pixels[0, 3, 1] / 255 - torch.tensor(mean)) / torch.tensor(std)
+    torch.testing.assert_close(found[0, :, 3, 1], expected)
 
 
 def test_prepare_sees_the_decoded_picture(tmp_path: Path) -> None:
