@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.encode import codes
 from pipeline.graph import audit
-from pipeline.search.exact import dot_products
+from pipeline.search.exact import dot_products, random_texts
 from pipeline.search.neighbours import Lists, search_exact, symmetric_lists
 from shards.graph import Graph
 
@@ -161,6 +161,30 @@ def test_histogram_counts_every_pair() -> None:
     edges = [found["low"] + i * (found["high"] - found["low"]) / 100 for i in range(101)]
     assert found["random"] == [int(((pairs >= a) & (pairs < b)).sum()) for a, b in pairwise(edges)]
     assert sum(found["listed"]) == len(graph.neighbours)
+
+
+def test_random_texts_are_distinct_and_of_their_purpose() -> None:
+    drawn = random_texts(1500, 1000, 0, "recall")
+    assert len(set(drawn.tolist())) == 1000
+    assert (np.diff(drawn) > 0).all()
+    assert 0 <= drawn[0] < drawn[-1] < 1500
+    assert drawn.tolist() != random_texts(1500, 1000, 0, "background").tolist()
+    assert random_texts(5, 5, 0, "recall").tolist() == [0, 1, 2, 3, 4]
+
+
+def test_what_is_drawn_is_drawn_by_the_seed() -> None:
+    vectors = vectors_of(1100)
+    graph = graph_of(vectors, symmetric_lists(*search_exact(vectors, 5)))
+    exact = dot_products(vectors)
+    first = np.arange(len(graph.neighbours)) < graph.indptr[550]
+    half = keep(graph, first)  # so that it counts who is in the sample
+    for measure in (
+        lambda seed: [x.tolist() for x in audit.background(vectors, seed)],
+        lambda seed: audit.recall(half, exact, 5, seed),
+        lambda seed: audit.fidelity(graph, exact, seed),
+        lambda seed: audit.histogram(graph, exact, seed),
+    ):
+        assert measure(1) == measure(1) != measure(2)
 
 
 @pytest.mark.parametrize("dim", [4, 8, 16])

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from pipeline.graph import classes
+from pipeline.graph import audit, classes
 from pipeline.graph.build import build_graph
 from pipeline.info import describe
 from shards.errors import UserError
@@ -228,6 +228,16 @@ def test_graphs_of_too_many_classes_are_refused_before_their_matrix_is_made(
     assert "note:" not in capfd.readouterr().err
 
 
+def test_a_text_of_several_classes_is_of_its_most_frequent(tmp_path: Path) -> None:
+    """Of equally frequent ones, of that with the smallest number."""
+    samples, labels = [0, 0, 0, 1, 1, 2, 1, 1], [2, 1, 2, 3, 0, 1, 0, 3]
+    root = text_shards(tmp_path, ["a", "b", "c"], labels, list("wxyz"), samples)
+    assert classes.text_classes(Shards.open(root)).tolist() == [2, 0, 1]
+    labels = [1, 2, 1, 3, 0, 1, 3, 3]
+    root = text_shards(tmp_path, ["a", "b", "c"], labels, list("wxyz"), samples)
+    assert classes.text_classes(Shards.open(root)).tolist() == [1, 3, 1]
+
+
 def test_random_graph_is_one_number_a_pair_of_classes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     of_text = np.arange(12) % 4
     root = text_shards(tmp_path, [f"t{i}" for i in range(12)], of_text.tolist(), list("abcd"))
@@ -250,6 +260,22 @@ def test_random_graph_is_one_number_a_pair_of_classes(tmp_path: Path, capfd: pyt
     assert graph.meta["complete"] is True
     describe(root)
     assert "random all 11.0 1.0000 no codes random" in " ".join(capfd.readouterr().out.split())
+
+
+def test_the_seed_of_a_graph_draws_its_background_and_its_audit(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).normal(size=(1100, 8)).astype(np.float32) + 0.5
+    root = text_shards(tmp_path / "shards", [f"t{i}" for i in range(1100)])
+    np.save(tmp_path / "mine.npy", vectors)
+    one, same, other = (
+        read_graph(build_graph(root, kind="file", source=tmp_path / "mine.npy", k=4, seed=seed, name=name))
+        for name, seed in (("one", 1), ("same", 1), ("other", 2))
+    )
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    for graph, seed in ((one, 1), (same, 1), (other, 2)):
+        np.testing.assert_allclose(graph.background_mean, audit.background(unit, seed)[0], atol=1e-6)
+        np.testing.assert_array_equal(graph.neighbours, one.neighbours)
+    assert one.meta["fidelity"] == same.meta["fidelity"] != other.meta["fidelity"]
+    assert one.meta["histogram"] == same.meta["histogram"] != other.meta["histogram"]
 
 
 def test_wrong_input(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

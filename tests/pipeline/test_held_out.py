@@ -70,7 +70,7 @@ def both(mine: str, source: Path, root: Path, **settings: Any) -> tuple[Path, Pa
     return train, build(mine, source, root / "mine-test", held_out=True, **settings)
 
 
-def test_a_share_of_the_samples_by_their_bytes_alone(tmp_path: Path) -> None:
+def test_a_share_of_the_samples_by_their_bytes_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = [b"picture %d" % i for i in range(5000)]
     path = tmp_path / "images"
     path.write_bytes(b"".join(made))
@@ -87,8 +87,12 @@ def test_a_share_of_the_samples_by_their_bytes_alone(tmp_path: Path) -> None:
         assert others is not None
         assert abs(held.mean() - share) < 4 * (share * (1 - share) / 5000) ** 0.5
         assert np.array_equal(held, ~others)
+        assert held.tolist() == [one < share * 2**64 for one in hashes]  # as in shards that were built before
         assert held[before].all()  # a larger share holds the smaller one's
         before = held
+        said = " ".join(capsys.readouterr().err.split())
+        built, left = said.index("samples, which are built here"), said.index("samples, which are left out here")
+        assert built < left  # as they were asked for
     assert on_side(0, False, [scan], "here") is None
 
 
