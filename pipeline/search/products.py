@@ -32,6 +32,8 @@ def dot_products(rows: Codes, columns: Codes, out: Products) -> None:
 def by_integers(rows: Codes, columns: Codes, out: Products) -> None:
     import torch
 
+    if rows.shape[1] == 1:  # on processors with VNNI PyTorch 2.14 leaves `out` as it was
+        return by_floats(rows, columns, out)
     torch._int_mm(torch.from_numpy(rows), torch.from_numpy(columns).T, out=torch.from_numpy(out))
 
 
