@@ -15,7 +15,7 @@ batch, augmentations, projector and number of loader processes, each in a proces
 Ours at the precision that recipes choose here (`auto`), and in float32 as theirs. Photographs of the folder that
 XCLR_TEST_DATA names, else the embedded data set.
 
-Last line: xclr_over_simclr, speedup_lightly (auto), speedup_lightly_float32. H200s, 26 November 2026: 0.996, 1.002.
+Last line: xclr_over_simclr, speedup_lightly (auto), speedup_lightly_float32. H200s, November 2026: 0.996, 1.002, 1.008.
 Two AMD EPYC cores with AVX512-BF16, 24 November 2026: 0.981 (three rounds 0.980 to 1.031; the losses themselves differ
 by 0.5% of a step, docs/loss.md); lightly, ours, ours in float32: 42.2, 77.8, 55.3 samples/s on a busy machine and 75.8,
 151.4, 93.8 on a quiet one, a round each: 1.84 and 2.00 times lightly, in float32 1.31 and 1.24.
