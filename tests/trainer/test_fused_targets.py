@@ -124,6 +124,21 @@ def test_large_batches_keep_the_precision_of_float32(count: int, tail: Tail) -> 
     assert float((found.double() - expected).abs().max() / expected.abs().max()) < 1e-5
 
 
+def test_similarities_above_1_are_the_largest_of_their_rows() -> None:
+    """Of codes that are no unit vectors: a row's maximum moves, and with it what was summed before."""
+    rng = np.random.default_rng(0)
+    graph, batch = random_graph(rng, 90, longest=0), random_samples(rng, 120, 90)
+    longer = replace(graph, code_scale=1.4 * graph.code_scale)
+    block = build(batch, longer, "xclr", "code", 0.1, World(device=DEVICE))
+    z = torch.nn.functional.normalize(batch.z.flatten(0, 1).to(DEVICE), dim=1)
+    expected, found = torch.zeros_like(z), torch.zeros_like(z, dtype=torch.float32)
+    _attract(z, z, block, expected, expected)
+    z = z.float()
+    with mock.patch.object(fused_targets, "tiles_for", return_value=Tiles(32, 32, 4, 2)):
+        fused_targets.attract(z, z, block, found, found)
+    assert float((found.double() - expected).abs().max() / expected.abs().max()) < 1e-5
+
+
 def test_what_the_kernels_do_not_make_is_left_to_the_tiles() -> None:
     rng = np.random.default_rng(0)
     graph, batch = random_graph(rng, 30), random_samples(rng, 20, 30)
