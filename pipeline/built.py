@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from pipeline.scan.tars import TORN
 from pipeline.skipped import SKIPPED
 from shards.bars import say
 from shards.manifest import Manifest
@@ -31,8 +32,13 @@ def say_built(root: Path, fresh: bool, where: str) -> None:
 
 def say_left_out(root: Path) -> None:
     """Images that were mended or came since are no other source, so a build that is there stays as it is."""
-    if left_out := sum(Manifest.load(root).skipped.values()):
+    skipped = dict(Manifest.load(root).skipped)
+    torn = skipped.pop(TORN, 0)
+    left_out = [f"{count:,} sample{'s' * (count > 1)} of the source"] if (count := sum(skipped.values())) else []
+    if torn:
+        left_out.append(f"the rest of {torn:,} torn tar{'s' * (torn > 1)}")
+    if left_out:
         say(
-            f"note: {left_out:,} samples of the source were left out when it was built: if those were mended since, "
+            f"note: left out when it was built: {' and '.join(left_out)}. If those were mended since, "
             f"choose another OUT= (--out), or delete {root}, to build anew"
         )

@@ -12,7 +12,9 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +24,7 @@ from typer.testing import CliRunner
 import pipeline.build
 from pipeline.arrow import open_table
 from pipeline.build import build_shards
+from pipeline.built import say_left_out
 from pipeline.cli import app
 from pipeline.settings import BuildSettings
 from pipeline.sources.datasets import load_dataset
@@ -242,11 +245,24 @@ def test_a_finished_build_says_what_it_left_out(tmp_path: Path) -> None:
     assert "left out" not in first.output
     (tmp_path / "in" / "b.jpg").write_bytes(made["b.jpg"])
     again = runner.invoke(app, [*arguments, str(tmp_path / "out")], catch_exceptions=False)
-    assert "note: 1 samples of the source were left out when it was built: " in again.output
+    assert "note: left out when it was built: 1 sample of the source. If those were mended since, " in again.output
     runner.invoke(app, [*arguments, str(tmp_path / "anew")], catch_exceptions=False)
     whole = runner.invoke(app, [*arguments, str(tmp_path / "anew")], catch_exceptions=False)
     assert "already there, 2 samples" in whole.output
     assert "left out" not in whole.output
+
+
+@pytest.mark.parametrize(
+    ("skipped", "told"),
+    [({"torn tar": 2}, "the rest of 2 torn tars."),
+     ({"no caption": 1200, "torn tar": 1}, "1,200 samples of the source and the rest of 1 torn tar.")],
+)  # fmt: skip
+def test_torn_tars_are_no_samples(
+    skipped: dict[str, int], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with mock.patch.object(Manifest, "load", return_value=SimpleNamespace(skipped=skipped)):
+        say_left_out(tmp_path)
+    assert f"left out when it was built: {told} If" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", ["a tar is gone", "a tar is cut"])
