@@ -288,7 +288,7 @@ class SimilarityBlock:
         g = g.view(b, -1, 1, b).expand(-1, -1, 2, -1).reshape(b, 2 * columns).repeat(2, 1)
         row = torch.arange(2 * b, device=g.device)
         g[row, row + 2 * self.offset] = -torch.inf
-        return torch.softmax(g.div_(self.tau_s), dim=1)
+        return torch.softmax(g.sub_(1).div_(self.tau_s), dim=1)  # G / tau_s would round what tells G from 1
 
     @torch.no_grad()
     def statistics(self) -> dict[str, float]:

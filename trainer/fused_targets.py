@@ -9,7 +9,8 @@ a sample's two views, kernels make what loss.py needs of them:
 Similarities of codes are products of int8, exact in whatever order. Listed pairs, some dozens a row, are not looked for
 in the tiles: these take their codes' similarity, and a sum over the pairs alone replaces it. Taking out what was added
 is safe as long as a code's error is small beside tau_s, since the sibling, whose similarity is 1, stays in the total;
-`takes` says where. Nothing uses atomics: the same input gives the same bits.
+`takes` says where. Exponents are of G - 1, since the similarities that count at a small tau_s lie near 1, and G / tau_s
+itself would be rounded to 1e-3 at 1e-4. Nothing uses atomics: the same input gives the same bits.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def attract(
             _changes[grid](*inputs, *listed, largest, change, len(change), scale, **kind, COUNT=PAIRS)
             _add(pairs.row, pairs.column, change, both, others, mass)
         del both  # here and below: nothing of the features' size lives longer than it must
-        own = torch.exp2(scale - largest)
+        own = torch.exp2(-largest)
         total = (2 * mass + own)[:, None]
         others, sibling = others.div_(total), own[:, None].div_(total)
         pushed = views[0].sum(0)
@@ -99,11 +100,11 @@ def attract(
 
 
 def _inputs(block: SimilarityBlock) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
-    """What similarities are made of, of rows and columns: codes [n, CODE] and scales, keys; a row's tail."""
+    """What similarities are made of, of rows and columns: codes [n, CODE] and scales, keys; a row's tail, less 1."""
     keys = block.row_key, block.column_key
     if block.row_code is None or block.column_code is None:
         tail = torch.full_like(keys[0], -math.inf, dtype=torch.float32) if block.row_tail is None else block.row_tail
-        return (*keys, *keys, *keys, tail.float()), {"CODE": 0, "STEP": 0, "UNROLL": False}
+        return (*keys, *keys, *keys, (tail - 1).float()), {"CODE": 0, "STEP": 0, "UNROLL": False}
     (row, row_scale), (column, column_scale) = _padded(block.row_code), _padded(block.column_code)
     step = min(row.shape[1], 128)
     kind = {"CODE": row.shape[1], "STEP": step, "UNROLL": row.shape[1] <= UNROLLED}
@@ -170,7 +171,7 @@ def _by_rows(
         factor = tl.load(row_scale + i, mask=i < n, other=0.0) * scale
     else:
         factor = tl.load(tail + i, mask=i < n, other=0.0) * scale
-    largest = tl.zeros([HELD], tl.float32) + scale  # the sibling's: every row has one
+    largest = tl.zeros([HELD], tl.float32)  # the sibling's: every row has one
     mass = tl.zeros([HELD], tl.float32)
     total = tl.zeros([HELD, WIDTH], tl.float32)
     for start in range(0, m, PASSING):
@@ -178,11 +179,11 @@ def _by_rows(
         if CODE:
             other = tl.load(column_scale + j, mask=j < m, other=0.0)
             g = _products(row_code, column_code, n, m, i, j, CODE, STEP, UNROLL)
-            g = g * (factor[:, None] * other[None, :])
+            g = g * (factor[:, None] * other[None, :]) - scale
         else:
             g = factor[:, None] + tl.zeros([HELD, PASSING], tl.float32)
         same = key[:, None] == tl.load(column_key + j, mask=j < m, other=0)[None, :]
-        g = tl.where(same, scale, g)
+        g = tl.where(same, 0.0, g)
         g = tl.where((j < m)[None, :] & (j[None, :] != i[:, None] + first), g, -float("inf"))
         larger = tl.maximum(largest, tl.max(g, 1))
         weight = tl.exp2(g - larger[:, None])
@@ -212,12 +213,12 @@ def _by_columns(
         if CODE:
             other = tl.load(row_scale + i, mask=i < n, other=0.0) * scale
             g = _products(column_code, row_code, m, n, j, i, CODE, STEP, UNROLL)
-            g = g * (other[None, :] * factor[:, None])
+            g = g * (other[None, :] * factor[:, None]) - scale
         else:
             other = tl.load(tail + i, mask=i < n, other=0.0) * scale
             g = other[None, :] + tl.zeros([HELD, PASSING], tl.float32)
         same = key[:, None] == tl.load(row_key + i, mask=i < n, other=0)[None, :]
-        g = tl.where(same, scale, g)
+        g = tl.where(same, 0.0, g)
         g = tl.where((i < n)[None, :] & (j[:, None] != i[None, :] + first), g, -float("inf"))
         weight = tl.exp2(g - tl.load(largest + i, mask=i < n, other=0.0)[None, :])
         total += dot(split(weight, PARTS), load(values, n, i, WIDTH, PARTS), PARTS)
@@ -241,11 +242,11 @@ def _changes(
             a = tl.load(row_code + i[:, None] * CODE + d[None, :]).to(tl.int32)
             b = tl.load(column_code + j[:, None] * CODE + d[None, :]).to(tl.int32)
             product += tl.sum(a * b, 1)
-        g = product.to(tl.float32) * (tl.load(row_scale + i) * scale * tl.load(column_scale + j))
+        g = product.to(tl.float32) * (tl.load(row_scale + i) * scale * tl.load(column_scale + j)) - scale
     else:
         g = tl.load(tail + i) * scale
     shift = tl.load(largest + i)
-    listed = tl.load(value + e, mask=inside, other=0.0) * scale
+    listed = (tl.load(value + e, mask=inside, other=0.0) - 1) * scale
     # Of one text the tiles have 1, whatever a graph made elsewhere may list.
     other = tl.load(row_key + i) != tl.load(column_key + j)
     tl.store(out + e, tl.where(other, tl.exp2(listed - shift) - tl.exp2(g - shift), 0.0), mask=inside)

@@ -139,6 +139,21 @@ def test_similarities_above_1_are_the_largest_of_their_rows() -> None:
     assert float((found.double() - expected).abs().max() / expected.abs().max()) < 1e-5
 
 
+@pytest.mark.parametrize("tau_s", [1e-4, 1e-3])
+@pytest.mark.parametrize("tail", ["background", "none"])
+def test_similarities_near_one_keep_their_precision_at_a_small_tau_s(tail: Tail, tau_s: float) -> None:
+    """G / tau_s itself has no place in float32 for what tells G from 1: the error was 1e-4."""
+    rng = np.random.default_rng(0)
+    graph, batch = random_graph(rng, 20, longest=6, highest=1 - tau_s), random_samples(rng, 40, 20)
+    block = build(batch, graph, "xclr", tail, tau_s, World(device=DEVICE))
+    z = torch.nn.functional.normalize(batch.z.flatten(0, 1).to(DEVICE), dim=1)
+    expected, found = torch.zeros_like(z), torch.zeros_like(z, dtype=torch.float32)
+    value = _attract(z, z, block, expected, expected)
+    z = z.float()
+    assert float(fused_targets.attract(z, z, block, found, found)) == pytest.approx(float(value), rel=2e-6)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-6)
+
+
 def test_what_the_kernels_do_not_make_is_left_to_the_tiles() -> None:
     rng = np.random.default_rng(0)
     graph, batch = random_graph(rng, 30), random_samples(rng, 20, 30)

@@ -57,7 +57,7 @@ def computed(
     texts=st.integers(1, 8),
     kind=st.sampled_from(KINDS),
     tau=st.sampled_from([0.01, 0.03, 0.1, 0.5]),
-    tau_s=st.sampled_from([1e-4, 1e-3, 0.03, 0.1, 0.5]),
+    tau_s=st.sampled_from([1e-4, 7e-4, 3e-3, 0.03, 0.1, 0.5]),
     how=st.sampled_from(ALL),
     dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
     height=st.integers(1, 8),
