@@ -131,7 +131,7 @@ class SimilarityBlock:
             if world.size > 1:  # int8 over the wire: a quarter of the bytes
                 column_code = Codes(quantised=gather(code, world), scale=gather(scale, world))
         elif table.tail == "background":
-            row_tail = _send(background(table.background_mean[ids], table.background_std[ids], tau_s), device)
+            row_tail = _send(background(table.background_mean[ids], table.background_std[ids], float(tau_s)), device)
         return cls(
             world=world,
             tau_s=tau_s,
@@ -233,6 +233,7 @@ class SimilarityBlock:
         check_temperature("tau_s", self.tau_s)
         if not self.tau_s > 0:
             raise ValueError(f"tau_s is a temperature above 0, not {self.tau_s}")
+        object.__setattr__(self, "tau_s", float(self.tau_s))  # kernels take no tensor for it, and no number of NumPy's
 
     def __len__(self) -> int:
         return len(self.row_key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -251,3 +252,18 @@ def test_projections_may_lie_in_memory_as_they_like(how: Implementation) -> None
     block, z = build(batch, graph, "xclr", "code", 0.1), batch.z.float().flatten(0, 1)
     whole = contrastive_loss(z, block, implementation=how)
     assert contrastive_loss(z.T.contiguous().T, block, implementation=how) == pytest.approx(float(whole), rel=1e-6)
+
+
+@pytest.mark.parametrize("how", ALL)
+@pytest.mark.parametrize("tail", ["code", "background", "none"])
+@pytest.mark.parametrize(
+    "tau_s", [torch.tensor(0.25), torch.tensor([0.25]), np.float32(0.25), np.array(0.25)], ids=repr
+)
+def test_the_temperature_of_targets_may_be_any_kind_of_number(tau_s: Any, tail: Tail, how: Implementation) -> None:
+    """The kernels took a tensor for a pointer."""
+    rng = np.random.default_rng(0)
+    batch, graph = random_samples(rng, 5, 4), random_graph(rng, 4)
+    found, expected = (
+        computed(batch, build(batch, graph, "xclr", tail, t), 0.1, how, torch.float32)[0] for t in (tau_s, 0.25)
+    )
+    assert found == expected
