@@ -8,7 +8,7 @@ a sample's two views, kernels make what loss.py needs of them:
 
 Similarities of codes are products of int8, exact in whatever order. Listed pairs, some dozens a row, are not looked for
 in the tiles: these take their codes' similarity, and a sum over the pairs alone replaces it. Taking out what was added
-is safe as long as a code's error is small beside tau_s, since the sibling, whose similarity is 1, stays in the total;
+is safe while no code's similarity exceeds 1 by much beside tau_s, as the sibling's, which is 1, stays in the total;
 `takes` says where. Exponents are of G - 1, since the similarities that count at a small tau_s lie near 1, and G / tau_s
 itself would be rounded to 1e-3 at 1e-4. Nothing uses atomics: the same input gives the same bits.
 """
@@ -29,7 +29,7 @@ from trainer.parts import cut, dot, load, number_of_parts, split
 
 __all__ = ["attract", "takes", "tiles_for"]
 
-LOWEST_TAU_S = 0.01  # of lists beside codes: similarities of int8 codes are off by less than 0.02, a factor of 7 here
+LOWEST_TAU_S = 0.01  # of lists beside codes: similarities of int8 codes exceed 1 by less than 0.02, a factor of 7 here
 UNROLLED = 512  # dimensions of codes up to which a tile's are in shared memory at once
 
 

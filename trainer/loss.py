@@ -40,6 +40,9 @@ TILE_ENTRIES = {"cpu": 1 << 21, "cuda": 1 << 24}
 FUSED_WINS = ((9, 0),)
 FUSED_PAIRS = 1 << 25
 
+# torch.compile unrolls the loop over tiles, three seconds for each: of more it leaves the sweep as it is.
+COMPILED_TILES = 8
+
 
 def contrastive_loss(
     z: torch.Tensor,
@@ -94,7 +97,10 @@ def contrastive_loss(
         others = None if columns is rows else columns
         learnt = tau if isinstance(tau, torch.Tensor) else None
         number = float(tau if learnt is None else learnt.detach())
-        return cast(torch.Tensor, _Sweep.apply(rows, others, learnt, block, number, *halves))
+        sweep = _Sweep.apply
+        if torch.compiler.is_compiling() and len(rows) > COMPILED_TILES * _height(len(rows), len(columns), rows.device):
+            sweep = _uncompiled
+        return cast(torch.Tensor, sweep(rows, others, learnt, block, number, *halves))
 
 
 def _unit(z: torch.Tensor) -> torch.Tensor:
@@ -155,6 +161,11 @@ class _Sweep(torch.autograd.Function):
             raise RuntimeError("this loss is differentiable once: use implementation='dense' for second derivatives")
         row, column, temperature = (None if saved is None else saved * gradients[0] for saved in ctx.saved_tensors)
         return row, column, temperature, None, None, None, None
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _uncompiled(*arguments: Any) -> Any:
+    return _Sweep.apply(*arguments)
 
 
 def _attract(

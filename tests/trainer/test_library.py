@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from tests.eval.make_folders import make_folders
 from tests.make import make_shards
 from tests.trainer.ranks import Ranks
 from tests.trainer.reference import ALONE, Samples, random_graph, random_samples, value_and_gradient
+from trainer import loss as loss_module
 from trainer.block import SimilarityBlock
 from trainer.data import batches_of
 from trainer.loss import Implementation, contrastive_loss
@@ -305,6 +307,33 @@ def test_dense_goes_through_torch_func() -> None:
     contrastive_loss(z[0], SAMPLES).add(contrastive_loss(z[1], SAMPLES)).backward()  # type: ignore[no-untyped-call]
     assert z.grad is not None
     torch.testing.assert_close(dense, z.grad)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # of PyTorch's compiler about itself
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # the same, torch 2.11
+@pytest.mark.parametrize("tiles", [8, 64])
+def test_what_is_compiled_does_not_grow_with_the_number_of_tiles(tiles: int) -> None:
+    """The loop over tiles is unrolled: of 32 tiles PyTorch took 105 seconds."""
+    block, z, sizes = SimilarityBlock.of_samples(32, torch.device("cpu")), torch.randn(64, 5), []
+
+    def loss(z: torch.Tensor) -> torch.Tensor:
+        return 2 * contrastive_loss(z.sin(), block)
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> Any:
+        parts = [part for part in graph.modules() if isinstance(part, torch.fx.GraphModule)]
+        sizes.append(sum(len(part.graph.nodes) for part in parts))
+        return graph.forward
+
+    with mock.patch.dict(loss_module.TILE_ENTRIES, cpu=64 * 64 // tiles):
+        compiled = torch.compile(loss, backend=backend, fullgraph=tiles <= 8)  # type: ignore[call-overload]
+        first, second = z.clone().requires_grad_(), z.clone().requires_grad_()
+        value = loss(first)
+        torch.testing.assert_close(compiled(second), value)
+        value.backward()  # type: ignore[no-untyped-call]
+        compiled(second).backward()
+    assert first.grad is not None
+    torch.testing.assert_close(second.grad, first.grad)
+    assert 0 < sum(sizes) < 400
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # of PyTorch's compiler about itself
