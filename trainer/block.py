@@ -56,6 +56,8 @@ class Codes:
     """[n, dim] int8."""
     scale: torch.Tensor | None = None
     """[n] float32: quantised times scale is the vector."""
+    long: bool = False
+    """Whether similarities exceed 1 by more than rounding does."""
     made: torch.Tensor | None = None
 
     @property
@@ -127,7 +129,7 @@ class SimilarityBlock:
         row_code = column_code = row_tail = None
         if table.codes is not None and table.code_scale is not None:
             code, scale = _send(table.codes[ids], device), _send(table.code_scale[ids], device)
-            row_code = column_code = Codes(quantised=code, scale=scale)
+            row_code = column_code = Codes(quantised=code, scale=scale, long=table.long)
             if world.size > 1:  # int8 over the wire: a quarter of the bytes
                 column_code = Codes(quantised=gather(code, world), scale=gather(scale, world))
         elif table.tail == "background":

@@ -46,7 +46,8 @@ def takes(block: SimilarityBlock) -> bool:
         return False
     if block.row_code is None:
         return True
-    return block.row_code.quantised is not None and (block.listed is None or block.tau_s >= LOWEST_TAU_S)
+    safe = block.listed is None or (block.tau_s >= LOWEST_TAU_S and not block.row_code.long)
+    return block.row_code.quantised is not None and safe
 
 
 def attract(

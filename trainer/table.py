@@ -14,6 +14,7 @@ from shards.graph import Graph
 __all__ = ["Tail", "TextTable"]
 
 Tail = Literal["code", "background", "none"]
+LONGEST = 1.05  # of codes of unit vectors: rounding makes it 1.02 at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,8 @@ class TextTable:
     """[n, dim] int8, for tail `code` only."""
     code_scale: torch.Tensor | None
     """[n] float32."""
+    long: bool = False
+    """Whether codes are longer than unit vectors, so that similarities exceed 1: of a graph that was made elsewhere."""
     matrix: torch.Tensor | None = None
     """[n, n] float16 on `device`, of a complete graph alone: its lists would be a batch's whole block, pair by pair."""
 
@@ -75,8 +78,18 @@ class TextTable:
             background_std=torch.from_numpy(deviation),
             codes=torch.from_numpy(graph.codes) if coded and graph.codes is not None else None,
             code_scale=torch.from_numpy(graph.code_scale) if coded and graph.code_scale is not None else None,
+            long=coded and _longest(graph) > LONGEST,
             matrix=_matrix(graph).to(device) if complete else None,
         )
+
+
+def _longest(graph: Graph) -> float:
+    """The largest similarity of a code to itself, of some thousand texts."""
+    assert graph.codes is not None
+    assert graph.code_scale is not None
+    some = np.arange(0, len(graph), 1 + len(graph) // 4096)
+    vectors = graph.codes[some].astype(np.float32) * graph.code_scale[some, None]
+    return float(np.square(vectors).sum(axis=1).max(initial=0.0))
 
 
 def _matrix(graph: Graph) -> torch.Tensor:
