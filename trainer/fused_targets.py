@@ -31,6 +31,8 @@ __all__ = ["attract", "takes", "tiles_for"]
 
 LOWEST_TAU_S = 0.01  # of lists beside codes: similarities of int8 codes exceed 1 by less than 0.02, a factor of 7 here
 UNROLLED = 512  # dimensions of codes up to which a tile's are in shared memory at once
+PAIRS = 32  # listed ones, of a program
+FREE = ["n", "m", "first"]  # batches of 1 and of multiples of 16 are no kernels of their own
 
 
 def tiles_for(memory: int, parts: int) -> Tiles:
@@ -41,7 +43,7 @@ def tiles_for(memory: int, parts: int) -> Tiles:
 
 
 def takes(block: SimilarityBlock) -> bool:
-    """Whether these kernels make the block's similarities: from int8 codes or one constant a row, and any lists."""
+    """Whether these kernels make the block's similarities: of int8 codes or one constant a row, and lists."""
     if block.matrix is not None:
         return False
     if block.row_code is None:
@@ -134,10 +136,6 @@ def _add(
     dim = out.shape[1]
     width = triton.next_power_of_2(dim)
     _add_entries[len(out),](start, other, weight, values, out, mass, DIM=dim, WIDTH=width, COUNT=16, num_warps=2)
-
-
-PAIRS = 32  # of a program
-FREE = ["n", "m", "first"]  # batches of 1 and of multiples of 16 are no kernels of their own
 
 
 @triton.jit
