@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -169,6 +170,10 @@ def of_classes(similarities: torch.Tensor, labels: list[int]) -> SimilarityBlock
         (lambda: SimilarityBlock.of_vectors(torch.zeros(4, 3, requires_grad=True)), "vectors are targets.*detach"),
         (lambda: SimilarityBlock.of_vectors(torch.zeros(4)), r"vectors are \[samples, dim\], not \[4\]"),
         (lambda: SimilarityBlock.of_vectors(torch.zeros(4, 3), tau_s=0.0), "tau_s is a temperature above 0, not 0.0"),
+        (
+            lambda: SimilarityBlock.of_vectors(torch.zeros(4, 3), tau_s=math.inf),
+            "tau_s is a temperature above 0, not inf",
+        ),
         (
             lambda: SimilarityBlock.of_vectors(torch.ones(4, 3), tau_s=nn.Parameter(torch.tensor(0.1))),  # type: ignore[arg-type]
             "tau_s is of the targets, which no gradient flows to",
