@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 
 from tests.trainer.interpreted import DEVICE, INTERPRETED, TRITON
 from tests.trainer.reference import build, random_graph, random_samples
-from trainer.block import Codes, Objective, Pairs, SimilarityBlock
+from trainer.block import Codes, Objective, SimilarityBlock
 from trainer.loss import _attract
+from trainer.pairs import Pairs
 from trainer.table import Tail
 from trainer.world import World
 

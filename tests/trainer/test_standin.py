@@ -67,7 +67,11 @@ def trained(recipe: Recipe, device: torch.device, waits: list[str]) -> dict[str,
     return values
 
 
-LOOK_UP = {"size trainer/block.py:_listed", "size trainer/block.py:_spread", "copy trainer/block.py:_listed"}
+LOOK_UP = {
+    "size trainer/pairs.py:listed_pairs",
+    "size trainer/pairs.py:_spread",
+    "copy trainer/pairs.py:listed_pairs",
+}
 
 
 @pytest.mark.parametrize(
