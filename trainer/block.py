@@ -215,9 +215,9 @@ class SimilarityBlock:
         if getattr(self.tau_s, "requires_grad", False):
             raise ValueError("tau_s is of the targets, which no gradient flows to: give a number")
         check_temperature("tau_s", self.tau_s)
+        object.__setattr__(self, "tau_s", float(self.tau_s))  # kernels take no tensor for it, and no number of NumPy's
         if not 0 < self.tau_s < math.inf:
             raise ValueError(f"tau_s is a temperature above 0, not {self.tau_s}")
-        object.__setattr__(self, "tau_s", float(self.tau_s))  # kernels take no tensor for it, and no number of NumPy's
 
     def __len__(self) -> int:
         return len(self.row_key)

@@ -19,18 +19,19 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
 from shards.errors import UserError, first_line
-from trainer.parts import cut, dot, load, number_of_parts, split
+from trainer.parts import cut, dot, load, number_of_parts, split, width
 
-__all__ = ["Tiles", "check", "repel", "shared_memory", "takes", "tiles_for"]
+__all__ = ["HOPPER", "Tiles", "check", "repel", "shared_memory", "takes", "tiles_for"]
 
 LARGEST_DIM = 128  # a tile of features lies in shared memory whole
+HOPPER = 200 << 10  # bytes of shared memory from which on a card is one, or Blackwell for data centres
 
 
 class Tiles(NamedTuple):
@@ -43,6 +44,18 @@ class Tiles(NamedTuple):
     warps: int
     stages: int
 
+    def options(self, dim: int, parts: int) -> dict[str, Any]:
+        """What a kernel is built for, of rows [n, dim] cut into so many parts."""
+        return {
+            "DIM": dim,
+            "WIDTH": width(dim),
+            "HELD": self.held,
+            "PASSING": self.passing,
+            "PARTS": parts,
+            "num_warps": self.warps,
+            "num_stages": self.stages,
+        }
+
 
 def tiles_for(shared_memory: int, parts: int) -> Tiles:
     """Tiles that fit the bytes of shared memory of a card and keep what is summed in registers.
@@ -50,7 +63,7 @@ def tiles_for(shared_memory: int, parts: int) -> Tiles:
     Hopper's were the quickest of seven on an H200 (docs/decisions.md); of the others ptxas says that they spill least,
     for compute capabilities 8.0 and 8.6.
     """
-    if shared_memory >= 200 << 10:  # Hopper, and Blackwell for data centres
+    if shared_memory >= HOPPER:
         return Tiles(128, 64, 8, 2 if parts == 3 else 3)
     return Tiles(32 if parts == 3 else 64, 32, 4, 2)
 
@@ -91,16 +104,7 @@ def repel(
     tiles = tiles_for(shared_memory(rows), parts)
     row_parts = cut(rows, parts)
     cuts = row_parts, row_parts if alone else cut(columns, parts)
-    inputs = n, m, first, math.log2(math.e) / tau
-    fixed = {
-        "DIM": dim,
-        "WIDTH": row_parts.shape[-1],
-        "HELD": tiles.held,
-        "PASSING": tiles.passing,
-        "PARTS": parts,
-        "num_warps": tiles.warps,
-        "num_stages": tiles.stages,
-    }
+    inputs, fixed = (n, m, first, math.log2(math.e) / tau), tiles.options(dim, parts)
     with torch.cuda.device_of(rows):
         _by_rows[triton.cdiv(n, tiles.held),](*cuts, lse, row_gradient, *inputs, VALUES=not alone, **fixed)
         _by_columns[triton.cdiv(m, tiles.held),](*cuts, lse, column_gradient, *inputs, ALONE=alone, **fixed)

@@ -23,8 +23,9 @@ import triton
 import triton.language as tl
 from torch.nn import functional
 
+from trainer import fused
 from trainer.block import Codes, SimilarityBlock
-from trainer.fused import Tiles, shared_memory
+from trainer.fused import HOPPER, Tiles, shared_memory
 from trainer.parts import cut, dot, load, number_of_parts, split
 
 __all__ = ["attract", "takes", "tiles_for"]
@@ -36,10 +37,8 @@ FREE = ["n", "m", "first"]  # batches of 1 and of multiples of 16 are no kernels
 
 
 def tiles_for(memory: int, parts: int) -> Tiles:
-    """As those of the logits (fused.py): Hopper's were measured, of six; the others' do not spill."""
-    if memory >= 200 << 10:
-        return Tiles(128, 32, 8, 3)
-    return Tiles(32 if parts == 3 else 64, 32, 4, 2)
+    """Hopper's were the quickest of six on an H200 (docs/decisions.md); those of the logits do not spill elsewhere."""
+    return Tiles(128, 32, 8, 3) if memory >= HOPPER else fused.tiles_for(memory, parts)
 
 
 def takes(block: SimilarityBlock) -> bool:
@@ -70,13 +69,12 @@ def attract(
     inputs, kind = _inputs(block)
     sizes = b, m, block.offset, scale
     tiles = tiles_for(shared_memory(rows), parts)
-    fixed: dict[str, Any] = {**kind, "DIM": dim, "HELD": tiles.held, "PASSING": tiles.passing, "PARTS": parts}
-    fixed |= {"WIDTH": max(16, triton.next_power_of_2(dim)), "num_warps": tiles.warps, "num_stages": tiles.stages}
+    fixed = kind | tiles.options(dim, parts)
+    pairs = block.listed if block.listed is not None and len(block.listed.row) else None
     others, (mass, largest) = rows.new_empty(b, dim), rows.new_empty(2, b)
     with torch.cuda.device_of(rows):
         _by_rows[triton.cdiv(b, tiles.held),](*inputs, cut(both, parts), others, mass, largest, *sizes, **fixed)
-        pairs = block.listed
-        if pairs is not None and len(pairs.row):
+        if pairs is not None:
             change = rows.new_empty(len(pairs.row))
             listed = pairs.row, pairs.column, pairs.value
             grid = (triton.cdiv(len(change), PAIRS),)
@@ -95,7 +93,7 @@ def attract(
             gradient[1].addcmul_(sibling, views[0, 0], value=-1)
         pushed, pulled = pushed.div_(total), rows.new_empty(m, dim)
         _by_columns[triton.cdiv(m, tiles.held),](*inputs, cut(pushed, parts), pulled, largest, *sizes, **fixed)
-        if pairs is not None and len(pairs.row):
+        if pairs is not None:
             column, order = pairs.column.sort(stable=True)
             _add(column, pairs.row[order], change[order], pushed, pulled)
     column_views -= pulled.view(-1, 1, b, dim)

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-__all__ = ["cut", "dot", "load", "number_of_parts", "split"]
+__all__ = ["cut", "dot", "load", "number_of_parts", "split", "width"]
 
 
 def number_of_parts() -> int:
@@ -19,10 +19,15 @@ def number_of_parts() -> int:
     return 3 if torch.get_float32_matmul_precision() == "highest" else 2
 
 
+def width(dim: int) -> int:
+    """Of a tile of rows of so many dimensions: tensor cores take 16 at least."""
+    return max(16, int(triton.next_power_of_2(dim)))
+
+
 def cut(x: torch.Tensor, parts: int) -> torch.Tensor:
     """x [n, dim] -> [parts, n, width] bfloat16 whose sum is x; the width that kernels read, beyond dim 0."""
     n, dim = x.shape
-    found = x.new_zeros(parts, n, max(16, triton.next_power_of_2(dim)), dtype=torch.bfloat16)
+    found = x.new_zeros(parts, n, width(dim), dtype=torch.bfloat16)
     for part in found[:, :, :dim]:
         part.copy_(x)
         x = x - part

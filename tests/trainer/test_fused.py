@@ -5,9 +5,6 @@ Without a GPU they run in Triton's interpreter, with the same parts and products
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 from unittest import mock
 
@@ -18,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.errors import UserError
+from tests.trainer.compiled import compiled
 from tests.trainer.interpreted import DEVICE, INTERPRETED, TRITON
 from tests.trainer.reference import build, random_graph, random_samples, targets, value_and_gradient
 from trainer.block import Objective, SimilarityBlock
@@ -134,49 +132,20 @@ def test_long_sums_keep_the_precision_of_float32(count: int, alone: bool) -> Non
 
 COMPILE = """
 import json
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from tests.trainer.compiled import CARDS, make
 from trainer import fused
 
-FEATURES, SIZES = ("rows", "columns"), ("n", "m", "first")
-POINTERS = (*FEATURES, "lse", "gradient")
-found = []
-for capability, memory in ((80, 163), (86, 99), (90, 227)):
-    for parts in (3, 2):
-        tiles = fused.tiles_for(memory << 10, parts)
-        for kernel, flag in ((fused._by_rows, "VALUES"), (fused._by_columns, "ALONE")):
-            names = kernel.arg_names
-            values = {"DIM": 128, "WIDTH": 128, "HELD": tiles.held, "PASSING": tiles.passing, flag: True,
-                      "PARTS": parts}
-            kinds = {n: "*bf16" if n in FEATURES else "*fp32" if n in POINTERS else "i32" if n in SIZES
-                     else "fp32" if n == "scale" else "constexpr" for n in names}
-            source = ASTSource(
-                kernel,
-                signature=kinds,
-                constexprs={(names.index(name),): value for name, value in values.items()},
-                attrs={(names.index(name),): [["tt.divisibility", 16]] for name in POINTERS},
-            )
-            options = {"num_warps": tiles.warps, "num_stages": tiles.stages}
-            made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-            found.append([capability, memory << 10, made.metadata.shared, len(made.asm["cubin"]),
-                          "wgmma.mma_async" in made.asm["ptx"]])
-print(json.dumps(found))
+KINDS = {"rows": "*bf16", "columns": "*bf16", "lse": "*fp32", "gradient": "*fp32", "scale": "fp32"}
+kernels = (fused._by_rows, "VALUES"), (fused._by_columns, "ALONE")
+print(json.dumps([make(kernel, card, fused.tiles_for, parts, {flag: True}, lambda name: KINDS.get(name, "i32"))
+                  for card in CARDS for parts in (3, 2) for kernel, flag in kernels]))
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler comes for Linux only")
 def test_kernels_compile_for_cards_that_are_not_here_and_fit_their_shared_memory() -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert len(found) == 12
-    for capability, memory, shared, size, hopper in found:
-        assert 16 << 10 < shared <= memory
-        assert size > 1000
-        assert hopper == (capability == 90)
+    assert len(compiled(COMPILE)) == 12
 
 
 @pytest.mark.parametrize(("dtype", "dim"), [(torch.float64, 8), (torch.float32, 129)])

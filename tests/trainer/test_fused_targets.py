@@ -5,9 +5,6 @@ Without a GPU they run in Triton's interpreter.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from unittest import mock
@@ -18,6 +15,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from tests.trainer.compiled import compiled
 from tests.trainer.interpreted import DEVICE, INTERPRETED, TRITON
 from tests.trainer.reference import build, random_graph, random_samples
 from trainer.block import Codes, Objective, SimilarityBlock
@@ -185,34 +183,17 @@ def test_a_list_cannot_change_pairs_of_one_text() -> None:
 
 COMPILE = """
 import json
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from tests.trainer.compiled import CARDS, make
 from trainer import fused_targets
 
-CODES = ("row_code", "column_code")
+KINDS = {"row_code": "*i8", "column_code": "*i8", "values": "*bf16", "scale": "fp32",
+         **dict.fromkeys(("n", "m", "first"), "i32")}
 found = []
-for capability, memory in ((80, 163), (86, 99), (90, 227)):
-    for parts in (3, 2):
-        for code in (0, 512, 768):
-            tiles = fused_targets.tiles_for(memory << 10, parts)
-            for kernel in (fused_targets._by_rows, fused_targets._by_columns):
-                names = kernel.arg_names
-                values = {"CODE": code, "STEP": min(128, code), "UNROLL": 0 < code <= fused_targets.UNROLLED,
-                          "DIM": 128, "WIDTH": 128, "HELD": tiles.held, "PASSING": tiles.passing, "PARTS": parts}
-                kinds = {n: "constexpr" if n in values else "*i8" if n in CODES else "*bf16" if n == "values"
-                         else ("*i32" if code else "*i64") if n.endswith("key") else "i32" if n in ("n", "m", "first")
-                         else "fp32" if n == "scale" else "*fp32" for n in names}
-                source = ASTSource(
-                    kernel,
-                    signature=kinds,
-                    constexprs={(names.index(name),): value for name, value in values.items()},
-                    attrs={(names.index(n),): [["tt.divisibility", 16]] for n in names if kinds[n].startswith("*")},
-                )
-                options = {"num_warps": tiles.warps, "num_stages": tiles.stages}
-                made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-                found.append([capability, memory << 10, code, made.metadata.shared, len(made.asm["cubin"]),
-                              "wgmma.mma_async" in made.asm["ptx"], "s8.s8" in made.asm["ptx"]])
+for code in (0, 512, 768):
+    values = {"CODE": code, "STEP": min(128, code), "UNROLL": 0 < code <= fused_targets.UNROLLED}
+    kinds = KINDS | dict.fromkeys(("row_key", "column_key"), "*i32" if code else "*i64")
+    found += [make(kernel, card, fused_targets.tiles_for, parts, values, lambda name: kinds.get(name, "*fp32"))
+              for card in CARDS for parts in (3, 2) for kernel in (fused_targets._by_rows, fused_targets._by_columns)]
 print(json.dumps(found))
 """
 
@@ -220,13 +201,6 @@ print(json.dumps(found))
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler comes for Linux only")
 def test_kernels_compile_for_cards_that_are_not_here_and_fit_their_shared_memory() -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = compiled(COMPILE)
     assert len(found) == 36
-    for capability, memory, code, shared, size, hopper, whole_numbers in found:
-        assert 16 << 10 < shared <= memory
-        assert size > 1000
-        assert hopper == (capability == 90)
-        assert whole_numbers == (code > 0)
+    assert all(made["whole_numbers"] == (made["CODE"] > 0) for made in found)

@@ -314,6 +314,17 @@ def test_dense_goes_through_torch_func() -> None:
     torch.testing.assert_close(dense, z.grad)
 
 
+def check_compiled(loss: Callable[[torch.Tensor], torch.Tensor], compiled: Any, z: torch.Tensor) -> None:
+    """Value and gradient of a loss, as they are without the compiler."""
+    first, second = z.clone().requires_grad_(), z.clone().requires_grad_()
+    value = loss(first)
+    torch.testing.assert_close(compiled(second), value)
+    value.backward()  # type: ignore[no-untyped-call]
+    compiled(second).backward()
+    assert first.grad is not None
+    torch.testing.assert_close(second.grad, first.grad)
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # of PyTorch's compiler about itself
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # the same, torch 2.11
 @pytest.mark.parametrize("tiles", [8, 64])
@@ -330,14 +341,7 @@ def test_what_is_compiled_does_not_grow_with_the_number_of_tiles(tiles: int) -> 
         return graph.forward
 
     with mock.patch.dict(loss_module.TILE_ENTRIES, cpu=64 * 64 // tiles):
-        compiled = torch.compile(loss, backend=backend, fullgraph=tiles <= 8)  # type: ignore[call-overload]
-        first, second = z.clone().requires_grad_(), z.clone().requires_grad_()
-        value = loss(first)
-        torch.testing.assert_close(compiled(second), value)
-        value.backward()  # type: ignore[no-untyped-call]
-        compiled(second).backward()
-    assert first.grad is not None
-    torch.testing.assert_close(second.grad, first.grad)
+        check_compiled(loss, torch.compile(loss, backend=backend, fullgraph=tiles <= 8), z)  # type: ignore[call-overload]
     assert 0 < sum(sizes) < 400
 
 
@@ -349,11 +353,4 @@ def test_block_and_loss_can_be_compiled() -> None:
     def loss(z: torch.Tensor) -> torch.Tensor:
         return contrastive_loss(z, SimilarityBlock.of_vectors(vectors))
 
-    compiled = torch.compile(loss, backend="aot_eager")
-    first, second = z.clone().requires_grad_(), z.clone().requires_grad_()
-    value = loss(first)
-    torch.testing.assert_close(compiled(second), value)
-    value.backward()  # type: ignore[no-untyped-call]
-    compiled(second).backward()
-    assert first.grad is not None
-    torch.testing.assert_close(second.grad, first.grad)
+    check_compiled(loss, torch.compile(loss, backend="aot_eager"), z)
